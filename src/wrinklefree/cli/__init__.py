@@ -1,0 +1,1 @@
+"""The front door: a verb, one typed function, imported when asked."""

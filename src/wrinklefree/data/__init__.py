@@ -1,0 +1,1 @@
+"""Sources -> documents -> token stream -> packed sequences, with a resumable position."""

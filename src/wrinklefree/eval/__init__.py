@@ -1,0 +1,1 @@
+"""Loss, perplexity, agreement and speed of any model we can load."""

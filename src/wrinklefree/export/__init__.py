@@ -1,0 +1,1 @@
+"""Ternarise once, write, and verify what was written."""

@@ -1,0 +1,1 @@
+"""The one door to transformers: families, conversion, calibration, input and output."""

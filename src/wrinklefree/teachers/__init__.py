@@ -1,0 +1,1 @@
+"""Where targets for distillation come from."""
