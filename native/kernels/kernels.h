@@ -58,6 +58,9 @@ struct Kernels {
                  int32_t length, float scale, float* scores, float* out);
   // float32 -> float16 bits, round half to even.
   void (*store_f16)(const float* x, int32_t n, uint16_t* out);
+  // attend with a float32 cache.
+  void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim,
+                     int32_t length, float scale, float* scores, float* out);
 };
 
 extern const Kernels kReferenceKernels;

@@ -1,0 +1,116 @@
+#include "kernels/cpu_features.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace wf {
+namespace {
+
+#if defined(__x86_64__)
+
+// XCR0, the register sets the operating system saves on a task switch. Without them a processor that has the
+// instructions still faults on them (or, worse, loses registers).
+unsigned long long saved_register_sets() {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<unsigned long long>(high) << 32) | low;
+}
+
+CpuFeatures detect() {
+  CpuFeatures found{};
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+  const bool osxsave = c & (1u << 27), fma = c & (1u << 12), f16c = c & (1u << 29);
+  if (!osxsave) return found;
+  const unsigned long long saved = saved_register_sets();
+  const bool ymm_saved = (saved & 0x06) == 0x06;  // bits 1 (xmm) and 2 (upper ymm)
+  const bool zmm_saved = (saved & 0xE6) == 0xE6;  // and 5 (masks), 6 (upper zmm 0-15), 7 (zmm 16-31)
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  const bool avx2 = b & (1u << 5);
+  const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
+  const bool vnni = c & (1u << 11);
+  found.avx2_fma_f16c = avx2 && fma && f16c && ymm_saved;
+  found.avx512_vnni = found.avx2_fma_f16c && f && dq && bw && vl && vnni && zmm_saved;
+  return found;
+}
+
+void read_name(char* out) {
+  unsigned words[12] = {};
+  unsigned a, b, c, d;
+  if (!__get_cpuid(0x80000000u, &a, &b, &c, &d) || a < 0x80000004u) {
+    strcpy(out, "unknown");
+    return;
+  }
+  for (unsigned i = 0; i < 3; ++i)
+    __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]);
+  const char* text = reinterpret_cast<const char*>(words);
+  while (*text == ' ') ++text;
+  const size_t used = static_cast<size_t>(text - reinterpret_cast<const char*>(words));
+  memcpy(out, text, sizeof(words) - used);
+  out[sizeof(words) - used] = '\0';
+  for (size_t end = strlen(out); end > 0 && out[end - 1] == ' '; --end) out[end - 1] = '\0';
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+CpuFeatures detect() {
+  CpuFeatures found{};
+  const unsigned long capabilities = getauxval(AT_HWCAP);
+  const bool half_arithmetic = capabilities & (1ul << 10);  // HWCAP_ASIMDHP
+  const bool dotprod = capabilities & (1ul << 20);          // HWCAP_ASIMDDP
+  found.neon_dotprod = half_arithmetic && dotprod;
+  return found;
+}
+
+void read_name(char* out) { strcpy(out, "aarch64"); }
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+CpuFeatures detect() {
+  CpuFeatures found{};
+  int dotprod = 0, half = 0;
+  size_t size = sizeof(int);
+  sysctlbyname("hw.optional.arm.FEAT_DotProd", &dotprod, &size, nullptr, 0);
+  size = sizeof(int);
+  sysctlbyname("hw.optional.arm.FEAT_FP16", &half, &size, nullptr, 0);
+  found.neon_dotprod = dotprod && half;
+  return found;
+}
+
+void read_name(char* out) {
+  size_t size = 64;
+  if (sysctlbyname("machdep.cpu.brand_string", out, &size, nullptr, 0) != 0) strcpy(out, "unknown");
+}
+
+#else
+
+CpuFeatures detect() { return CpuFeatures{}; }
+
+void read_name(char* out) { strcpy(out, "unknown"); }
+
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures found = detect();
+  return found;
+}
+
+const char* cpu_name() {
+  struct Name {
+    char text[64];
+    Name() { read_name(text); }
+  };
+  static const Name name;
+  return name.text;
+}
+
+}  // namespace wf

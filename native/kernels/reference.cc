@@ -1,0 +1,196 @@
+// The specification in plain loops: every other kernel file is tested against this one. Not for speed.
+#include <math.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+namespace wf {
+namespace {
+
+float float_of_half(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = (bits >> 10) & 31u, fraction = bits & 1023u;
+  if (exponent == 0) {  // zero and subnormals: fraction * 2^-24
+    const float value = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -value : value;
+  }
+  const uint32_t wide = exponent == 31 ? 255u : exponent + 112u;  // 112 = 127 - 15
+  const uint32_t word = sign | (wide << 23) | (fraction << 13);
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+
+// Round half to even, as the hardware conversions do; overflow gives infinity, NaN stays NaN.
+uint16_t half_of_float(float value) {
+  uint32_t word;
+  memcpy(&word, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>((word >> 16) & 0x8000u);
+  const uint32_t magnitude = word & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return sign | 0x7E00u;  // NaN
+  if (magnitude >= 0x47800000u) return sign | 0x7C00u;  // 65536 and more: infinity
+  if (magnitude < 0x38800000u) {                        // below 2^-14: a multiple of 2^-24
+    float absolute;
+    memcpy(&absolute, &magnitude, 4);
+    return sign | static_cast<uint16_t>(rintf(absolute * 0x1p24f));
+  }
+  const uint32_t rebased = magnitude - (112u << 23);
+  return sign | static_cast<uint16_t>((rebased + 0xFFFu + ((rebased >> 13) & 1u)) >> 13);
+}
+
+// The ternary value of one weight, by the layout t2-r4c64 (see artifact/packing.py).
+int32_t ternary(const TernaryMatrix* w, int32_t row, int32_t column) {
+  const int64_t block = static_cast<int64_t>(row / kRowsPerBlock) * w->column_blocks + column / kColumnsPerBlock;
+  const int32_t inside = column % kColumnsPerBlock;
+  const uint8_t byte = w->codes[block * kBytesPerBlock + 16 * (row % kRowsPerBlock) + inside % 16];
+  return ((byte >> (2 * (inside / 16))) & 3) - 1;
+}
+
+// Sum of weight times activation over the column blocks [first, last).
+int32_t dot(const TernaryMatrix* w, int32_t row, const int8_t* q, int32_t first, int32_t last) {
+  int32_t sum = 0;
+  for (int32_t column = first * kColumnsPerBlock; column < last * kColumnsPerBlock; ++column)
+    sum += ternary(w, row, column) * q[column];
+  return sum;
+}
+
+int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
+
+float scaled_dot(const TernaryMatrix* w, int32_t row, const int8_t* q) {
+  if (w->group_blocks == 0)
+    return static_cast<float>(dot(w, row, q, 0, w->column_blocks)) * w->row_scales[row];
+  const int32_t groups = (w->column_blocks + w->group_blocks - 1) / w->group_blocks;
+  const uint16_t* scales = w->group_scales + static_cast<int64_t>(row / kRowsPerBlock) * groups * kRowsPerBlock;
+  float sum = 0;
+  for (int32_t group = 0; group < groups; ++group) {
+    const int32_t first = group * w->group_blocks;
+    const int32_t last = min(first + w->group_blocks, w->column_blocks);
+    sum += static_cast<float>(dot(w, row, q, first, last)) *
+           float_of_half(scales[group * kRowsPerBlock + row % kRowsPerBlock]);
+  }
+  return sum;
+}
+
+void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
+  float peak = 1e-5f;
+  for (int32_t i = 0; i < n; ++i) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+  const float factor = 127.0f / peak;
+  const int32_t blocks = (n + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  for (int32_t block = 0; block < blocks; ++block) {
+    block_sums[block] = 0;
+    for (int32_t i = block * kColumnsPerBlock; i < (block + 1) * kColumnsPerBlock; ++i) {
+      const float value = i < n ? rintf(x[i] * factor) : 0.0f;
+      q[i] = value == value ? static_cast<int8_t>(value) : int8_t{0};  // NaN would be undefined
+      block_sums[block] += q[i];
+    }
+  }
+  *scale = peak / 127.0f;
+}
+
+void ternary_gemm(const TernaryMatrix* w, const int8_t* q, const int32_t*, const float* scales, int32_t tokens,
+                  int32_t begin, int32_t end, float* y, int64_t y_stride) {
+  const int64_t q_stride = static_cast<int64_t>(w->column_blocks) * kColumnsPerBlock;
+  for (int32_t t = 0; t < tokens; ++t)
+    for (int32_t row = begin * kRowsPerBlock; row < min(end * kRowsPerBlock, w->rows); ++row)
+      y[t * y_stride + row] = scaled_dot(w, row, q + t * q_stride) * scales[t];
+}
+
+void ternary_dots(const TernaryMatrix* w, const int8_t* q, const int32_t*, int32_t tokens, int32_t begin,
+                  int32_t end, int32_t* dots, int64_t dots_stride) {
+  const int64_t q_stride = static_cast<int64_t>(w->column_blocks) * kColumnsPerBlock;
+  for (int32_t t = 0; t < tokens; ++t)
+    for (int32_t row = begin * kRowsPerBlock; row < min(end * kRowsPerBlock, w->rows); ++row)
+      dots[t * dots_stride + row] = dot(w, row, q + t * q_stride, 0, w->column_blocks);
+}
+
+void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
+             int32_t begin, int32_t end, float* y, int64_t y_stride) {
+  for (int32_t t = 0; t < tokens; ++t)
+    for (int32_t row = begin; row < end; ++row) {
+      float sum = 0;
+      for (int32_t i = 0; i < columns; ++i)
+        sum += static_cast<float>(w[static_cast<int64_t>(row) * columns + i]) * x[static_cast<int64_t>(t) * columns + i];
+      y[t * y_stride + row] = sum * row_scale[row];
+    }
+}
+
+void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
+              float* y, int64_t y_stride) {
+  for (int32_t t = 0; t < tokens; ++t)
+    for (int32_t row = begin; row < end; ++row) {
+      float sum = 0;
+      for (int32_t i = 0; i < columns; ++i)
+        sum += float_of_half(w[static_cast<int64_t>(row) * columns + i]) * x[static_cast<int64_t>(t) * columns + i];
+      y[t * y_stride + row] = sum;
+    }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* y) {
+  float sum = 0;
+  for (int32_t i = 0; i < n; ++i) sum += x[i] * x[i];
+  const float factor = 1.0f / sqrtf(sum / static_cast<float>(n) + eps);
+  for (int32_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+void silu_mul(const float* gate, const float* up, int32_t n, float* out) {
+  for (int32_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+void relu2_mul(const float* gate, const float* up, int32_t n, float* out) {
+  for (int32_t i = 0; i < n; ++i) {
+    const float positive = gate[i] > 0 ? gate[i] : 0.0f;
+    out[i] = positive * positive * up[i];
+  }
+}
+
+void add(float* y, const float* x, int32_t n) {
+  for (int32_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+float wide(float value) { return value; }
+float wide(uint16_t bits) { return float_of_half(bits); }
+
+template <class Cache>
+void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim, int32_t length,
+                float scale, float* scores, float* out) {
+  float peak = -INFINITY;
+  for (int32_t t = 0; t < length; ++t) {
+    float sum = 0;
+    for (int32_t d = 0; d < head_dim; ++d) sum += q[d] * wide(k[t * stride + d]);
+    scores[t] = sum * scale;
+    peak = scores[t] > peak ? scores[t] : peak;
+  }
+  float total = 0;
+  for (int32_t t = 0; t < length; ++t) {
+    scores[t] = expf(scores[t] - peak);  // at most 1: no overflow
+    total += scores[t];
+  }
+  for (int32_t d = 0; d < head_dim; ++d) {
+    float sum = 0;
+    for (int32_t t = 0; t < length; ++t) sum += scores[t] * wide(v[t * stride + d]);
+    out[d] = sum / total;
+  }
+}
+
+void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim,
+            int32_t length, float scale, float* scores, float* out) {
+  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+}
+
+void attend_f32(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
+                float scale, float* scores, float* out) {
+  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+}
+
+void store_f16(const float* x, int32_t n, uint16_t* out) {
+  for (int32_t i = 0; i < n; ++i) out[i] = half_of_float(x[i]);
+}
+
+}  // namespace
+
+const Kernels kReferenceKernels = {
+    "reference", quantize,  ternary_gemm, ternary_dots, q8_gemm, f16_gemm,  rms_norm,
+    silu_mul,    relu2_mul, add,          attend,       store_f16, attend_f32,
+};
+
+}  // namespace wf

@@ -1,0 +1,47 @@
+// The one door where hardware is chosen. A new kernel file adds a line to `kTables`.
+#include <string.h>
+
+#include "kernels/cpu_features.h"
+#include "kernels/kernels.h"
+
+namespace wf {
+namespace {
+
+struct Table {
+  const Kernels* kernels;
+  bool (*runs)(const CpuFeatures&);
+  const char* reason;
+};
+
+// Best first. The reference runs everywhere and is last, so that "auto" always finds something.
+const Table kTables[] = {
+    {&kReferenceKernels, [](const CpuFeatures&) { return true; },
+     "no faster kernels run on this processor: plain C++, many times slower"},
+};
+
+}  // namespace
+
+int runnable_kernels(const Kernels** out, int capacity) {
+  int count = 0;
+  for (const Table& table : kTables)
+    if (table.runs(cpu_features()) && count < capacity) out[count++] = table.kernels;
+  return count;
+}
+
+const Kernels* select_kernels(const char* name, const char** reason) {
+  const bool any = strcmp(name, "auto") == 0;
+  for (const Table& table : kTables) {
+    if (!any && strcmp(name, table.kernels->name) != 0) continue;
+    if (!table.runs(cpu_features())) {
+      if (any) continue;
+      *reason = "this processor or its operating system lacks the instructions";
+      return nullptr;
+    }
+    *reason = any ? table.reason : "asked for by name";
+    return table.kernels;
+  }
+  *reason = "this build has no kernels of that name";
+  return nullptr;
+}
+
+}  // namespace wf
