@@ -8,7 +8,6 @@ source family's own names. No pickle is ever read.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -163,7 +162,7 @@ def save_checkpoint(
         partial.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
-        os.replace(partial, out)
+        partial.replace(out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"{out}: cannot be written ({error}); nothing was left there") from error
