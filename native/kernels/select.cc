@@ -15,6 +15,16 @@ struct Table {
 
 // Best first. The reference runs everywhere and is last, so that "auto" always finds something.
 const Table kTables[] = {
+#if defined(__x86_64__)
+    {&kAvx512VnniKernels, [](const CpuFeatures& cpu) { return cpu.avx512_vnni; },
+     "the processor has AVX-512 F, BW, DQ, VL and VNNI and the system saves the 512-bit registers"},
+    {&kAvx2Kernels, [](const CpuFeatures& cpu) { return cpu.avx2_fma_f16c; },
+     "the processor has AVX2, FMA and F16C and the system saves the 256-bit registers"},
+#endif
+#if defined(__aarch64__)
+    {&kNeonDotprodKernels, [](const CpuFeatures& cpu) { return cpu.neon_dotprod; },
+     "the processor has NEON with the dot product and half-precision instructions"},
+#endif
     {&kReferenceKernels, [](const CpuFeatures&) { return true; },
      "no faster kernels run on this processor: plain C++, many times slower"},
 };

@@ -1,0 +1,291 @@
+// AVX2: vpmaddubsw multiplies 32 unsigned by 32 signed bytes and adds pairs to int16.
+//
+// No overflow: a code is at most 2 and |activation| at most 127, so one result is at most 2 * 2 * 127 = 508 in
+// magnitude, and 64 results added to one int16 give at most 32,512 < 32,768. Every int16 sum here is moved to int32
+// after at most 64 results (kFlushBlocks below for few tokens, kSegmentBlocks and the largest group for panels).
+#include <immintrin.h>
+
+#include "kernels/kernels.h"
+
+namespace wf {
+namespace {
+
+struct V {
+  using F = __m256;
+  static constexpr int32_t kLanes = 8;
+  static constexpr int32_t kTileTokens = 2;  // 4 x 2 sums + 2 activations + 1 weight of 16 registers
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F pow2(F n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n, set1(127.0f))), 23));
+  }
+  static float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+  static float sum(F x) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+  static float peak(F x) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+  }
+  static F from_i8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F from_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void to_i8(int8_t* p, F x) {
+    const __m256i whole = _mm256_cvtps_epi32(x);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  static void to_f16(uint16_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+}  // namespace
+}  // namespace wf
+
+#include "kernels/float_ops-inl.h"
+
+namespace wf {
+namespace {
+
+constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
+constexpr int32_t kTileTokens = 4;     // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
+constexpr int32_t kFewTokens = 4;
+constexpr int32_t kSegmentBlocks = 4;  // 256 columns: 64 results of 4 columns each, the most an int16 can hold
+constexpr int32_t kFlushBlocks = 16;   // few tokens: 4 results a column block and row
+
+// A register of codes holds rows 2h and 2h + 1 of a block in its two lanes. The transpose in unpack_panel puts
+// registers (block 0: rows 0|1), (0: 2|3), (1: 0|1), (1: 2|3) at elements 0, 1, 2, 3 of the lanes.
+constexpr int32_t position_of(int32_t block, int32_t row) {
+  return block / 2 * 8 + row % 2 * 4 + block % 2 * 2 + row / 2;
+}
+constexpr int32_t row_at(int32_t position) { return position / 8 * 8 + position % 4 * 2 + position / 4 % 2; }
+
+inline F in_row_order(F x) { return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
+inline __m128 four_halves(const uint16_t* p) {
+  return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline void four_from_f16(const uint16_t* p, float* out) { _mm_storeu_ps(out, four_halves(p)); }
+
+struct Planes {
+  __m256i plane[4];
+};
+
+inline Planes planes_of(__m256i codes) {
+  const __m256i two_bits = _mm256_set1_epi8(3);
+  return {{_mm256_and_si256(codes, two_bits), _mm256_and_si256(_mm256_srli_epi16(codes, 2), two_bits),
+           _mm256_and_si256(_mm256_srli_epi16(codes, 4), two_bits),
+           _mm256_and_si256(_mm256_srli_epi16(codes, 6), two_bits)}};
+}
+
+inline __m256i load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+inline __m256i sixteen(const int8_t* q) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+}
+
+inline __m256i four_columns(const int8_t* q) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, q, 4);
+  return _mm256_set1_epi32(bytes);
+}
+
+// The four results of one block for two rows, added: at most 4 * 508.
+inline __m256i block_product(const Planes& rows, const __m256i* line) {
+  const __m256i even = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[0], line[0]),
+                                        _mm256_maddubs_epi16(rows.plane[1], line[1]));
+  const __m256i odd = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[2], line[2]),
+                                       _mm256_maddubs_epi16(rows.plane[3], line[3]));
+  return _mm256_add_epi16(even, odd);
+}
+
+inline __m256i pairs_to_int32(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+
+// [a lane 0, b lane 0 | a lane 1, b lane 1] summed over 4 elements each: rows 0, 1 of a and rows 2, 3 of b.
+inline __m128 four_sums(__m256 a, __m256 b) {
+  __m256 pairs = _mm256_hadd_ps(a, b);
+  pairs = _mm256_hadd_ps(pairs, pairs);
+  return _mm_unpacklo_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+// The integer sums of `count` <= kFlushBlocks column blocks for 4 rows: dots[t][0] rows 0|1, dots[t][1] rows 2|3.
+template <int32_t T>
+inline void add_blocks(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t count, __m256i (*dots)[2]) {
+  __m256i words[T][2];
+  for (int32_t t = 0; t < T; ++t) words[t][0] = words[t][1] = _mm256_setzero_si256();
+  for (int32_t c = 0; c < count; ++c) {
+    const Planes low = planes_of(load_codes(codes + c * kBytesPerBlock));
+    const Planes high = planes_of(load_codes(codes + c * kBytesPerBlock + 32));
+    for (int32_t t = 0; t < T; ++t) {
+      const int8_t* from = q + t * q_stride + c * kColumnsPerBlock;
+      const __m256i line[4] = {sixteen(from), sixteen(from + 16), sixteen(from + 32), sixteen(from + 48)};
+      words[t][0] = _mm256_add_epi16(words[t][0], block_product(low, line));
+      words[t][1] = _mm256_add_epi16(words[t][1], block_product(high, line));
+    }
+  }
+  for (int32_t t = 0; t < T; ++t)
+    for (int32_t h = 0; h < 2; ++h) dots[t][h] = _mm256_add_epi32(dots[t][h], pairs_to_int32(words[t][h]));
+}
+
+// `total` once in each lane, to be subtracted: codes are the ternary values plus one.
+inline __m256i once_a_lane(int32_t total) { return _mm256_setr_epi32(total, 0, 0, 0, total, 0, 0, 0); }
+
+template <int32_t T, bool kScaled>
+inline void few_block_grouped(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+                              float* out) {
+  const int32_t columns = w->column_blocks, group_blocks = w->group_blocks;
+  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
+  const int32_t groups = (columns + group_blocks - 1) / group_blocks;
+  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
+  const uint16_t* scales = w->group_scales + static_cast<int64_t>(block) * groups * kRowsPerBlock;
+  F sums[T][2];
+  for (int32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = V::zero();
+  for (int32_t group = 0; group < groups; ++group) {
+    const int32_t first = group * group_blocks, count = min_of(group_blocks, columns - first);
+    __m256i dots[T][2];
+    for (int32_t t = 0; t < T; ++t) {
+      int32_t total = 0;
+      for (int32_t c = first; c < first + count; ++c) total += block_sums[t * columns + c];
+      dots[t][0] = dots[t][1] = once_a_lane(-total);
+    }
+    add_blocks<T>(codes + static_cast<int64_t>(first) * kBytesPerBlock,
+                  q + static_cast<int64_t>(first) * kColumnsPerBlock, q_stride, count, dots);
+    F low = V::set1(1.0f), high = low;
+    if constexpr (kScaled) {
+      const __m128 four = four_halves(scales + group * kRowsPerBlock);
+      const F twice = _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
+      low = _mm256_permutevar_ps(twice, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+      high = _mm256_permutevar_ps(twice, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
+    }
+    for (int32_t t = 0; t < T; ++t) {
+      sums[t][0] = V::fma(_mm256_cvtepi32_ps(dots[t][0]), low, sums[t][0]);
+      sums[t][1] = V::fma(_mm256_cvtepi32_ps(dots[t][1]), high, sums[t][1]);
+    }
+  }
+  for (int32_t t = 0; t < T; ++t) _mm_storeu_ps(out + t * kRowsPerBlock, four_sums(sums[t][0], sums[t][1]));
+}
+
+template <int32_t T>
+inline void few_block_whole(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* totals, float* out) {
+  const int32_t columns = w->column_blocks;
+  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
+  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
+  __m256i dots[T][2];
+  for (int32_t t = 0; t < T; ++t) dots[t][0] = dots[t][1] = once_a_lane(-totals[t]);
+  for (int32_t first = 0; first < columns; first += kFlushBlocks)
+    add_blocks<T>(codes + static_cast<int64_t>(first) * kBytesPerBlock,
+                  q + static_cast<int64_t>(first) * kColumnsPerBlock, q_stride, min_of(kFlushBlocks, columns - first),
+                  dots);
+  for (int32_t t = 0; t < T; ++t) {
+    __m256i pairs = _mm256_hadd_epi32(dots[t][0], dots[t][1]);
+    pairs = _mm256_hadd_epi32(pairs, pairs);
+    const __m128i rows = _mm_unpacklo_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storeu_ps(out + t * kRowsPerBlock, _mm_cvtepi32_ps(rows));
+  }
+}
+
+template <int32_t T, bool kGrouped, bool kScaled>
+inline void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+                      const int32_t* totals, float* out) {
+  if constexpr (kGrouped) {
+    few_block_grouped<T, kScaled>(w, block, q, block_sums, out);
+  } else {
+    few_block_whole<T>(w, block, q, totals, out);
+  }
+}
+
+// Four registers of 2 lanes x 4 dwords: dword d of lane l of register b goes to register d, lane l, element b.
+inline void transpose_dwords(const __m256i* in, __m256i* out) {
+  const __m256i low01 = _mm256_unpacklo_epi32(in[0], in[1]), high01 = _mm256_unpackhi_epi32(in[0], in[1]);
+  const __m256i low23 = _mm256_unpacklo_epi32(in[2], in[3]), high23 = _mm256_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm256_unpacklo_epi64(low01, low23);
+  out[1] = _mm256_unpackhi_epi64(low01, low23);
+  out[2] = _mm256_unpacklo_epi64(high01, high23);
+  out[3] = _mm256_unpackhi_epi64(high01, high23);
+}
+
+// 28 + 32 uops for 8 rows x 64 columns.
+inline void unpack_panel(const uint8_t* codes, int64_t row_stride, int32_t row_blocks, int32_t blocks, uint8_t* panel) {
+  for (int32_t half = 0; half < 2; ++half)
+    for (int32_t c = 0; c < blocks; ++c) {
+      Planes rows[4];
+      for (int32_t i = 0; i < 4; ++i) {
+        const int32_t source = half * 2 + i / 2;
+        rows[i] = planes_of(source < row_blocks
+                                ? load_codes(codes + source * row_stride + c * kBytesPerBlock + i % 2 * 32)
+                                : _mm256_setzero_si256());
+      }
+      for (int32_t p = 0; p < 4; ++p) {
+        const __m256i in[4] = {rows[0].plane[p], rows[1].plane[p], rows[2].plane[p], rows[3].plane[p]};
+        __m256i out[4];
+        transpose_dwords(in, out);
+        for (int32_t d = 0; d < 4; ++d)
+          _mm256_store_si256(
+              reinterpret_cast<__m256i*>(panel + (c * 16 + p * 4 + d) * (kPanelRows * 4) + half * 32), out[d]);
+      }
+    }
+}
+
+inline void flush(__m256i words, __m256i total, const float* scales, float* sums) {
+  const __m256i dots = _mm256_sub_epi32(pairs_to_int32(words), total);
+  V::store(sums, V::fma(_mm256_cvtepi32_ps(dots), V::load(scales), V::load(sums)));
+}
+
+// 16 rows x T tokens: for 4 columns 2 loads of codes and T broadcasts feed 2 T vpmaddubsw and 2 T vpaddw. A segment
+// is at most 4 column blocks, which is 64 results an int16 sum.
+template <int32_t T>
+inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
+                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
+                 float* sums) {
+  for (int32_t first = 0; first < blocks; first += segment_blocks, scales += kPanelRows) {
+    const int32_t last = min_of(first + segment_blocks, blocks);
+    __m256i low[T], high[T];
+    for (int32_t t = 0; t < T; ++t) low[t] = high[t] = _mm256_setzero_si256();
+    for (int32_t k = first * kColumnsPerBlock; k < last * kColumnsPerBlock; k += 4) {
+      const __m256i low_codes = load_codes(panel + k * kPanelRows);
+      const __m256i high_codes = load_codes(panel + k * kPanelRows + 32);
+      for (int32_t t = 0; t < T; ++t) {
+        const __m256i four = four_columns(q + t * q_stride + k);
+        low[t] = _mm256_add_epi16(low[t], _mm256_maddubs_epi16(low_codes, four));
+        high[t] = _mm256_add_epi16(high[t], _mm256_maddubs_epi16(high_codes, four));
+      }
+    }
+    for (int32_t t = 0; t < T; ++t) {
+      int32_t total = 0;
+      for (int32_t c = first; c < last; ++c) total += block_sums[static_cast<int64_t>(t) * sums_stride + c];
+      const __m256i totals = _mm256_set1_epi32(total);
+      flush(low[t], totals, scales, sums + t * kPanelRows);
+      flush(high[t], totals, scales + 8, sums + t * kPanelRows + 8);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wf
+
+#include "kernels/ternary_panel-inl.h"
+
+namespace wf {
+
+const Kernels kAvx2Kernels = {
+    "avx2",   quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
+    silu_mul, relu2_mul, add,          attend,       store_f16, attend_f32,
+};
+
+}  // namespace wf

@@ -1,0 +1,229 @@
+// AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes and adds groups of four to 16 int32 sums, so
+// nothing overflows (|sum| <= 2 * 127 * columns < 2^31 for any model) and nothing needs flushing but for scales.
+#include <immintrin.h>
+
+#include "kernels/kernels.h"
+
+namespace wf {
+namespace {
+
+struct V {
+  using F = __m512;
+  static constexpr int32_t kLanes = 16;
+  static constexpr int32_t kTileTokens = 6;  // 4 x 6 sums + 6 activations + 1 weight of 32 registers
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F pow2(F n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n, set1(127.0f))), 23));
+  }
+  static float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+  static float sum(F x) { return _mm512_reduce_add_ps(x); }
+  static float peak(F x) { return _mm512_reduce_max_ps(x); }
+  static F from_i8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F from_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void to_i8(int8_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+  static void to_f16(uint16_t* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+}  // namespace
+}  // namespace wf
+
+#include "kernels/float_ops-inl.h"
+
+namespace wf {
+namespace {
+
+constexpr int32_t kPanelRows = 32;     // two registers of 16 rows
+constexpr int32_t kTileTokens = 6;     // 2 x 6 integer and 2 x 6 float sums of 32 registers
+constexpr int32_t kFewTokens = 4;      // measured: the panel wins from 5 tokens
+constexpr int32_t kSegmentBlocks = 8;  // a whole panel
+
+// Lane r of a register of codes is row r of a block, so after the 4 x 4 transpose of four blocks in unpack_panel
+// lane r, element b is row r of block b.
+constexpr int32_t position_of(int32_t block, int32_t row) { return block / 4 * 16 + row * 4 + block % 4; }
+constexpr int32_t row_at(int32_t position) {
+  return position / 16 * 16 + position % 4 * 4 + position / 4 % 4;
+}
+
+inline F in_row_order(F x) {  // a 4 x 4 transpose is its own inverse
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
+}
+
+inline void four_from_f16(const uint16_t* p, float* out) {
+  _mm_storeu_ps(out, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+// The codes of 16 columns of 4 rows in each register: bits 2p and 2p + 1 of the 64 bytes of a block.
+struct Planes {
+  __m512i plane[4];
+};
+
+inline Planes planes_of(__m512i codes) {
+  const __m512i two_bits = _mm512_set1_epi8(3);
+  return {{_mm512_and_si512(codes, two_bits), _mm512_and_si512(_mm512_srli_epi16(codes, 2), two_bits),
+           _mm512_and_si512(_mm512_srli_epi16(codes, 4), two_bits),
+           _mm512_and_si512(_mm512_srli_epi16(codes, 6), two_bits)}};
+}
+
+inline __m512i sixteen(const int8_t* q) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+}
+
+inline __m512i four_columns(const int8_t* q) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, q, 4);
+  return _mm512_set1_epi32(bytes);
+}
+
+// 4 rows: the float sum of each row in out[t * 4 + r]. T tokens share one unpack: 7 uops, then 4 vpdpbusd a token
+// for 256 weights, and 3 uops a token for each group's end.
+template <int32_t T, bool kGrouped, bool kScaled>
+inline void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+                      const int32_t* totals, float* out) {
+  const int32_t columns = w->column_blocks;
+  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
+  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
+  const int32_t group_blocks = kGrouped ? w->group_blocks : columns;
+  const int32_t groups = (columns + group_blocks - 1) / group_blocks;
+  const uint16_t* scales = w->group_scales + static_cast<int64_t>(block) * groups * kRowsPerBlock;
+  const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  F sums[T];
+  __m512i dots[T];
+  for (int32_t t = 0; t < T; ++t) sums[t] = V::zero();
+  F four_groups = V::set1(1.0f);
+  for (int32_t group = 0; group < groups; ++group) {
+    if (kGrouped && kScaled && group % 4 == 0) {  // scales of up to 4 groups x 4 rows
+      const __mmask16 there = static_cast<__mmask16>((1u << min_of(16, (groups - group) * 4)) - 1);
+      four_groups = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, scales + group * kRowsPerBlock));
+    }
+    const int32_t first = group * group_blocks, last = min_of(first + group_blocks, columns);
+    for (int32_t t = 0; t < T; ++t) dots[t] = _mm512_setzero_si512();
+    for (int32_t c = first; c < last; ++c) {
+      const Planes rows = planes_of(_mm512_loadu_si512(codes + static_cast<int64_t>(c) * kBytesPerBlock));
+      for (int32_t t = 0; t < T; ++t) {
+        const int8_t* line = q + t * q_stride + static_cast<int64_t>(c) * kColumnsPerBlock;
+        if constexpr (kGrouped)  // once in each lane: codes are the ternary values plus one
+          dots[t] = _mm512_mask_sub_epi32(dots[t], 0x1111, dots[t], _mm512_set1_epi32(block_sums[t * columns + c]));
+        for (int32_t p = 0; p < 4; ++p) dots[t] = _mm512_dpbusd_epi32(dots[t], rows.plane[p], sixteen(line + 16 * p));
+      }
+    }
+    if constexpr (kGrouped) {
+      const F scale = kScaled ? _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(group % 4 * 4)), four_groups)
+                              : four_groups;
+      for (int32_t t = 0; t < T; ++t) sums[t] = V::fma(_mm512_cvtepi32_ps(dots[t]), scale, sums[t]);
+    }
+  }
+  for (int32_t t = 0; t < T; ++t) {
+    if constexpr (!kGrouped) {
+      const __m512i total = _mm512_maskz_set1_epi32(0x1111, totals[t]);
+      __m512i sum = _mm512_sub_epi32(dots[t], total);
+      sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, static_cast<_MM_PERM_ENUM>(0x4E)));
+      sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, static_cast<_MM_PERM_ENUM>(0xB1)));
+      sums[t] = _mm512_cvtepi32_ps(sum);
+    } else {
+      sums[t] = _mm512_add_ps(sums[t], _mm512_permute_ps(sums[t], 0x4E));
+      sums[t] = _mm512_add_ps(sums[t], _mm512_permute_ps(sums[t], 0xB1));
+    }
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out + t * kRowsPerBlock, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums[t])));
+  }
+}
+
+// Four registers of 4 lanes x 4 dwords: dword d of lane r of register b goes to register d, lane r, element b.
+inline void transpose_dwords(const __m512i* in, __m512i* out) {
+  const __m512i low01 = _mm512_unpacklo_epi32(in[0], in[1]), high01 = _mm512_unpackhi_epi32(in[0], in[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(in[2], in[3]), high23 = _mm512_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm512_unpacklo_epi64(low01, low23);
+  out[1] = _mm512_unpackhi_epi64(low01, low23);
+  out[2] = _mm512_unpacklo_epi64(high01, high23);
+  out[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// 28 + 32 uops for 16 rows x 64 columns.
+inline void unpack_panel(const uint8_t* codes, int64_t row_stride, int32_t row_blocks, int32_t blocks, uint8_t* panel) {
+  for (int32_t half = 0; half < 2; ++half)
+    for (int32_t c = 0; c < blocks; ++c) {
+      Planes rows[4];
+      for (int32_t b = 0; b < 4; ++b) {
+        const int32_t source = half * 4 + b;
+        rows[b] = planes_of(source < row_blocks ? _mm512_loadu_si512(codes + source * row_stride + c * kBytesPerBlock)
+                                                : _mm512_setzero_si512());
+      }
+      for (int32_t p = 0; p < 4; ++p) {
+        const __m512i in[4] = {rows[0].plane[p], rows[1].plane[p], rows[2].plane[p], rows[3].plane[p]};
+        __m512i out[4];
+        transpose_dwords(in, out);
+        for (int32_t d = 0; d < 4; ++d)
+          _mm512_store_si512(panel + (c * 16 + p * 4 + d) * (kPanelRows * 4) + half * 64, out[d]);
+      }
+    }
+}
+
+// 32 rows x T tokens: for 4 columns 2 loads of codes and T broadcasts feed 2 T vpdpbusd.
+template <int32_t T>
+inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
+                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
+                 float* sums) {
+  F low[T], high[T];
+  for (int32_t t = 0; t < T; ++t) {
+    low[t] = V::load(sums + t * kPanelRows);
+    high[t] = V::load(sums + t * kPanelRows + 16);
+  }
+  for (int32_t first = 0; first < blocks; first += segment_blocks, scales += kPanelRows) {
+    const int32_t last = min_of(first + segment_blocks, blocks);
+    __m512i low_dots[T], high_dots[T];
+    for (int32_t t = 0; t < T; ++t) {
+      int32_t total = 0;
+      for (int32_t c = first; c < last; ++c) total += block_sums[static_cast<int64_t>(t) * sums_stride + c];
+      low_dots[t] = high_dots[t] = _mm512_set1_epi32(-total);
+    }
+    for (int32_t k = first * kColumnsPerBlock; k < last * kColumnsPerBlock; k += 4) {
+      const __m512i low_codes = _mm512_load_si512(panel + k * kPanelRows);
+      const __m512i high_codes = _mm512_load_si512(panel + k * kPanelRows + 64);
+      for (int32_t t = 0; t < T; ++t) {
+        const __m512i four = four_columns(q + t * q_stride + k);
+        low_dots[t] = _mm512_dpbusd_epi32(low_dots[t], low_codes, four);
+        high_dots[t] = _mm512_dpbusd_epi32(high_dots[t], high_codes, four);
+      }
+    }
+    for (int32_t t = 0; t < T; ++t) {
+      low[t] = V::fma(_mm512_cvtepi32_ps(low_dots[t]), V::load(scales), low[t]);
+      high[t] = V::fma(_mm512_cvtepi32_ps(high_dots[t]), V::load(scales + 16), high[t]);
+    }
+  }
+  for (int32_t t = 0; t < T; ++t) {
+    V::store(sums + t * kPanelRows, low[t]);
+    V::store(sums + t * kPanelRows + 16, high[t]);
+  }
+}
+
+}  // namespace
+}  // namespace wf
+
+#include "kernels/ternary_panel-inl.h"
+
+namespace wf {
+
+const Kernels kAvx512VnniKernels = {
+    "avx512vnni", quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
+    silu_mul,     relu2_mul, add,          attend,       store_f16, attend_f32,
+};
+
+}  // namespace wf

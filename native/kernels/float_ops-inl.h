@@ -1,0 +1,310 @@
+// Every kernel that works on floats, written once over a small vector type. Each kernel file defines the type `V`
+// in its anonymous namespace and then includes this file, so everything here is compiled with that file's flags and
+// stays inside it.
+//
+// `V` has: F (the vector), kLanes, kTileTokens (tokens of the register tile of the dense product), zero, set1,
+// load, store, add, sub, mul, div, max, fma(a, b, c) = a * b + c, round (half to even), pow2 (2^n of a whole n in
+// [-126, 127]), sqrt1 (of one float), sum, peak, from_i8, from_f16, to_i8 (of whole numbers in [-127, 127]), to_f16.
+#include "kernels/kernels.h"
+
+namespace wf {
+namespace {
+
+using F = V::F;
+constexpr int32_t kLanes = V::kLanes;
+
+inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
+
+inline F widen(const float* p) { return V::load(p); }
+inline F widen(const uint16_t* p) { return V::from_f16(p); }
+inline F widen(const int8_t* p) { return V::from_i8(p); }
+
+// The first `count` < kLanes elements, zeros behind. Tails are rare (model widths are multiples of 16), so a copy
+// through the stack is good enough and never reads behind the caller's memory.
+template <class T>
+inline F widen_tail(const T* p, int32_t count) {
+  T copy[kLanes] = {};
+  for (int32_t i = 0; i < count; ++i) copy[i] = p[i];
+  return widen(copy);
+}
+
+inline void store_tail(float* p, F value, int32_t count) {
+  float copy[kLanes];
+  V::store(copy, value);
+  for (int32_t i = 0; i < count; ++i) p[i] = copy[i];
+}
+
+template <class T>
+inline F widen_some(const T* p, int32_t count) {
+  return count >= kLanes ? widen(p) : widen_tail(p, count);
+}
+
+inline void store_some(float* p, F value, int32_t count) {
+  if (count >= kLanes) {
+    V::store(p, value);
+  } else {
+    store_tail(p, value, count);
+  }
+}
+
+// e^x with a relative error below 2e-7 for x in [-87.3, 88]; x outside is clamped to that range.
+// Cody-Waite reduction to |r| <= ln(2)/2, then e^r = 1 + r + r^2 P(r) with the Cephes expf coefficients.
+inline F exp_of(F x) {
+  x = V::max(x, V::set1(-87.3f));
+  x = V::sub(V::zero(), V::max(V::sub(V::zero(), x), V::set1(-88.0f)));
+  const F n = V::round(V::mul(x, V::set1(1.44269504f)));
+  F r = V::fma(n, V::set1(-0.693359375f), x);
+  r = V::fma(n, V::set1(2.12194440e-4f), r);
+  F p = V::set1(1.9875691500e-4f);
+  p = V::fma(p, r, V::set1(1.3981999507e-3f));
+  p = V::fma(p, r, V::set1(8.3334519073e-3f));
+  p = V::fma(p, r, V::set1(4.1665795894e-2f));
+  p = V::fma(p, r, V::set1(1.6666665459e-1f));
+  p = V::fma(p, r, V::set1(5.0000001201e-1f));
+  p = V::fma(p, V::mul(r, r), V::add(r, V::set1(1.0f)));
+  return V::mul(p, V::pow2(n));
+}
+
+inline F absolute(F x) { return V::max(x, V::sub(V::zero(), x)); }
+
+void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
+  F peaks = V::set1(1e-5f);
+  for (int32_t i = 0; i < n; i += kLanes) peaks = V::max(peaks, absolute(widen_some(x + i, n - i)));
+  const float peak = V::peak(peaks);
+  const F factor = V::set1(127.0f / peak);
+  const int32_t blocks = (n + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  for (int32_t block = 0; block < blocks; ++block) {
+    F sums = V::zero();  // whole numbers up to 64 * 127: exact in float32
+    for (int32_t i = block * kColumnsPerBlock; i < (block + 1) * kColumnsPerBlock; i += kLanes) {
+      const F value = i < n ? V::round(V::mul(widen_some(x + i, n - i), factor)) : V::zero();
+      V::to_i8(q + i, value);
+      sums = V::add(sums, value);
+    }
+    block_sums[block] = static_cast<int32_t>(V::sum(sums));
+  }
+  *scale = peak / 127.0f;
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* y) {
+  F sums = V::zero();
+  for (int32_t i = 0; i < n; i += kLanes) {
+    const F value = widen_some(x + i, n - i);
+    sums = V::fma(value, value, sums);
+  }
+  const F factor = V::set1(1.0f / V::sqrt1(V::sum(sums) / static_cast<float>(n) + eps));
+  for (int32_t i = 0; i < n; i += kLanes)
+    store_some(y + i, V::mul(V::mul(widen_some(x + i, n - i), factor), widen_some(weight + i, n - i)), n - i);
+}
+
+void silu_mul(const float* gate, const float* up, int32_t n, float* out) {
+  for (int32_t i = 0; i < n; i += kLanes) {
+    const F g = widen_some(gate + i, n - i), u = widen_some(up + i, n - i);
+    const F sigmoid_inverse = V::add(V::set1(1.0f), exp_of(V::sub(V::zero(), g)));
+    store_some(out + i, V::mul(V::div(g, sigmoid_inverse), u), n - i);
+  }
+}
+
+void relu2_mul(const float* gate, const float* up, int32_t n, float* out) {
+  for (int32_t i = 0; i < n; i += kLanes) {
+    const F positive = V::max(widen_some(gate + i, n - i), V::zero());
+    store_some(out + i, V::mul(V::mul(positive, positive), widen_some(up + i, n - i)), n - i);
+  }
+}
+
+void add(float* y, const float* x, int32_t n) {
+  for (int32_t i = 0; i < n; i += kLanes)
+    store_some(y + i, V::add(widen_some(y + i, n - i), widen_some(x + i, n - i)), n - i);
+}
+
+void store_f16(const float* x, int32_t n, uint16_t* out) {
+  int32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) V::to_f16(out + i, V::load(x + i));
+  if (i == n) return;
+  uint16_t copy[kLanes];
+  V::to_f16(copy, widen_tail(x + i, n - i));
+  for (int32_t j = 0; i + j < n; ++j) out[i + j] = copy[j];
+}
+
+// ---------------------------------------------------------------------------------------------- dense products
+// y[t, r] = row_scale[r] * w[r] . x[t] for weights of type W (int8 or float16 bits) and float activations.
+
+// One token: weights are read once and converted in registers; 4 rows share the loads of x.
+template <class W>
+inline void dense_one(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t begin,
+                      int32_t end, float* y) {
+  for (int32_t row = begin; row < end; row += 4) {
+    const int32_t rows = min_of(4, end - row);
+    const W* line[4];
+    for (int32_t r = 0; r < 4; ++r) line[r] = w + static_cast<int64_t>(row + min_of(r, rows - 1)) * columns;
+    F even[4], odd[4];
+    for (int32_t r = 0; r < 4; ++r) even[r] = odd[r] = V::zero();
+    int32_t i = 0;
+    for (; i + 2 * kLanes <= columns; i += 2 * kLanes) {
+      const F low = V::load(x + i), high = V::load(x + i + kLanes);
+      for (int32_t r = 0; r < 4; ++r) {
+        even[r] = V::fma(widen(line[r] + i), low, even[r]);
+        odd[r] = V::fma(widen(line[r] + i + kLanes), high, odd[r]);
+      }
+    }
+    for (; i < columns; i += kLanes) {
+      const F part = widen_some(x + i, columns - i);
+      for (int32_t r = 0; r < 4; ++r) even[r] = V::fma(widen_some(line[r] + i, columns - i), part, even[r]);
+    }
+    for (int32_t r = 0; r < rows; ++r)
+      y[row + r] = V::sum(V::add(even[r], odd[r])) * (row_scale ? row_scale[row + r] : 1.0f);
+  }
+}
+
+constexpr int32_t kDenseRows = 16;      // rows converted to float32 at once ...
+constexpr int32_t kDenseColumns = 256;  // ... for this many columns: 16 KiB, half of the smallest L1
+
+// 4 rows x T tokens over `count` columns; adds to y.
+template <int32_t T>
+inline void dense_tile(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
+                       const float* row_scale, float* y, int64_t y_stride) {
+  F sums[4][T];
+  for (int32_t r = 0; r < 4; ++r)
+    for (int32_t t = 0; t < T; ++t) sums[r][t] = V::zero();
+  for (int32_t i = 0; i < count; i += kLanes) {
+    F part[T];
+    for (int32_t t = 0; t < T; ++t) part[t] = widen_some(x + t * x_stride + i, count - i);
+    for (int32_t r = 0; r < 4; ++r) {
+      const F weight = V::load(w + r * kDenseColumns + i);
+      for (int32_t t = 0; t < T; ++t) sums[r][t] = V::fma(weight, part[t], sums[r][t]);
+    }
+  }
+  for (int32_t r = 0; r < rows; ++r)
+    for (int32_t t = 0; t < T; ++t)
+      y[t * y_stride + r] += V::sum(sums[r][t]) * (row_scale ? row_scale[r] : 1.0f);
+}
+
+template <int32_t T>
+inline void dense_tokens(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
+                         const float* row_scale, int32_t tokens, float* y, int64_t y_stride) {
+  int32_t t = 0;
+  for (; t + T <= tokens; t += T)
+    for (int32_t r = 0; r < rows; r += 4)
+      dense_tile<T>(w + r * kDenseColumns, x + t * x_stride, x_stride, count, min_of(4, rows - r),
+                    row_scale ? row_scale + r : nullptr, y + t * y_stride + r, y_stride);
+  if constexpr (T > 1) {
+    if (t < tokens)
+      dense_tokens<T - 1>(w, x + t * x_stride, x_stride, count, rows, row_scale, tokens - t, y + t * y_stride,
+                          y_stride);
+  }
+}
+
+template <class W>
+inline void dense(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
+                  int32_t begin, int32_t end, float* y, int64_t y_stride) {
+  if (tokens == 1) return dense_one(w, row_scale, columns, x, begin, end, y);
+  alignas(64) float panel[kDenseRows * kDenseColumns];
+  for (int32_t row = begin; row < end; row += kDenseRows) {
+    const int32_t rows = min_of(kDenseRows, end - row);
+    for (int32_t t = 0; t < tokens; ++t)
+      for (int32_t r = 0; r < rows; ++r) y[t * y_stride + row + r] = 0.0f;
+    for (int32_t first = 0; first < columns; first += kDenseColumns) {
+      const int32_t count = min_of(kDenseColumns, columns - first);
+      for (int32_t r = 0; r < (rows + 3) / 4 * 4; ++r)  // missing rows of the last tile repeat the last row
+        for (int32_t i = 0; i < count; i += kLanes)
+          V::store(panel + r * kDenseColumns + i,
+                   widen_some(w + static_cast<int64_t>(row + min_of(r, rows - 1)) * columns + first + i, count - i));
+      dense_tokens<V::kTileTokens>(panel, x + first, columns, count, rows, row_scale ? row_scale + row : nullptr,
+                                   tokens, y + row, y_stride);
+    }
+  }
+}
+
+void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
+             int32_t begin, int32_t end, float* y, int64_t y_stride) {
+  dense(w, row_scale, columns, x, tokens, begin, end, y, y_stride);
+}
+
+void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
+              float* y, int64_t y_stride) {
+  dense(w, nullptr, columns, x, tokens, begin, end, y, y_stride);
+}
+
+// --------------------------------------------------------------------------------------------------- attention
+
+// scores[t] = scale * q . k_t; returns the largest.
+template <class Cache>
+inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length,
+                        float scale, float* scores) {
+  float peak = -3.4e38f;
+  for (int32_t t = 0; t < length; t += 4) {
+    const int32_t count = min_of(4, length - t);
+    F sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    for (int32_t d = 0; d < head_dim; d += kLanes) {
+      const F part = widen_some(q + d, head_dim - d);
+      for (int32_t j = 0; j < 4; ++j)
+        sums[j] = V::fma(widen_some(k + (t + min_of(j, count - 1)) * stride + d, head_dim - d), part, sums[j]);
+    }
+    for (int32_t j = 0; j < count; ++j) {
+      scores[t + j] = V::sum(sums[j]) * scale;
+      peak = scores[t + j] > peak ? scores[t + j] : peak;
+    }
+  }
+  return peak;
+}
+
+// out[d .. d + N * kLanes) = sum_t weights[t] * v_t, times `factor`.
+template <int32_t N, class Cache>
+inline void mix_values(const float* weights, const Cache* v, int64_t stride, int32_t length, float factor,
+                       float* out) {
+  F even[N], odd[N];
+  for (int32_t i = 0; i < N; ++i) even[i] = odd[i] = V::zero();
+  int32_t t = 0;
+  for (; t + 2 <= length; t += 2) {
+    const F a = V::set1(weights[t]), b = V::set1(weights[t + 1]);
+    for (int32_t i = 0; i < N; ++i) {
+      even[i] = V::fma(a, widen(v + t * stride + i * kLanes), even[i]);
+      odd[i] = V::fma(b, widen(v + (t + 1) * stride + i * kLanes), odd[i]);
+    }
+  }
+  if (t < length)
+    for (int32_t i = 0; i < N; ++i)
+      even[i] = V::fma(V::set1(weights[t]), widen(v + t * stride + i * kLanes), even[i]);
+  for (int32_t i = 0; i < N; ++i)
+    V::store(out + i * kLanes, V::mul(V::add(even[i], odd[i]), V::set1(factor)));
+}
+
+template <class Cache>
+inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim,
+                       int32_t length, float scale, float* scores, float* out) {
+  const F peak = V::set1(score_keys(q, k, stride, head_dim, length, scale, scores));
+  F sums = V::zero();
+  int32_t t = 0;
+  for (; t + kLanes <= length; t += kLanes) {
+    const F weight = exp_of(V::sub(V::load(scores + t), peak));
+    V::store(scores + t, weight);
+    sums = V::add(sums, weight);
+  }
+  float total = V::sum(sums);
+  if (t < length) {
+    store_tail(scores + t, exp_of(V::sub(widen_tail(scores + t, length - t), peak)), length - t);
+    for (; t < length; ++t) total += scores[t];
+  }
+  const float factor = 1.0f / total;
+  int32_t d = 0;
+  for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) mix_values<4>(scores, v + d, stride, length, factor, out + d);
+  for (; d + kLanes <= head_dim; d += kLanes) mix_values<1>(scores, v + d, stride, length, factor, out + d);
+  if (d < head_dim) {
+    F last = V::zero();
+    for (t = 0; t < length; ++t)
+      last = V::fma(V::set1(scores[t]), widen_tail(v + t * stride + d, head_dim - d), last);
+    store_tail(out + d, V::mul(last, V::set1(factor)), head_dim - d);
+  }
+}
+
+void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim,
+            int32_t length, float scale, float* scores, float* out) {
+  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+}
+
+void attend_f32(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
+                float scale, float* scores, float* out) {
+  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+}
+
+}  // namespace
+}  // namespace wf
