@@ -1,0 +1,166 @@
+"""`export`: ternarise once, write, read back and compare, and only then give the result its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wrinklefree.artifact.files import new_directory
+from wrinklefree.artifact.manifest import EMBEDDINGS, Embedding, PackedInfo, model_format, read_config
+from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.errors import InputError, VerificationError, unknown_name
+from wrinklefree.export.packed import TensorChange, write_packed
+from wrinklefree.export.verify import MIN_COSINE, Agreement, CodesCheck, check_codes, compare_engine_with_torch
+from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
+from wrinklefree.models.io import CheckpointInfo, load_checkpoint
+
+# A format writes a whole model directory from (directory, source, config.json, info, entries of the walk).
+FORMATS: dict[str, Callable[..., list[TensorChange]]] = {"packed": write_packed}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, what each part costs, and how the result compares with its source."""
+
+    source: Path
+    out: Path
+    format: str
+    num_parameters: int
+    source_bytes: int
+    written_bytes: int
+    bits_per_weight: float
+    bits_per_ternary_weight: float
+    tensors: tuple[TensorChange, ...]
+    codes: CodesCheck | None
+    agreement: Agreement | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            **{name: getattr(self, name) for name in ("format", "num_parameters", "source_bytes", "written_bytes")},
+            "source": str(self.source),
+            "out": str(self.out),
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_ternary_weight": self.bits_per_ternary_weight,
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "codes": None if self.codes is None else asdict(self.codes),
+            "agreement": None if self.agreement is None else self.agreement.to_json(),
+            "seconds": self.seconds,
+        }
+
+
+def export(
+    src_dir: str | Path,
+    out_dir: str | Path,
+    format: str = "packed",
+    embedding: Embedding = "q8",
+    verify: bool = True,
+    threads: int | None = None,
+    greedy_tokens: int = 32,
+) -> ExportReport:
+    """Write the converted model in ``src_dir`` as ``out_dir``, which must not exist, and return the report.
+
+    Raises: InputError for a wrong source, an unknown format, an existing output or lack of space;
+    VerificationError when the result does not behave like its source. Either leaves nothing under ``out_dir``.
+    """
+    start = time.perf_counter()
+    source, out = Path(src_dir), Path(out_dir)
+    if format not in FORMATS:
+        raise unknown_name("export format", format, FORMATS)
+    if embedding not in EMBEDDINGS:
+        raise unknown_name("embedding precision", embedding, EMBEDDINGS)
+    with new_directory(out) as directory, _torch_threads(threads):
+        config = _checkpoint_config(source)
+        Tokenizer.load(source)
+        model, _, checkpoint = load_checkpoint(source)
+        info = _packed_info(checkpoint, embedding)
+        tensors = FORMATS[format](directory, source, config, info, walk(model))
+        codes = agreement = None
+        if verify:
+            codes = check_codes(directory, model)
+            agreement = _compare(directory, model, embedding, threads, greedy_tokens)
+        ternary = {
+            entry.name: entry.shape[0] * entry.shape[1] for entry in walk(model) if isinstance(entry, TernaryLayer)
+        }
+        ternary_bytes = sum(change.written_bytes for change in tensors if change.name in ternary)
+        written = sum(change.written_bytes for change in tensors)
+        parameters = num_parameters(model)
+        return ExportReport(
+            source=source,
+            out=out,
+            format=format,
+            num_parameters=parameters,
+            source_bytes=_total_bytes(source),
+            written_bytes=_total_bytes(directory),
+            bits_per_weight=8 * written / parameters,
+            bits_per_ternary_weight=8 * ternary_bytes / sum(ternary.values()),
+            tensors=tuple(tensors),
+            codes=codes,
+            agreement=agreement,
+            seconds=time.perf_counter() - start,
+        )
+
+
+def _checkpoint_config(source: Path) -> dict[str, Any]:
+    config = read_config(source)
+    kind = model_format(config)
+    if kind == "hf":
+        raise InputError(f"{source}: is not ternary yet; convert it first: wf convert {source} CHECKPOINT")
+    if kind == "packed":
+        raise InputError(f"{source}: is a packed model already")
+    return config
+
+
+def _packed_info(checkpoint: CheckpointInfo, embedding: Embedding) -> PackedInfo:
+    return PackedInfo(
+        granularity=checkpoint.spec.granularity,
+        group_size=checkpoint.spec.group_size,
+        embedding=embedding,
+        subln=checkpoint.subln,
+        stage=checkpoint.stage,
+        dlm=checkpoint.dlm,
+        teacher=checkpoint.teacher,
+        calibration=checkpoint.calibration,
+        tokens_seen=checkpoint.tokens_seen,
+        recipe_hash=checkpoint.recipe_hash,
+    )
+
+
+def _compare(
+    directory: Path, model: torch.nn.Module, embedding: Embedding, threads: int | None, greedy_tokens: int
+) -> Agreement:
+    from wrinklefree.engine import Engine  # the one edge from this tower to the other: verification only
+
+    agreement = compare_engine_with_torch(
+        Engine.load(directory, threads=threads), model, greedy_tokens=greedy_tokens, embedding=embedding
+    )
+    if not agreement.passed:
+        unexplained = [d for d in agreement.differences if not d.explained]
+        raise VerificationError(
+            f"the engine does not behave like the source: lowest cosine of logits {agreement.logit_cosine_min:.5f} "
+            f"(at least {MIN_COSINE} is needed), greedy tokens equal {agreement.greedy_tokens_equal} of "
+            f"{agreement.greedy_tokens}, differences without a tie: {len(unexplained)}; nothing was written"
+        )
+    return agreement
+
+
+def _total_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,143 @@
+"""The packed directory: 2-bit codes in ``t2-r4c64``, scales, float32 norms, tables in int8 or float16.
+
+`artifact/packing.py` says what the bytes of a layer mean, `artifact/manifest.py` which tensors there are,
+docs/formats.md states both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.config import parse_config
+from wrinklefree.artifact.files import json_bytes, sha256, space_errors, write_bytes
+from wrinklefree.artifact.manifest import CONFIG, WEIGHTS, PackedInfo, packed_tensors
+from wrinklefree.artifact.packing import pack_codes, pack_group_scales, quantize_q8
+from wrinklefree.artifact.safetensors_file import SafetensorsWriter
+from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
+from wrinklefree.errors import FormatError, InputError
+from wrinklefree.export.walk import Entry, Norm, Table, TernaryLayer
+
+COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """What became of one part of the model: its type before and after, and what each costs in bytes."""
+
+    name: str
+    source_type: str
+    source_bytes: int
+    written_type: str
+    written_bytes: int
+
+
+def write_packed(
+    directory: Path, source: Path, config: Mapping[str, Any], info: PackedInfo, entries: Iterable[Entry]
+) -> list[TensorChange]:
+    """Write a packed directory into the existing, empty ``directory``; return what became of each part.
+
+    ``source`` gives the tokenizer and generation settings, copied byte for byte; ``config`` is its config.json.
+
+    Raises: FormatError when the engine could not run such a config; InputError for lack of space or when the
+    entries are not the tensors that the config announces.
+    """
+    place = f"{source}/{CONFIG}"
+    sizes = parse_config(config, place)
+    wanted = {tensor.name: (tensor, optional) for tensor, optional in packed_tensors(sizes, info)}
+    parts = list(entries)
+    present = {name for entry in parts for name in _tensor_names(entry, info)}
+    missing = [name for name, (_, optional) in wanted.items() if name not in present and not optional]
+    surplus = sorted(present - wanted.keys())
+    if missing or surplus:
+        raise FormatError(f"{place}: the model lacks {missing[:2]} or has {surplus[:2]} beyond what its config says")
+    changes = []
+    with SafetensorsWriter(directory / WEIGHTS, [wanted[n][0] for n in wanted if n in present]) as writer:
+        for entry in parts:
+            written = 0
+            for name, array in _arrays(entry, info):
+                writer.write(name, array)
+                written += array.nbytes
+            changes.append(_change(entry, info, written))
+    _copy_files(source, directory)
+    files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+    settings = {key: value for key, value in config.items() if key != "wrinklefree"}
+    whole = {**settings, "wrinklefree": replace(info, files=files).to_json()}
+    write_bytes(directory / CONFIG, json_bytes(whole))
+    return changes
+
+
+def dequantized(table: NDArray[np.float32], embedding: str) -> NDArray[np.float32]:
+    """Return a table ``[V, D]`` as a reader of the written file sees it: q8 or f16 undone, in float32."""
+    if embedding == "f16":
+        return table.astype(np.float16).astype(np.float32)
+    codes, scales = quantize_q8(table)
+    return codes.astype(np.float32) * scales[:, None]
+
+
+def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
+    yield f"{entry.name}.weight"
+    if isinstance(entry, TernaryLayer):
+        yield f"{entry.name}.weight_scale"
+        if entry.layer.bias is not None:
+            yield f"{entry.name}.bias"
+    elif isinstance(entry, Table) and info.embedding == "q8":
+        yield f"{entry.name}.weight_scale"
+
+
+def _arrays(entry: Entry, info: PackedInfo) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tensors of one part as they are written."""
+    if isinstance(entry, Norm):
+        yield f"{entry.name}.weight", entry.values()
+    elif isinstance(entry, Table):
+        values = entry.values()
+        if info.embedding == "f16":
+            yield f"{entry.name}.weight", _half(values, entry.name)
+        else:
+            codes, scales = quantize_q8(values)
+            yield f"{entry.name}.weight", codes
+            yield f"{entry.name}.weight_scale", scales
+    else:
+        ternary, scales = entry.codes_and_scales()
+        yield f"{entry.name}.weight", pack_codes(ternary)
+        grouped = info.granularity == "group"
+        yield f"{entry.name}.weight_scale", pack_group_scales(_half(scales, entry.name)) if grouped else scales
+        bias = entry.bias()
+        if bias is not None:
+            yield f"{entry.name}.bias", bias
+
+
+def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise InputError(f"{name}: holds values beyond float16's range (65504)")
+    return half
+
+
+def _change(entry: Entry, info: PackedInfo, written_bytes: int) -> TensorChange:
+    if isinstance(entry, TernaryLayer):
+        parameters = [p for p in entry.layer.parameters(recurse=False)]
+        kind = f"ternary 2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
+    else:
+        parameters = [entry.parameter]
+        kind = "F32" if isinstance(entry, Norm) else {"q8": "I8, F32 scale per row", "f16": "F16"}[info.embedding]
+    source_type = str(parameters[0].dtype).removeprefix("torch.")
+    source_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    return TensorChange(entry.name, source_type, source_bytes, kind, written_bytes)
+
+
+def _per(info: PackedInfo) -> str:
+    return f"{info.group_size} columns" if info.granularity == "group" else info.granularity
+
+
+def _copy_files(source: Path, directory: Path) -> None:
+    for name in COPIED_FILES:
+        if (source / name).is_file():
+            with space_errors(directory / name):
+                (directory / name).write_bytes((source / name).read_bytes())

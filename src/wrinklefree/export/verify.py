@@ -1,0 +1,220 @@
+"""Does the exported model do what its source does? Codes re-read, logits compared, greedy tokens compared.
+
+Two implementations in float32 never agree to the last bit, and quantising activations to int8 turns a last bit into
+a whole step now and then. So a difference between greedy tokens counts as explained only when the source's own two
+logits lie closer together than such noise moves them. The noise is measured, not assumed: the source runs again with
+the input of every ternary layer perturbed by `PERTURBATION`, about what reordering a float32 sum of a thousand
+terms costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wrinklefree.artifact.manifest import Embedding, open_packed
+from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
+from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.errors import VerificationError
+from wrinklefree.export.packed import dequantized
+from wrinklefree.export.walk import Table, TernaryLayer, walk
+from wrinklefree.quant.bitlinear import bit_linears, full_strength
+
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "In 1969, 2 people walked on the Moon; they stayed for",
+)
+MIN_COSINE = 0.999
+PERTURBATION = 2.0**-20
+_NOISE_RUNS = 3
+
+
+class GreedyEngine(Protocol):
+    """What verification needs of an engine."""
+
+    tokenizer: Tokenizer
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return logits ``[T, V]`` of a fresh sequence."""
+
+    def greedy(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """Return ``num_tokens`` tokens, each the most probable one, not stopping at the end of the text."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place of a text where the engine's greedy token is not the source's.
+
+    ``logit_gap`` is how far apart the source's logits of the two tokens are, ``error_bound`` how far noise of the
+    size of float32 rounding moves such a pair.
+    """
+
+    prompt: str
+    position: int
+    engine_token: str
+    source_token: str
+    logit_gap: float
+    error_bound: float
+
+    @property
+    def explained(self) -> bool:
+        return self.logit_gap <= self.error_bound
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How closely the engine follows its source over all prompts and the tokens generated from them.
+
+    ``greedy_tokens_equal`` counts, for each prompt, the tokens before its first difference.
+    """
+
+    logit_cosine_min: float
+    logit_max_abs_difference: float
+    greedy_tokens_equal: int
+    greedy_tokens: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.logit_cosine_min >= MIN_COSINE and all(d.explained for d in self.differences)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures under the names of the quickstart's report."""
+        return {
+            "logit_cosine_min": self.logit_cosine_min,
+            "logit_max_abs_difference": self.logit_max_abs_difference,
+            "greedy_tokens_equal": self.greedy_tokens_equal,
+            "of": self.greedy_tokens,
+            "differences": [{**asdict(d), "explained": d.explained} for d in self.differences],
+        }
+
+
+@dataclass(frozen=True)
+class CodesCheck:
+    """What re-reading the written file found: layers compared, and the share of zeros on either side."""
+
+    layers: int
+    zeros_source: float
+    zeros_written: float
+
+
+def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
+    """Return the result of reading a packed directory back and comparing each code and scale with the source.
+
+    Raises: VerificationError naming the first layer that differs.
+    """
+    packed = open_packed(directory)
+    zeros_source = zeros_written = weights = layers = 0
+    for entry in walk(model):
+        if not isinstance(entry, TernaryLayer):
+            continue
+        codes, scales = entry.codes_and_scales()
+        written = unpack_codes(packed.weights.array(f"{entry.name}.weight"), *entry.shape)
+        stored = packed.weights.array(f"{entry.name}.weight_scale")
+        if packed.info.granularity == "group":
+            stored = unpack_group_scales(stored, entry.shape[0]).astype(np.float32)
+        if not np.array_equal(codes, written) or not np.array_equal(scales, stored):
+            raise VerificationError(f"{entry.name}: the file's codes or scales are not the source's")
+        zeros_source += codes.size - int(np.count_nonzero(codes))
+        zeros_written += written.size - int(np.count_nonzero(written))
+        weights += codes.size
+        layers += 1
+    return CodesCheck(layers, zeros_source / weights, zeros_written / weights)
+
+
+def compare_engine_with_torch(
+    engine: GreedyEngine,
+    model: nn.Module,
+    prompts: Sequence[str] = PROMPTS,
+    greedy_tokens: int = 32,
+    embedding: Embedding = "q8",
+) -> Agreement:
+    """Return how an engine agrees with the torch model it was exported from, at full quantisation strength.
+
+    For each prompt the engine generates ``greedy_tokens`` tokens; then both score prompt and tokens in one pass.
+    The torch model carries, for the time of the comparison, tables rounded as ``embedding`` says.
+    """
+    cosine, largest, equal, total = 1.0, 0.0, 0, 0
+    differences = []
+    with exported_tables(model, embedding), full_strength(model), torch.inference_mode():
+        for prompt in prompts:
+            start = engine.tokenizer.encode(prompt)
+            tokens = engine.greedy(start, greedy_tokens)
+            # The last token is only predicted, never read, so that prompt and tokens may fill the context.
+            read = [*start, *tokens][:-1]
+            source, ours = _source_logits(model, read), engine.logits(read)
+            cosine = min(cosine, _lowest_cosine(source, ours))
+            largest = max(largest, float(np.abs(source - ours).max()))
+            chosen = source[len(start) - 1 :].argmax(axis=1)
+            unequal = np.flatnonzero(chosen != np.asarray(tokens))
+            equal += int(unequal[0]) if unequal.size else len(tokens)
+            total += len(tokens)
+            if unequal.size:
+                place = int(unequal[0])
+                at = len(start) - 1 + place
+                gap = float(source[at, chosen[place]] - source[at, tokens[place]])
+                wrong, right = (_name(engine, int(t)) for t in (tokens[place], chosen[place]))
+                bound = _error_bound(model, read, source)
+                differences.append(Difference(prompt, place, wrong, right, gap, bound))
+    return Agreement(cosine, largest, equal, total, tuple(differences))
+
+
+@contextmanager
+def exported_tables(model: nn.Module, embedding: Embedding) -> Iterator[None]:
+    """Give ``model`` the embedding and head a reader of the export sees, and restore its own afterwards."""
+    tables = [entry.parameter for entry in walk(model) if isinstance(entry, Table)]
+    own = [parameter.data for parameter in tables]
+    try:
+        for parameter in tables:
+            rounded = torch.from_numpy(dequantized(parameter.detach().float().cpu().numpy(), embedding))
+            parameter.data = rounded.to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for parameter, data in zip(tables, own, strict=True):
+            parameter.data = data
+
+
+def _name(engine: GreedyEngine, token: int) -> str:
+    return engine.tokenizer.decode([token], skip_special=False)
+
+
+def _source_logits(model: nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
+    device = next(model.parameters()).device
+    output = model(input_ids=torch.tensor([list(tokens)], device=device), use_cache=False)
+    logits: NDArray[np.float32] = output.logits[0].float().cpu().numpy()
+    return logits
+
+
+def _lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> float:
+    a, b = source.astype(np.float64), ours.astype(np.float64)
+    product = (a * b).sum(axis=1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float((product / np.maximum(norms, 1e-30)).min())
+
+
+def _error_bound(model: nn.Module, tokens: Sequence[int], source: NDArray[np.float32]) -> float:
+    """Twice (a pair of logits) the largest change of a logit that `PERTURBATION` makes anywhere in this text."""
+    moved = 0.0
+    generator = torch.Generator().manual_seed(0)
+
+    def perturb(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        noise = torch.randn(inputs[0].shape, generator=generator).to(inputs[0])
+        return (inputs[0] * (1 + PERTURBATION * noise), *inputs[1:])
+
+    handles = [layer.register_forward_pre_hook(perturb) for _, layer in bit_linears(model)]
+    try:
+        for _ in range(_NOISE_RUNS):
+            moved = max(moved, float(np.abs(_source_logits(model, tokens) - source).max()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 2 * moved

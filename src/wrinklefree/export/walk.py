@@ -1,0 +1,118 @@
+"""One walk over a converted model: what every export format is written from.
+
+The walk names each parameter once, in the order of the model, as one of three kinds: a ternary layer, a table
+(embedding or untied head), a norm. A format decides how each kind becomes bytes. A parameter that is none of these
+is refused, so that nothing of a model can be left out of a file in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wrinklefree.errors import InputError
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.ternary import TernarySpec
+
+TABLES = ("model.embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True)
+class TernaryLayer:
+    """A `BitLinear` under its full name; its codes are computed when asked for."""
+
+    name: str
+    layer: BitLinear
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input features."""
+        return self.layer.out_features, self.layer.in_features
+
+    @property
+    def spec(self) -> TernarySpec:
+        return self.layer.spec
+
+    def codes_and_scales(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return ternary values int8 ``[O, I]`` and scales float32 ``[1]``, ``[O]`` or ``[O, G]``."""
+        codes, scales = self.layer.ternary()
+        return codes.cpu().numpy(), scales.detach().float().cpu().numpy()
+
+    def bias(self) -> NDArray[np.float32] | None:
+        """Return the bias float32 ``[O]``, or None."""
+        return None if self.layer.bias is None else _numpy(self.layer.bias)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The embedding or an untied head, ``[V, D]``."""
+
+    name: str
+    parameter: nn.Parameter
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.parameter.shape
+        return rows, columns
+
+    def values(self) -> NDArray[np.float32]:
+        """Return the table in float32."""
+        return _numpy(self.parameter)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The gains of an RMSNorm, ``[D]``."""
+
+    name: str
+    parameter: nn.Parameter
+
+    def values(self) -> NDArray[np.float32]:
+        """Return the gains in float32."""
+        return _numpy(self.parameter)
+
+
+Entry = TernaryLayer | Table | Norm
+
+
+def walk(model: nn.Module) -> Iterator[Entry]:
+    """Yield every part of a converted model once, a tied head not at all.
+
+    Raises: InputError for a parameter that no export format has a place for.
+    """
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, BitLinear):
+            yield TernaryLayer(name, module)
+        elif name in TABLES:
+            if not (tied and name == "lm_head"):
+                yield Table(name, own["weight"])
+        elif "norm" in name.rpartition(".")[2] and set(own) == {"weight"} and own["weight"].ndim == 1:
+            yield Norm(name, own["weight"])
+        elif own:
+            raise InputError(
+                f"{name}.{min(own)}: a {type(module).__name__} stayed in full precision; convert the whole model first"
+            )
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers the walk covers (a tied table counts once)."""
+    total = 0
+    for entry in walk(model):
+        if isinstance(entry, TernaryLayer):
+            rows, columns = entry.shape
+            total += rows * columns + (0 if entry.layer.bias is None else rows)
+        else:
+            total += entry.parameter.numel()
+    return total
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return array
