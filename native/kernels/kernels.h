@@ -61,6 +61,9 @@ struct Kernels {
   // attend with a float32 cache.
   void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim,
                      int32_t length, float scale, float* scores, float* out);
+  // Multiply-adds done by `rounds` rounds of the table's int8 multiply instruction on registers alone: nothing can be
+  // faster. For measuring the machine, not for computing.
+  int64_t (*burn_int8)(int64_t rounds);
 };
 
 extern const Kernels kReferenceKernels;

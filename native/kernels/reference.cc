@@ -186,11 +186,19 @@ void store_f16(const float* x, int32_t n, uint16_t* out) {
   for (int32_t i = 0; i < n; ++i) out[i] = half_of_float(x[i]);
 }
 
+int64_t burn_int8(int64_t rounds) {
+  volatile int8_t source = 3;
+  const int8_t a = source, b = source;
+  volatile int32_t sink = 0;
+  for (int64_t i = 0; i < rounds; ++i) sink = sink + a * b;
+  return rounds;
+}
+
 }  // namespace
 
 const Kernels kReferenceKernels = {
     "reference", quantize,  ternary_gemm, ternary_dots, q8_gemm, f16_gemm,  rms_norm,
-    silu_mul,    relu2_mul, add,          attend,       store_f16, attend_f32,
+    silu_mul,    relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
 };
 
 }  // namespace wf

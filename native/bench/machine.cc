@@ -1,0 +1,155 @@
+#include "bench/machine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace wf {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Runs body(thread) on every thread at once; returns the seconds from the common start to the last end.
+double run_together(int threads, const std::function<void(int)>& body) {
+  std::atomic<int> waiting{threads};
+  std::vector<Clock::time_point> starts(threads), ends(threads);
+  auto worker = [&](int thread) {
+    waiting.fetch_sub(1);
+    while (waiting.load() > 0) std::this_thread::yield();
+    starts[thread] = Clock::now();
+    body(thread);
+    ends[thread] = Clock::now();
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(worker, thread);
+  worker(0);
+  for (std::thread& other : others) other.join();
+  const auto first = *std::min_element(starts.begin(), starts.end());
+  return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) - first).count();
+}
+
+// The least seconds of one repetition among those that fit in `seconds`, at least three.
+double best_of(double seconds, const std::function<double()>& once) {
+  double best = once();
+  const Clock::time_point start = Clock::now();
+  for (int repeats = 1; repeats < 3 || since(start) < seconds; ++repeats) best = std::min(best, once());
+  return best;
+}
+
+uint64_t sum_words(const uint64_t* words, int64_t count) {
+  uint64_t sums[8] = {};
+  for (int64_t i = 0; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+  uint64_t sum = 0;
+  for (uint64_t part : sums) sum += part;
+  return sum;
+}
+
+// A cheap random byte stream: speed does not depend on the values, but all-equal pages could be merged.
+void fill_random(uint8_t* out, int64_t bytes, uint8_t mask) {
+  uint64_t state = 0x9E3779B97F4A7C15ull;
+  for (int64_t i = 0; i < bytes; ++i) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    out[i] = static_cast<uint8_t>(state) & mask;
+  }
+}
+
+struct Activations {
+  Activations(const Kernels& kernels, int32_t columns, int32_t tokens)
+      : blocks((columns + kColumnsPerBlock - 1) / kColumnsPerBlock),
+        q(static_cast<size_t>(tokens) * blocks * kColumnsPerBlock),
+        block_sums(static_cast<size_t>(tokens) * blocks),
+        scales(tokens) {
+    std::vector<float> x(columns);
+    for (int32_t t = 0; t < tokens; ++t) {
+      for (int32_t i = 0; i < columns; ++i) x[i] = std::sin(0.7f * i + t);
+      kernels.quantize(x.data(), columns, &q[static_cast<size_t>(t) * blocks * kColumnsPerBlock],
+                       &block_sums[static_cast<size_t>(t) * blocks], &scales[t]);
+    }
+  }
+  int32_t blocks;
+  std::vector<int8_t> q;
+  std::vector<int32_t> block_sums;
+  std::vector<float> scales;
+};
+
+}  // namespace
+
+double read_gb_per_second(int threads, int64_t bytes, double seconds) {
+  const int64_t words = bytes / 8 / threads;
+  std::unique_ptr<uint64_t[]> memory(new uint64_t[static_cast<size_t>(words) * threads]);
+  std::memset(memory.get(), 1, static_cast<size_t>(words) * threads * 8);
+  std::atomic<uint64_t> sink{0};
+  const double best = best_of(seconds, [&] {
+    return run_together(threads, [&](int thread) { sink += sum_words(memory.get() + thread * words, words); });
+  });
+  return static_cast<double>(words) * threads * 8 / best * 1e-9;
+}
+
+double int8_gmac_per_second(const Kernels& kernels, int threads, double seconds) {
+  constexpr int64_t kRounds = 200'000;
+  int64_t done = 0;
+  const double best = best_of(seconds, [&] {
+    return run_together(threads, [&](int thread) {
+      const int64_t count = kernels.burn_int8(kRounds);
+      if (thread == 0) done = count;
+    });
+  });
+  return static_cast<double>(done) * threads / best * 1e-9;
+}
+
+ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t group_size, int32_t tokens,
+                           int32_t copies, int threads, double seconds) {
+  const Activations x(kernels, columns, tokens);
+  const int32_t row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int32_t groups = group_size ? (columns + group_size - 1) / group_size : 0;
+  const int64_t code_bytes = static_cast<int64_t>(row_blocks) * x.blocks * kBytesPerBlock;
+  const int64_t group_count = static_cast<int64_t>(row_blocks) * groups * kRowsPerBlock;
+  std::vector<uint8_t> codes(static_cast<size_t>(code_bytes) * copies);
+  fill_random(codes.data(), code_bytes * copies, 0x55);  // codes 0 and 1
+  std::vector<uint16_t> group_scales(static_cast<size_t>(group_count) * copies, 0x3C00);
+  std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
+  std::vector<float> y(static_cast<size_t>(tokens) * rows);
+  const double best = best_of(seconds, [&] {
+    return run_together(threads, [&](int thread) {
+      const int32_t begin = row_blocks * thread / threads, end = row_blocks * (thread + 1) / threads;
+      for (int32_t copy = 0; copy < copies; ++copy) {
+        const TernaryMatrix w{codes.data() + copy * code_bytes,
+                              groups ? group_scales.data() + copy * group_count : nullptr,
+                              groups ? nullptr : row_scales.data(),
+                              rows, columns, row_blocks, x.blocks, group_size / kColumnsPerBlock};
+        kernels.ternary_gemm(&w, x.q.data(), x.block_sums.data(), x.scales.data(), tokens, begin, end, y.data(), rows);
+      }
+    });
+  });
+  const double one = best / copies;
+  return {one, (static_cast<double>(code_bytes) + 2.0 * group_count) / one * 1e-9,
+          static_cast<double>(rows) * columns * tokens / one * 1e-9};
+}
+
+ProductSpeed head_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t tokens, int threads,
+                        double seconds) {
+  const int64_t bytes = static_cast<int64_t>(rows) * columns;
+  std::vector<int8_t> w(static_cast<size_t>(bytes));
+  fill_random(reinterpret_cast<uint8_t*>(w.data()), bytes, 0x7F);
+  std::vector<float> scales(rows, 0.01f), x(static_cast<size_t>(tokens) * columns, 0.5f);
+  std::vector<float> y(static_cast<size_t>(tokens) * rows);
+  const double best = best_of(seconds, [&] {
+    return run_together(threads, [&](int thread) {
+      const int32_t begin = static_cast<int32_t>(static_cast<int64_t>(rows) * thread / threads);
+      const int32_t end = static_cast<int32_t>(static_cast<int64_t>(rows) * (thread + 1) / threads);
+      kernels.q8_gemm(w.data(), scales.data(), columns, x.data(), tokens, begin, end, y.data(), rows);
+    });
+  });
+  return {best, static_cast<double>(bytes) / best * 1e-9, static_cast<double>(bytes) * tokens / best * 1e-9};
+}
+
+}  // namespace wf

@@ -1,0 +1,241 @@
+// wrinklefree._native.kernels: each kernel table by name on NumPy arrays, for tests, and the machine's measured limits,
+// for `wf bench`. The engine does not come through here.
+#include "bindings/kernel_bindings.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bench/machine.h"
+#include "kernels/cpu_features.h"
+#include "kernels/kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace wf {
+namespace {
+
+template <class T, int kDimensions>
+using In = nb::ndarray<const T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<nb::numpy, T>;
+
+// An uninitialised NumPy array that owns its memory.
+template <class T>
+Out<T> make(std::initializer_list<size_t> shape) {
+  size_t count = 1;
+  for (size_t size : shape) count *= size;
+  T* memory = new T[count]();
+  nb::capsule owner(memory, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return Out<T>(memory, shape, owner);
+}
+
+void require(bool good, const char* message) {
+  if (!good) throw nb::value_error(message);
+}
+
+const Kernels& table(const std::string& name) {
+  const char* reason = "";
+  const Kernels* found = select_kernels(name.c_str(), &reason);
+  if (!found) throw nb::value_error(("kernels: found \"" + name + "\": " + reason).c_str());
+  return *found;
+}
+
+std::vector<std::string> runnable() {
+  const Kernels* tables[8];
+  std::vector<std::string> names;
+  for (int i = 0, count = runnable_kernels(tables, 8); i < count; ++i) names.push_back(tables[i]->name);
+  return names;
+}
+
+std::pair<std::string, std::string> select(const std::string& name) {
+  const char* reason = "";
+  const Kernels* found = select_kernels(name.c_str(), &reason);
+  if (!found) throw nb::value_error(("kernels: found \"" + name + "\": " + reason).c_str());
+  return {found->name, reason};
+}
+
+std::tuple<Out<int8_t>, Out<int32_t>, Out<float>> quantize(const std::string& name, In<float, 2> x) {
+  const size_t tokens = x.shape(0), blocks = (x.shape(1) + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  auto q = make<int8_t>({tokens, blocks * kColumnsPerBlock});
+  auto sums = make<int32_t>({tokens, blocks});
+  auto scales = make<float>({tokens});
+  for (size_t t = 0; t < tokens; ++t)
+    table(name).quantize(x.data() + t * x.shape(1), static_cast<int32_t>(x.shape(1)),
+                         q.data() + t * blocks * kColumnsPerBlock, sums.data() + t * blocks, scales.data() + t);
+  return {q, sums, scales};
+}
+
+// Views of the arrays of one product, sizes checked: a wrong one would read behind the memory.
+TernaryMatrix matrix_of(const In<uint8_t, 3>& codes, int32_t rows, int32_t columns, const In<int8_t, 2>& q,
+                        const In<int32_t, 2>& block_sums) {
+  require(rows > 0 && columns > 0, "a matrix needs rows and columns");
+  TernaryMatrix w{};
+  w.codes = codes.data();
+  w.rows = rows;
+  w.columns = columns;
+  w.row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  w.column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  const size_t blocks = static_cast<size_t>(w.column_blocks);
+  require(codes.shape(0) == static_cast<size_t>(w.row_blocks) && codes.shape(1) == blocks && codes.shape(2) == 64,
+          "codes must have the shape [ceil(rows / 4), ceil(columns / 64), 64]");
+  require(q.shape(1) == blocks * kColumnsPerBlock, "q must have the shape [tokens, ceil(columns / 64) * 64]");
+  require(block_sums.shape(0) == q.shape(0) && block_sums.shape(1) == blocks,
+          "block_sums must have the shape [tokens, ceil(columns / 64)]");
+  return w;
+}
+
+Out<int32_t> ternary_dots(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
+                          In<int8_t, 2> q, In<int32_t, 2> block_sums) {
+  const std::vector<float> ones((rows + 3) / 4 * 4, 1.0f);
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+  w.row_scales = ones.data();
+  auto dots = make<int32_t>({q.shape(0), static_cast<size_t>(rows)});
+  table(name).ternary_dots(&w, q.data(), block_sums.data(), static_cast<int32_t>(q.shape(0)), 0, w.row_blocks,
+                           dots.data(), rows);
+  return dots;
+}
+
+Out<float> scaled(const std::string& name, const TernaryMatrix& w, const In<int8_t, 2>& q,
+                  const In<int32_t, 2>& block_sums, const In<float, 1>& token_scales) {
+  require(token_scales.shape(0) == q.shape(0), "token_scales must have the shape [tokens]");
+  auto y = make<float>({q.shape(0), static_cast<size_t>(w.rows)});
+  table(name).ternary_gemm(&w, q.data(), block_sums.data(), token_scales.data(), static_cast<int32_t>(q.shape(0)), 0,
+                           w.row_blocks, y.data(), w.rows);
+  return y;
+}
+
+Out<float> ternary_gemm_rows(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
+                             In<float, 1> row_scales, In<int8_t, 2> q, In<int32_t, 2> block_sums,
+                             In<float, 1> token_scales) {
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+  require(row_scales.shape(0) == static_cast<size_t>(rows), "row_scales must have the shape [rows]");
+  std::vector<float> padded(static_cast<size_t>(w.row_blocks) * kRowsPerBlock, 0.0f);
+  for (int32_t i = 0; i < rows; ++i) padded[i] = row_scales.data()[i];
+  w.row_scales = padded.data();
+  return scaled(name, w, q, block_sums, token_scales);
+}
+
+Out<float> ternary_gemm_groups(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
+                               In<uint16_t, 3> group_scales, int32_t group_size, In<int8_t, 2> q,
+                               In<int32_t, 2> block_sums, In<float, 1> token_scales) {
+  require(group_size == 64 || group_size == 128 || group_size == 256, "group_size must be 64, 128 or 256");
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+  w.group_blocks = group_size / kColumnsPerBlock;
+  w.group_scales = group_scales.data();
+  require(group_scales.shape(0) == static_cast<size_t>(w.row_blocks) && group_scales.shape(2) == 4 &&
+              group_scales.shape(1) == static_cast<size_t>((columns + group_size - 1) / group_size),
+          "group_scales must have the shape [ceil(rows / 4), ceil(columns / group_size), 4]");
+  return scaled(name, w, q, block_sums, token_scales);
+}
+
+Out<float> q8_gemm(const std::string& name, In<int8_t, 2> w, In<float, 1> row_scale, In<float, 2> x) {
+  require(w.shape(1) == x.shape(1) && row_scale.shape(0) == w.shape(0), "w [V, D], row_scale [V] and x [T, D] differ");
+  auto y = make<float>({x.shape(0), w.shape(0)});
+  table(name).q8_gemm(w.data(), row_scale.data(), static_cast<int32_t>(w.shape(1)), x.data(),
+                      static_cast<int32_t>(x.shape(0)), 0, static_cast<int32_t>(w.shape(0)), y.data(),
+                      static_cast<int64_t>(w.shape(0)));
+  return y;
+}
+
+template <class Cache>
+Out<float> attend(const std::string& name, In<float, 1> q, In<Cache, 2> k, In<Cache, 2> v, float scale) {
+  require(k.shape(1) == q.shape(0) && v.shape(0) == k.shape(0) && v.shape(1) == k.shape(1) && k.shape(0) > 0,
+          "q [D], k [T, D] and v [T, D] differ");
+  auto out = make<float>({q.shape(0)});
+  std::vector<float> scores(k.shape(0));
+  const int32_t dim = static_cast<int32_t>(q.shape(0)), length = static_cast<int32_t>(k.shape(0));
+  if constexpr (sizeof(Cache) == 2) {
+    table(name).attend(q.data(), k.data(), v.data(), dim, dim, length, scale, scores.data(), out.data());
+  } else {
+    table(name).attend_f32(q.data(), k.data(), v.data(), dim, dim, length, scale, scores.data(), out.data());
+  }
+  return out;
+}
+
+Out<uint16_t> store_f16(const std::string& name, In<float, 1> x) {
+  auto out = make<uint16_t>({x.shape(0)});
+  table(name).store_f16(x.data(), static_cast<int32_t>(x.shape(0)), out.data());
+  return out;
+}
+
+Out<float> rms_norm(const std::string& name, In<float, 1> x, In<float, 1> weight, float eps) {
+  require(x.shape(0) == weight.shape(0), "x [D] and weight [D] differ");
+  auto out = make<float>({x.shape(0)});
+  table(name).rms_norm(x.data(), weight.data(), eps, static_cast<int32_t>(x.shape(0)), out.data());
+  return out;
+}
+
+Out<float> silu_mul(const std::string& name, In<float, 1> gate, In<float, 1> up) {
+  require(gate.shape(0) == up.shape(0), "gate [N] and up [N] differ");
+  auto out = make<float>({gate.shape(0)});
+  table(name).silu_mul(gate.data(), up.data(), static_cast<int32_t>(gate.shape(0)), out.data());
+  return out;
+}
+
+std::tuple<double, double, double> as_tuple(const ProductSpeed& speed) {
+  return {speed.seconds, speed.gb_per_second, speed.gmac_per_second};
+}
+
+void bind_products(nb::module_& module) {
+  module.def("quantize", &quantize, "kernels"_a, "x"_a, "q [T, C * 64], block sums [T, C], scales [T] of x [T, I]");
+  module.def("ternary_dots", &ternary_dots, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "q"_a, "block_sums"_a);
+  module.def("ternary_gemm_rows", &ternary_gemm_rows, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "row_scales"_a,
+             "q"_a, "block_sums"_a, "token_scales"_a);
+  module.def("ternary_gemm_groups", &ternary_gemm_groups, "kernels"_a, "codes"_a, "rows"_a, "columns"_a,
+             "group_scales"_a, "group_size"_a, "q"_a, "block_sums"_a, "token_scales"_a,
+             "group_scales: float16 bits as uint16 [R, G, 4]");
+  module.def("q8_gemm", &q8_gemm, "kernels"_a, "w"_a, "row_scale"_a, "x"_a);
+  module.def("attend", &attend<uint16_t>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "k, v: float16 bits [T, D]");
+  module.def("attend_f32", &attend<float>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a);
+  module.def("store_f16", &store_f16, "kernels"_a, "x"_a);
+  module.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
+  module.def("silu_mul", &silu_mul, "kernels"_a, "gate"_a, "up"_a);
+}
+
+void bind_speeds(nb::module_& module) {
+  module.def("read_gb_per_second", &read_gb_per_second, "threads"_a, "bytes"_a, "seconds"_a,
+             nb::call_guard<nb::gil_scoped_release>(), "Read bandwidth of all threads together, best pass.");
+  module.def(
+      "int8_gmac_per_second",
+      [](const std::string& name, int threads, double seconds) {
+        return int8_gmac_per_second(table(name), threads, seconds);
+      },
+      "kernels"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Giga multiply-adds a second of the table's int8 instruction on registers alone.");
+  module.def(
+      "ternary_speed",
+      [](const std::string& name, int32_t rows, int32_t columns, int32_t group_size, int32_t tokens, int32_t copies,
+         int threads, double seconds) {
+        return as_tuple(ternary_speed(table(name), rows, columns, group_size, tokens, copies, threads, seconds));
+      },
+      "kernels"_a, "rows"_a, "columns"_a, "group_size"_a, "tokens"_a, "copies"_a, "threads"_a, "seconds"_a,
+      nb::call_guard<nb::gil_scoped_release>(), "(seconds of one product, GB/s of weights, GMAC/s)");
+  module.def(
+      "head_speed",
+      [](const std::string& name, int32_t rows, int32_t columns, int32_t tokens, int threads, double seconds) {
+        return as_tuple(head_speed(table(name), rows, columns, tokens, threads, seconds));
+      },
+      "kernels"_a, "rows"_a, "columns"_a, "tokens"_a, "threads"_a, "seconds"_a,
+      nb::call_guard<nb::gil_scoped_release>(), "(seconds of one product, GB/s of weights, GMAC/s)");
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& module) {
+  nb::module_ kernels = module.def_submodule("kernels", "Single kernels on NumPy arrays, and this machine's limits.");
+  kernels.def("cpu_name", [] { return std::string(cpu_name()); });
+  kernels.def("runnable", &runnable, "Names of the kernel tables this machine can run, best first.");
+  kernels.def("select", &select, "name"_a, "(table's name, why it was chosen); ValueError when it cannot run here.");
+  bind_products(kernels);
+  bind_speeds(kernels);
+}
+
+}  // namespace wf
