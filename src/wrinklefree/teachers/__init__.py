@@ -1,1 +1,1 @@
-"""Where targets for distillation come from."""
+"""Models to learn from: one protocol, loaded lazily."""

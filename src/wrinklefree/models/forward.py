@@ -1,0 +1,128 @@
+"""One forward of a Hugging Face causal model over packed documents, with what the objectives ask for.
+
+The attention mask is causal and never crosses a document; position ids restart with each document. So a packed
+sequence gives the logits its documents give alone. The head is not applied unless ``"logits"`` is asked for:
+objectives apply it chunk by chunk, because ``[B, T, V]`` is the largest tensor of a step.
+
+Shapes: B batch, T tokens, V vocabulary, D hidden, L decoder layers, H heads (query or key/value), E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrinklefree.data.batch import TokenBatch
+from wrinklefree.errors import InputError
+from wrinklefree.models.subln import decoder_layers
+
+LOGITS = "logits"
+HIDDEN = "hidden"
+_QKV = "qkv:"
+
+
+def qkv(layer: int) -> str:
+    """Return the name under which the projection states of ``layer`` (negative: from the end) are asked for."""
+    return f"{_QKV}{layer}"
+
+
+@dataclass
+class ForwardOutput:
+    """What one forward produced.
+
+    ``final`` [B, T, D]: states after the final norm, the input of ``head``. ``logits`` [B, T, V] or None.
+    ``hidden_states``: L tensors [B, T, D], the residual stream after each decoder layer, before the final norm;
+    the embedding is not among them. ``projections``: asked layer -> (q, k, v), each [B, H, T, E], straight from
+    the projection (before QK-norm and rotary embedding), key and value heads not repeated.
+    ``norm``, ``head``: the model's own modules.
+    """
+
+    final: Tensor
+    norm: nn.Module
+    head: nn.Module
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] = ()
+    projections: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Return bool [B, 1, T, T], true where query i may see key j: j <= i and the same document.
+
+    Padding (document -1) sees padding, so that no row is empty and softmax stays finite.
+    """
+    length = document_ids.shape[1]
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    return (same & causal)[:, None]
+
+
+def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozenset()) -> ForwardOutput:
+    """Return the states of ``model`` over ``batch``; ``want`` holds ``LOGITS``, ``HIDDEN``, ``qkv(layer)``.
+
+    Raises: InputError for a layer the model does not have.
+    """
+    layers = decoder_layers(model)
+    asked = {int(name.removeprefix(_QKV)) for name in want if name.startswith(_QKV)}
+    for layer in asked:
+        if not -len(layers) <= layer < len(layers):
+            raise InputError(f"layer {layer}: the model has {len(layers)} layers (0 to {len(layers) - 1})")
+    kept: dict[str, Tensor] = {}
+    with _captured(layers, want, asked, kept):
+        final = model.get_submodule("model")(
+            input_ids=batch.input_ids,
+            attention_mask=_mask_for(model, batch.document_ids),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+    head = model.get_submodule("lm_head")
+    return ForwardOutput(
+        final=final,
+        norm=model.get_submodule("model.norm"),
+        head=head,
+        logits=head(final) if LOGITS in want else None,
+        hidden_states=tuple(kept[f"{i}"] for i in range(len(layers))) if HIDDEN in want else (),
+        projections={layer: _projection_states(model, layer, kept) for layer in asked},
+    )
+
+
+def _mask_for(model: nn.Module, document_ids: Tensor) -> Tensor:
+    mask = document_mask(document_ids)
+    if getattr(model.config, "_attn_implementation", "sdpa") == "sdpa":
+        return mask
+    # Eager attention adds its mask to the scores.
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _projection_states(model: nn.Module, layer: int, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    size = int(decoder_layers(model)[layer].self_attn.head_dim)  # type: ignore[arg-type, union-attr]
+    q, k, v = (kept[f"{layer}.{name}"].unflatten(-1, (-1, size)).transpose(1, 2) for name in ("q", "k", "v"))
+    return q, k, v
+
+
+@contextmanager
+def _captured(layers: nn.ModuleList, want: frozenset[str], asked: set[int], kept: dict[str, Tensor]) -> Iterator[None]:
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            kept[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = []
+    if HIDDEN in want:
+        handles += [layer.register_forward_hook(keep(f"{i}")) for i, layer in enumerate(layers)]
+    for index in asked:
+        attention = layers[index].self_attn
+        for name in ("q", "k", "v"):
+            projection = attention.get_submodule(f"{name}_proj")  # type: ignore[union-attr]
+            handles.append(projection.register_forward_hook(keep(f"{index}.{name}")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,107 @@
+"""What an objective is: it names its needs, counts its tokens, and returns a sum over them.
+
+The caller divides by the number of tokens of the whole optimizer step, once, so that neither accumulation nor
+padding nor the number of processes can bias a loss.
+
+There are two kinds. A `LogitObjective` sees chunks of logits, which several of them share, so that the vocabulary is
+never spread out over a whole batch. A `StateObjective` sees the outputs of the student's and the teacher's forward.
+
+Shapes: B batch, T tokens, N predicted tokens of a batch, n tokens of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
+from wrinklefree.models.forward import ForwardOutput
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of the forwards: names of `models.forward`, a teacher, and its view of the batch.
+
+    Objectives with the same ``view`` share one student forward; ``"clean"`` is the batch as the data gave it.
+    """
+
+    teacher: bool = False
+    states: frozenset[str] = frozenset()
+    view: str = "clean"
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A loss summed over ``count`` tokens (scalar float32), and metrics summed over the same tokens, detached."""
+
+    sum: Tensor
+    count: int
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a `StateObjective` may look at; ``teacher`` is None when nobody needs one."""
+
+    batch: TokenBatch
+    student: ForwardOutput
+    teacher: ForwardOutput | None = None
+
+    def taught(self) -> ForwardOutput:
+        """Return the teacher's output; its absence is a bug of the caller, not of the user."""
+        assert self.teacher is not None, "an objective that needs a teacher was called without one"
+        return self.teacher
+
+
+class Objective(Protocol):
+    """Common to both kinds."""
+
+    @property
+    def needs(self) -> Needs:
+        """Return what it asks of the forwards."""
+        ...
+
+    def count(self, batch: TokenBatch) -> int:
+        """Return how many tokens of ``batch`` the sum runs over, before any forward."""
+        ...
+
+    def prepare(self, batch: TokenBatch) -> TokenBatch:
+        """Return this objective's view of the clean batch."""
+        ...
+
+
+@runtime_checkable
+class LogitObjective(Objective, Protocol):
+    """Works on chunks of logits of the predicted tokens."""
+
+    def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over a chunk, and metric sums; float32 logits [n, V] and int64 targets [n]."""
+        ...
+
+
+@runtime_checkable
+class StateObjective(Objective, Protocol):
+    """Works on the outputs of whole forwards."""
+
+    def loss(self, context: Context) -> LossSum:
+        """Return the sum over the tokens that `count` counts."""
+        ...
+
+
+def predicted(batch: TokenBatch) -> Tensor:
+    """Return bool [B, T-1]: position i predicts token i + 1 of the same document."""
+    return batch.labels[:, 1:] != IGNORE_INDEX
+
+
+def real(batch: TokenBatch) -> Tensor:
+    """Return bool [B, T]: the positions that are not padding."""
+    return batch.document_ids >= 0
+
+
+def number(mask: Tensor) -> int:
+    """Return how many entries of a bool mask are true."""
+    return int(torch.count_nonzero(mask))

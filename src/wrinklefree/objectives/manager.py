@@ -1,0 +1,234 @@
+"""Several objectives as one loss: which are active, what the forwards must provide, and what each contributes.
+
+For one micro-batch: every active objective gets its view of the clean batch; the student runs once for each distinct
+view; the teacher's output of the clean batch is shared; logit objectives share the chunks of `head_pass`. An objective
+of weight 0 is not prepared, not counted and not run, except that ``monitor`` objectives are measured without gradient.
+
+    loss of the step = sum_i w_i  (sum over all micro-batches and processes of L_i) / (count_i of the whole step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrinklefree.data.batch import TokenBatch
+from wrinklefree.errors import InputError
+from wrinklefree.models.forward import ForwardOutput, forward
+from wrinklefree.objectives.balance import Balance, BalanceState, gradient_size
+from wrinklefree.objectives.base import Context, LogitObjective, Objective, StateObjective, predicted
+from wrinklefree.objectives.head import HeadInputs, HeadTerm, head_pass
+from wrinklefree.objectives.next_token import NextToken
+
+
+@dataclass(frozen=True)
+class Term:
+    """An objective, its weight, and how its weight is found when it is not absolute."""
+
+    objective: Objective
+    weight: float = 1.0
+    balance: Balance | None = None
+
+
+@dataclass
+class Tally:
+    """Detached sums of a step: of each objective and of its metrics, over micro-batches and processes."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        self.sums[name] = self.sums.get(name, 0) + value.detach()
+        kept = self.metrics.setdefault(name, {})
+        for key, metric in metrics.items():
+            kept[key] = kept.get(key, 0) + metric.detach()
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """Replace every sum by its sum over processes."""
+        self.sums = {name: all_reduce(value) for name, value in self.sums.items()}
+        self.metrics = {n: {k: all_reduce(v) for k, v in kept.items()} for n, kept in self.metrics.items()}
+
+
+class ObjectiveManager:
+    """Holds the objectives by name and the state of balanced weights."""
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        monitor: tuple[str, ...] = ("next_token",),
+        tokens_per_chunk: int | None = None,
+    ) -> None:
+        # A hidden-state loss can fall while the model forgets how to predict: the cross-entropy is always measured.
+        if "next_token" in monitor and "next_token" not in terms:
+            terms = {**terms, "next_token": Term(NextToken(), weight=0.0)}
+        for name, term in terms.items():
+            if term.weight < 0.0:
+                raise InputError(f"objectives.{name}.weight: found {term.weight}, it must not be negative")
+        self.terms = dict(terms)
+        self.monitor = tuple(name for name in monitor if name in self.terms)
+        self.tokens_per_chunk = tokens_per_chunk
+        self.balance = BalanceState({name: term.balance for name, term in terms.items() if term.balance})
+
+    @property
+    def base_weights(self) -> dict[str, float]:
+        """Return the weights the objectives came with."""
+        return {name: term.weight for name, term in self.terms.items()}
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Return the names of the objectives that need a teacher."""
+        return tuple(name for name, term in self.terms.items() if term.objective.needs.teacher)
+
+    def active(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Return the weights above 0; a name that is missing has weight 0."""
+        return {name: weights[name] for name in self.terms if weights.get(name, 0.0) > 0.0}
+
+    def needs_teacher(self, weights: Mapping[str, float]) -> bool:
+        """Return whether an active objective needs a teacher."""
+        return any(name in self.taught for name in self.active(weights))
+
+    def teacher_wants(self, weights: Mapping[str, float]) -> frozenset[str]:
+        """Return what the teacher's forward must keep for the active objectives."""
+        names = [name for name in self.active(weights) if name in self.taught]
+        return frozenset[str]().union(*(self.terms[name].objective.needs.states for name in names))
+
+    def counts(self, batch: TokenBatch, weights: Mapping[str, float], monitor: bool = False) -> dict[str, int]:
+        """Return the tokens that each objective to be run counts in ``batch``."""
+        names = self._names(weights, monitor)
+        return {name: self.terms[name].objective.count(self._view(name, batch)) for name in names}
+
+    def loss(
+        self,
+        student: nn.Module,
+        batch: TokenBatch,
+        weights: Mapping[str, float],
+        counts: Mapping[str, float],
+        teacher: ForwardOutput | None,
+        tally: Tally,
+        monitor: bool = False,
+    ) -> Tensor:
+        """Return this micro-batch's part of the step's loss (scalar float32) and add the sums to ``tally``.
+
+        ``counts``: tokens of the whole step, all micro-batches and processes, for each objective.
+
+        Raises: InputError when no objective is active.
+        """
+        active = self.active(weights)
+        if not active:
+            raise InputError("objectives: every weight is 0 at this point of training; there is nothing to learn")
+        factors = {name: weights[name] * self.balance.factor(name) / max(counts[name], 1) for name in active}
+        names = self._names(weights, monitor)
+        total = torch.zeros((), dtype=torch.float32, device=batch.input_ids.device)
+        for view in dict.fromkeys(self.terms[name].objective.needs.view for name in names):
+            members = [name for name in names if self.terms[name].objective.needs.view == view]
+            total = total + self._view_loss(student, batch, members, factors, teacher, tally)
+        return total
+
+    def _view_loss(
+        self,
+        student: nn.Module,
+        batch: TokenBatch,
+        names: list[str],
+        factors: dict[str, float],
+        teacher: ForwardOutput | None,
+        tally: Tally,
+    ) -> Tensor:
+        seen = self._view(names[0], batch)
+        objectives = {name: self.terms[name].objective for name in names}
+        wants = frozenset[str]().union(*(objective.needs.states for objective in objectives.values()))
+        output = forward(student, seen, wants)
+        parts: dict[str, Tensor] = {}
+        on_logits = [
+            HeadTerm(n, o, factors.get(n, 0.0)) for n, o in objectives.items() if isinstance(o, LogitObjective)
+        ]
+        if on_logits:
+            parts["logits"] = self._logit_loss(output, seen, on_logits, teacher, tally)
+        for name, objective in objectives.items():
+            if isinstance(objective, StateObjective):
+                result = objective.loss(Context(seen, output, teacher))
+                tally.add(name, result.sum, result.metrics)
+                parts[name] = factors.get(name, 0.0) * result.sum
+                others = [part for other, part in parts.items() if other != name]
+                if name in self.balance.due("gradient") and others and torch.is_grad_enabled():
+                    states = [state for layer in output.projections.values() for state in layer]
+                    own = gradient_size(result.sum / max(result.count, 1), states)
+                    self.balance.record(name, gradient_size(torch.stack(others).sum(), states), own)
+        return torch.stack(list(parts.values())).sum()
+
+    def _logit_loss(
+        self,
+        output: ForwardOutput,
+        batch: TokenBatch,
+        terms: list[HeadTerm],
+        teacher: ForwardOutput | None,
+        tally: Tally,
+    ) -> Tensor:
+        mask = predicted(batch)
+        taught = any(term.name in self.taught for term in terms)
+        inputs = HeadInputs(
+            states=output.final[:, :-1][mask],
+            head=output.head,
+            targets=batch.labels[:, 1:][mask].long(),
+            teacher_states=teacher.final[:, :-1][mask] if taught and teacher is not None else None,
+            teacher_head=teacher.head if taught and teacher is not None else None,
+        )
+        total, sums = head_pass(inputs, terms, self.tokens_per_chunk)
+        for term in terms:
+            if term.name in sums.sums:
+                tally.add(term.name, sums.sums[term.name], sums.metrics[term.name])
+        return total
+
+    def end_step(
+        self,
+        tally: Tally,
+        counts: Mapping[str, float],
+        weights: Mapping[str, float],
+        all_reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Put the balanced factors that this step measured into force; ``tally`` is reduced already."""
+        for name in self.balance.due("loss"):
+            others = [
+                weights.get(other, 0.0) * self.balance.factor(other) * value / max(counts[other], 1)
+                for other, value in tally.sums.items()
+                if other != name
+            ]
+            if name in tally.sums and others:
+                own = tally.sums[name] / max(counts[name], 1)
+                # Summed over processes by `commit`, which leaves their ratio as it is.
+                self.balance.record(name, torch.stack(others).sum(), own)
+        self.balance.commit(all_reduce)
+
+    def report(self, tally: Tally, counts: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+        """Return the figures of a step: the loss, and for each objective value, metrics, weight, weighted share."""
+        values = {name: float(value) / max(counts[name], 1) for name, value in tally.sums.items()}
+        weighted = {name: weights.get(name, 0.0) * self.balance.factor(name) * value for name, value in values.items()}
+        size = sum(abs(value) for value in weighted.values())
+        figures = {"loss": sum(weighted.values())}
+        for name, value in values.items():
+            figures[f"{name}/value"] = value
+            figures[f"{name}/weight"] = weights.get(name, 0.0) * self.balance.factor(name)
+            figures[f"{name}/share"] = abs(weighted[name]) / size if size else 0.0
+            for key, metric in tally.metrics[name].items():
+                figures[f"{name}/{key}"] = float(metric) / max(counts[name], 1)
+        return figures
+
+    def _names(self, weights: Mapping[str, float], monitor: bool) -> list[str]:
+        active = self.active(weights)
+        extra = [name for name in self.monitor if monitor and name not in active]
+        return [*active, *extra]
+
+    def _view(self, name: str, batch: TokenBatch) -> TokenBatch:
+        objective = self.terms[name].objective
+        return batch if objective.needs.view == "clean" else objective.prepare(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"balance": self.balance.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.balance.load_state_dict(state["balance"])

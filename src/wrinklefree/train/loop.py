@@ -1,0 +1,207 @@
+"""The training loop. There is one; a stage is a recipe, a distillation is an objective, a quantiser is a module.
+
+It reads top to bottom: `run` builds nothing, it takes ready objects; `_step` is one optimizer step.
+
+    batches of the step -> tokens counted once -> (teacher) -> objectives -> backward, accumulated -> clip
+    -> non-finite guard -> optimizer -> counters -> figures -> checkpoint
+
+Schedules are functions of progress, the larger of the shares of tokens and of time used up, taken in the middle of
+the step for the learning rate (so that neither the first nor the last step is lost to a factor of 0) and at its
+beginning for everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from wrinklefree.data.batch import TokenBatch
+from wrinklefree.errors import InputError
+from wrinklefree.objectives.curriculum import Curriculum, Setting, StrengthWarmup
+from wrinklefree.objectives.manager import ObjectiveManager, Tally
+from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.teachers.base import Teacher
+from wrinklefree.train.guard import clip, say_low_shares, skip
+from wrinklefree.train.interrupt import stop_requested
+from wrinklefree.train.metrics import Metrics, say
+from wrinklefree.train.position import Budget, Position, Schedule
+from wrinklefree.train.session import LoopConfig, Session, Stream, StudentModule, resume, save
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: ``stopped`` is "budget" or "interrupted"; ``figures`` are those of its last step."""
+
+    stopped: str
+    position: Position
+    figures: Mapping[str, float]
+
+
+def run(
+    student: nn.Module,
+    stream: Stream,
+    optimizer: torch.optim.Optimizer,
+    manager: ObjectiveManager,
+    *,
+    config: LoopConfig,
+    budget: Budget,
+    teacher: Teacher | None = None,
+    curriculum: Curriculum | None = None,
+    schedule: Schedule | None = None,
+    warmup: StrengthWarmup | None = None,
+    metrics: Metrics | None = None,
+    fabric: Fabric | None = None,
+    on_step: Callable[[Position, Mapping[str, float]], None] | None = None,
+) -> RunResult:
+    """Train ``student`` in place until the budget is used up or Ctrl-C; resume from ``config.state_dir`` if it can.
+
+    Ctrl-C (or SIGTERM) ends the step in progress, saves, and says so. The student's strength lambda is left where
+    the schedule put it.
+
+    Raises: InputError for settings that contradict each other, TrainingError when training diverges.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    session = Session(
+        student, fabric.setup_module(StudentModule(student)), stream, optimizer, manager, config, budget, teacher,
+        curriculum or Curriculum(manager.base_weights), schedule or Schedule(), warmup or StrengthWarmup(), fabric,
+    )  # fmt: skip
+    if teacher is None and session.curriculum.ever(manager.taught):
+        raise InputError(f"objectives {', '.join(manager.taught)} need a teacher; name one (model.teacher)")
+    resume(session)
+    figures: dict[str, float] = {}
+    saved = session.position.step
+    student.train()
+    with stop_requested() as stop:
+        while session.position.progress(budget) < 1.0 and not stop.is_set():
+            figures = _step(session)
+            step = session.position.step
+            if metrics and fabric.global_rank == 0 and step % config.log_every == 0:
+                metrics.log(figures, step)
+            if on_step:
+                on_step(session.position, figures)
+            if config.save_every and step % config.save_every == 0:
+                saved = save(session)
+        if saved != session.position.step:
+            save(session)
+    student.eval()
+    if stop.is_set():
+        where = f"saved in {config.state_dir}; the same command resumes" if config.state_dir else "nothing was saved"
+        say(f"Interrupted after step {session.position.step}: {where}.")
+        return RunResult("interrupted", session.position, figures)
+    _set_strength(session, session.curriculum.at(1.0), 1.0)
+    return RunResult("budget", session.position, figures)
+
+
+def _step(session: Session) -> dict[str, float]:
+    """Do one optimizer step and return its figures."""
+    started = time.monotonic()
+    position, config, manager = session.position, session.config, session.manager
+    batches = _micro_batches(session)
+    tokens = session.fabric.world_size * sum(batch.input_ids.numel() for batch in batches)
+
+    progress = position.progress(session.budget)
+    setting = session.curriculum.at(progress)
+    strength = _set_strength(session, setting, progress)
+    rate = _set_learning_rate(session, setting, position.middle(session.budget, tokens))
+    monitor = (position.step + 1) % config.log_every == 0
+
+    counts = _counts(session, batches, setting.weights, monitor)
+    tally = Tally()
+    for index, batch in enumerate(batches):
+        taught = _taught(session, batch, setting, progress)
+
+        def objective(model: nn.Module, batch: TokenBatch = batch, taught: Any = taught) -> Tensor:
+            return manager.loss(model, batch, setting.weights, counts, taught, tally, monitor)
+
+        with session.fabric.no_backward_sync(session.module, enabled=index < len(batches) - 1):  # type: ignore[arg-type]
+            # Gradients are averaged over processes, the counts are sums over them.
+            session.fabric.backward(session.module(objective) * session.fabric.world_size)
+    tally.reduce(session.sum_over_processes)
+    figures = manager.report(tally, counts, setting.weights)
+
+    norm = clip(session)
+    if math.isfinite(norm) and math.isfinite(figures["loss"]):
+        session.optimizer.step()
+        position.good_step(norm, config.clip_norm)
+        manager.end_step(tally, counts, setting.weights, session.sum_over_processes)
+    else:
+        skip(session, figures, norm, rate)
+    session.optimizer.zero_grad(set_to_none=True)
+
+    sequences = session.fabric.world_size * config.micro_batch * config.accumulation
+    elapsed = time.monotonic() - started
+    position.advance(tokens, sequences, elapsed)
+    figures |= {
+        "lambda": strength, "lr": rate, "grad_norm": norm, "progress": progress, "tokens": position.tokens,
+        "tokens_per_second": tokens / elapsed, "seconds": position.seconds, "nonfinite": position.nonfinite,
+        "clipped": position.clipped,
+    }  # fmt: skip
+    if config.ternary_every and (position.step - 1) % config.ternary_every == 0:
+        figures |= session.ternary.measure(session.student)
+    say_low_shares(session, figures, setting.weights)
+    return figures
+
+
+def _micro_batches(session: Session) -> list[TokenBatch]:
+    """The batches of this process in this step; the step's data is the same for any number of processes."""
+    size, fabric = session.config.micro_batch, session.fabric
+    firsts = [
+        session.position.sequences + (index * fabric.world_size + fabric.global_rank) * size
+        for index in range(session.config.accumulation)
+    ]
+    return [_to_device(session.stream.batch(first, size), fabric.device) for first in firsts]
+
+
+def _to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    if batch.input_ids.device == device:
+        return batch
+    names = [f.name for f in dataclasses.fields(batch)]
+    return dataclasses.replace(batch, **{name: getattr(batch, name).to(device) for name in names})
+
+
+def _counts(
+    session: Session, batches: list[TokenBatch], weights: Mapping[str, float], monitor: bool
+) -> dict[str, float]:
+    """Tokens of the whole step for each objective, over all micro-batches and processes."""
+    counts: dict[str, float] = {}
+    for batch in batches:
+        for name, count in session.manager.counts(batch, weights, monitor).items():
+            counts[name] = counts.get(name, 0) + count
+    every = session.sum_over_processes(torch.tensor(list(counts.values()), dtype=torch.float64))
+    return dict(zip(counts, every.tolist(), strict=True))
+
+
+def _taught(session: Session, batch: TokenBatch, setting: Setting, progress: float) -> Any:
+    """The teacher's output when an active objective needs it; the teacher is released once none ever will."""
+    teacher, manager = session.teacher, session.manager
+    if teacher is None:
+        return None
+    if manager.needs_teacher(setting.weights):
+        return teacher.forward(batch, manager.teacher_wants(setting.weights))
+    if teacher.loaded and not session.curriculum.ever(manager.taught, progress):
+        teacher.release()
+    return None
+
+
+def _set_strength(session: Session, setting: Setting, progress: float) -> float:
+    if next(bit_linears(session.student), None) is None:
+        return 0.0
+    strength = quant_strength(session.student)
+    strength.value = session.warmup.at(progress) * setting.strength
+    return strength.value
+
+
+def _set_learning_rate(session: Session, setting: Setting, middle: float) -> float:
+    """Set every group's rate and return the highest."""
+    factor = session.schedule.factor(middle, session.budget) * setting.lr_scale
+    for group in session.optimizer.param_groups:
+        group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
+    return max(float(group["lr"]) for group in session.optimizer.param_groups)
