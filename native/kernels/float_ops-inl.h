@@ -128,30 +128,25 @@ void store_f16(const float* x, int32_t n, uint16_t* out) {
 // ---------------------------------------------------------------------------------------------- dense products
 // y[t, r] = row_scale[r] * w[r] . x[t] for weights of type W (int8 or float16 bits) and float activations.
 
-// One token: weights are read once and converted in registers; 4 rows share the loads of x.
+// One token: weights are read once and converted in registers. One row after the other, so that memory is one
+// ascending stream: four rows at a time share the loads of x but are four short streams, and that is three times
+// slower where the weights come from memory (8 against 25 GB/s with one core of a Zen 4).
 template <class W>
 inline void dense_one(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t begin,
                       int32_t end, float* y) {
-  for (int32_t row = begin; row < end; row += 4) {
-    const int32_t rows = min_of(4, end - row);
-    const W* line[4];
-    for (int32_t r = 0; r < 4; ++r) line[r] = w + static_cast<int64_t>(row + min_of(r, rows - 1)) * columns;
-    F even[4], odd[4];
-    for (int32_t r = 0; r < 4; ++r) even[r] = odd[r] = V::zero();
+  for (int32_t row = begin; row < end; ++row) {
+    const W* line = w + static_cast<int64_t>(row) * columns;
+    F a = V::zero(), b = a, c = a, d = a;
     int32_t i = 0;
-    for (; i + 2 * kLanes <= columns; i += 2 * kLanes) {
-      const F low = V::load(x + i), high = V::load(x + i + kLanes);
-      for (int32_t r = 0; r < 4; ++r) {
-        even[r] = V::fma(widen(line[r] + i), low, even[r]);
-        odd[r] = V::fma(widen(line[r] + i + kLanes), high, odd[r]);
-      }
+    for (; i + 4 * kLanes <= columns; i += 4 * kLanes) {
+      a = V::fma(widen(line + i), V::load(x + i), a);
+      b = V::fma(widen(line + i + kLanes), V::load(x + i + kLanes), b);
+      c = V::fma(widen(line + i + 2 * kLanes), V::load(x + i + 2 * kLanes), c);
+      d = V::fma(widen(line + i + 3 * kLanes), V::load(x + i + 3 * kLanes), d);
     }
-    for (; i < columns; i += kLanes) {
-      const F part = widen_some(x + i, columns - i);
-      for (int32_t r = 0; r < 4; ++r) even[r] = V::fma(widen_some(line[r] + i, columns - i), part, even[r]);
-    }
-    for (int32_t r = 0; r < rows; ++r)
-      y[row + r] = V::sum(V::add(even[r], odd[r])) * (row_scale ? row_scale[row + r] : 1.0f);
+    for (; i < columns; i += kLanes)
+      a = V::fma(widen_some(line + i, columns - i), widen_some(x + i, columns - i), a);
+    y[row] = V::sum(V::add(V::add(a, b), V::add(c, d))) * (row_scale ? row_scale[row] : 1.0f);
   }
 }
 
