@@ -14,6 +14,7 @@ import torch
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.manifest import EMBEDDINGS, Embedding, PackedInfo, model_format, read_config
 from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.verify import MIN_COSINE, Agreement, CodesCheck, check_codes, compare_engine_with_torch
@@ -136,8 +137,6 @@ def _packed_info(checkpoint: CheckpointInfo, embedding: Embedding) -> PackedInfo
 def _compare(
     directory: Path, model: torch.nn.Module, embedding: Embedding, threads: int | None, greedy_tokens: int
 ) -> Agreement:
-    from wrinklefree.engine import Engine  # the one edge from this tower to the other: verification only
-
     agreement = compare_engine_with_torch(
         Engine.load(directory, threads=threads), model, greedy_tokens=greedy_tokens, embedding=embedding
     )

@@ -3,8 +3,8 @@
 Two implementations in float32 never agree to the last bit, and quantising activations to int8 turns a last bit into
 a whole step now and then. So a difference between greedy tokens counts as explained only when the source's own two
 logits lie closer together than such noise moves them. The noise is measured, not assumed: the source runs again with
-the input of every ternary layer perturbed by `PERTURBATION`, about what reordering a float32 sum of a thousand
-terms costs.
+the input of every ternary layer perturbed by `SUM_NOISE`, and with keys and values perturbed by `CACHE_NOISE` when
+the engine keeps them in float16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wrinklefree.artifact.manifest import Embedding, open_packed
 from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
-from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.errors import VerificationError
 from wrinklefree.export.packed import dequantized
 from wrinklefree.export.walk import Table, TernaryLayer, walk
@@ -34,20 +34,10 @@ PROMPTS = (
     "In 1969, 2 people walked on the Moon; they stayed for",
 )
 MIN_COSINE = 0.999
-PERTURBATION = 2.0**-20
+# Relative standard deviations: reordering a float32 sum of about a thousand terms, and rounding to float16.
+SUM_NOISE = 2.0**-20
+CACHE_NOISE = 2.0**-12
 _NOISE_RUNS = 3
-
-
-class GreedyEngine(Protocol):
-    """What verification needs of an engine."""
-
-    tokenizer: Tokenizer
-
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return logits ``[T, V]`` of a fresh sequence."""
-
-    def greedy(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
-        """Return ``num_tokens`` tokens, each the most probable one, not stopping at the end of the text."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +122,25 @@ def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
 
 
 def compare_engine_with_torch(
-    engine: GreedyEngine,
+    engine: Engine,
     model: nn.Module,
     prompts: Sequence[str] = PROMPTS,
     greedy_tokens: int = 32,
     embedding: Embedding = "q8",
+    half_cache: bool = True,
 ) -> Agreement:
     """Return how an engine agrees with the torch model it was exported from, at full quantisation strength.
 
-    For each prompt the engine generates ``greedy_tokens`` tokens; then both score prompt and tokens in one pass.
-    The torch model carries, for the time of the comparison, tables rounded as ``embedding`` says.
+    For each prompt the engine generates ``greedy_tokens`` tokens, past the end of the text where need be; then both
+    score prompt and tokens in one pass. The torch model carries, for the time of the comparison, tables rounded as
+    ``embedding`` says. ``half_cache``: whether the engine keeps keys and values in float16.
     """
     cosine, largest, equal, total = 1.0, 0.0, 0, 0
     differences = []
     with exported_tables(model, embedding), full_strength(model), torch.inference_mode():
         for prompt in prompts:
-            start = engine.tokenizer.encode(prompt)
-            tokens = engine.greedy(start, greedy_tokens)
+            start = engine.tokenizer.encode(prompt)[: max(1, engine.context // 2)]
+            tokens = _greedy(engine, start, greedy_tokens)
             # The last token is only predicted, never read, so that prompt and tokens may fill the context.
             read = [*start, *tokens][:-1]
             source, ours = _source_logits(model, read), engine.logits(read)
@@ -163,7 +155,7 @@ def compare_engine_with_torch(
                 at = len(start) - 1 + place
                 gap = float(source[at, chosen[place]] - source[at, tokens[place]])
                 wrong, right = (_name(engine, int(t)) for t in (tokens[place], chosen[place]))
-                bound = _error_bound(model, read, source)
+                bound = _error_bound(model, read, source, half_cache)
                 differences.append(Difference(prompt, place, wrong, right, gap, bound))
     return Agreement(cosine, largest, equal, total, tuple(differences))
 
@@ -183,7 +175,12 @@ def exported_tables(model: nn.Module, embedding: Embedding) -> Iterator[None]:
             parameter.data = data
 
 
-def _name(engine: GreedyEngine, token: int) -> str:
+def _greedy(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, top_p=1.0, seed=0, ignore_eos=True)
+    return engine.generate(prompt, params).run().tokens
+
+
+def _name(engine: Engine, token: int) -> str:
     return engine.tokenizer.decode([token], skip_special=False)
 
 
@@ -201,20 +198,21 @@ def _lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> fl
     return float((product / np.maximum(norms, 1e-30)).min())
 
 
-def _error_bound(model: nn.Module, tokens: Sequence[int], source: NDArray[np.float32]) -> float:
-    """Twice (a pair of logits) the largest change of a logit that `PERTURBATION` makes anywhere in this text."""
-    moved = 0.0
+def _error_bound(model: nn.Module, tokens: Sequence[int], source: NDArray[np.float32], half_cache: bool) -> float:
+    """Twice (a pair of logits) the largest change of a logit that noise makes anywhere in this text."""
     generator = torch.Generator().manual_seed(0)
 
-    def perturb(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        noise = torch.randn(inputs[0].shape, generator=generator).to(inputs[0])
-        return (inputs[0] * (1 + PERTURBATION * noise), *inputs[1:])
+    def perturbed(values: Tensor, size: float) -> Tensor:
+        return values * (1 + size * torch.randn(values.shape, generator=generator).to(values))
 
-    handles = [layer.register_forward_pre_hook(perturb) for _, layer in bit_linears(model)]
+    handles = []
+    for name, layer in bit_linears(model):
+        handles.append(layer.register_forward_pre_hook(lambda _, x: (perturbed(x[0], SUM_NOISE), *x[1:])))
+        if half_cache and name.endswith(("k_proj", "v_proj")):
+            handles.append(layer.register_forward_hook(lambda _, x, y: perturbed(y, CACHE_NOISE)))
     try:
-        for _ in range(_NOISE_RUNS):
-            moved = max(moved, float(np.abs(_source_logits(model, tokens) - source).max()))
+        moved = (np.abs(_source_logits(model, tokens) - source).max() for _ in range(_NOISE_RUNS))
+        return 2 * float(max(moved))
     finally:
         for handle in handles:
             handle.remove()
-    return 2 * moved
