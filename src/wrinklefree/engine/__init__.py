@@ -1,1 +1,7 @@
-"""The Python face of the native engine. No torch, no transformers."""
+"""The Python face of the CPU engine: load a packed directory, logits, generation. No torch, no transformers."""
+
+from wrinklefree.engine.engine import Engine
+from wrinklefree.engine.generation import Generation, Step
+from wrinklefree.engine.sampling import SamplingParams, greedy
+
+__all__ = ["Engine", "Generation", "SamplingParams", "Step", "greedy"]

@@ -1,0 +1,194 @@
+// wrinklefree._native: the face of the runtime in Python. Only the files of this directory know Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "kernel_bindings.h"
+#include "runtime/errors.h"
+#include "runtime/model.h"
+#include "runtime/sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace wf {
+namespace {
+
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using LogitsRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// The exceptions of the runtime become those of wrinklefree.errors.
+void translate(const std::exception_ptr& error, void*) {
+  const auto raise = [](const char* name, const std::exception& e) {
+    const nb::object type = nb::module_::import_("wrinklefree.errors").attr(name);
+    PyErr_SetString(type.ptr(), e.what());
+  };
+  try {
+    std::rethrow_exception(error);
+  } catch (const FormatError& e) {
+    raise("FormatError", e);
+  } catch (const InputError& e) {
+    raise("InputError", e);
+  }
+}
+
+ModelOptions make_options(int32_t threads, int32_t context, int32_t slots, const std::string& kernels,
+                          const std::string& kv_type) {
+  ModelOptions options;
+  options.threads = threads;
+  options.context = context;
+  options.slots = slots;
+  options.kernels = kernels;
+  if (kv_type != "float16" && kv_type != "float32") {
+    throw InputError(message("kv_type: found ", quoted(kv_type), ", allowed are float16 and float32"));
+  }
+  options.kv_type = kv_type == "float16" ? KvType::kF16 : KvType::kF32;
+  return options;
+}
+
+std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads, int32_t context, int32_t slots,
+                                  const std::string& kernels, const std::string& kv_type) {
+  const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+  const nb::gil_scoped_release release;
+  return Model::load(directory, options);
+}
+
+std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity,
+                                    int64_t group_size, uint64_t seed, int32_t threads, const std::string& kernels,
+                                    int32_t context, int32_t slots, const std::string& kv_type) {
+  const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+  const PackingConfig packing = make_packing_config(granularity, group_size, "Model.random");
+  const nb::gil_scoped_release release;
+  return Model::random(config_json, packing, seed, options);
+}
+
+void forward(Model& model, int32_t slot, const Tokens& tokens, const std::optional<Logits>& logits) {
+  LogitsOf want = LogitsOf::kNone;
+  const auto count = static_cast<int64_t>(tokens.shape(0));
+  if (logits.has_value()) {
+    const auto width = static_cast<size_t>(model.config().vocab_size);
+    const bool last = logits->ndim() == 1 && logits->shape(0) == width;
+    const bool all = logits->ndim() == 2 && logits->shape(0) == tokens.shape(0) && logits->shape(1) == width;
+    if (!last && !all) {
+      throw InputError(message("logits: an array [", width, "] or [", count, ", ", width, "] is needed"));
+    }
+    want = last ? LogitsOf::kLast : LogitsOf::kAll;
+  }
+  float* out = logits.has_value() ? logits->data() : nullptr;
+  const nb::gil_scoped_release release;
+  model.forward(slot, tokens.data(), count, want, out);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Seconds that `count` tokens take through an empty slot 0, with the logits of the last.
+double time_prefill(Model& model, int32_t count) {
+  const nb::gil_scoped_release release;
+  if (count < 1) throw InputError(message("count: found ", count, ", at least one token is needed"));
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (int32_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = i % model.config().vocab_size;
+  std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
+  model.truncate(0, 0);
+  const auto start = std::chrono::steady_clock::now();
+  model.forward(0, tokens.data(), count, LogitsOf::kLast, logits.data());
+  return seconds_since(start);
+}
+
+// Seconds that greedy decoding of `count` tokens takes behind what slot 0 holds.
+double time_decode(Model& model, int32_t count) {
+  const nb::gil_scoped_release release;
+  Sampler greedy(model.config().vocab_size, {});
+  std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
+  int32_t token = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (int32_t i = 0; i < count; ++i) {
+    model.forward(0, &token, 1, LogitsOf::kLast, logits.data());
+    token = greedy.sample(logits.data(), -1).token;
+  }
+  return seconds_since(start);
+}
+
+nb::object sample(Sampler& sampler, const LogitsRow& logits, int32_t vocabulary, int32_t logprobs) {
+  if (logits.shape(0) != static_cast<size_t>(vocabulary)) {
+    throw InputError(message("logits: found ", logits.shape(0), " values, the sampler was made for ", vocabulary));
+  }
+  Sample result;
+  {
+    const nb::gil_scoped_release release;
+    result = sampler.sample(logits.data(), logprobs);
+  }
+  return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
+}
+
+// A sampler with the vocabulary that its logits must have.
+struct BoundSampler {
+  int32_t vocabulary;
+  Sampler sampler;
+};
+
+void bind_model(nb::module_& module) {
+  nb::class_<Model>(module, "Model", "A model in memory with one KV cache for each slot.")
+      .def_static("load", &load_model, "directory"_a, "threads"_a = 0, "context"_a = 0, "slots"_a = 1,
+                  "kernels"_a = "auto", "kv_type"_a = "float16", "Loads a packed directory.")
+      .def_static("random", &random_model, "config_json"_a, "granularity"_a = "tensor", "group_size"_a = 64,
+                  "seed"_a = 0, "threads"_a = 0, "kernels"_a = "auto", "context"_a = 0, "slots"_a = 1,
+                  "kv_type"_a = "float16", "Random weights of the architecture of a config.json text.")
+      .def("forward", &forward, "slot"_a, "tokens"_a, "logits"_a.none() = nb::none(),
+           "Appends tokens; logits is a float32 array [V] for the last token or [T, V] for all, or None.")
+      .def("length", &Model::length, "slot"_a)
+      .def("truncate", &Model::truncate, "slot"_a, "length"_a)
+      .def("time_prefill", &time_prefill, "count"_a, "Seconds for a prompt of count tokens in slot 0.")
+      .def("time_decode", &time_decode, "count"_a, "Seconds for count greedy tokens behind what slot 0 holds.")
+      .def_prop_ro("context", &Model::context)
+      .def_prop_ro("slots", &Model::slots)
+      .def_prop_ro("threads", &Model::threads)
+      .def_prop_ro("kernels_name", &Model::kernels_name)
+      .def_prop_ro("kernels_reason", &Model::kernels_reason)
+      .def_prop_ro("bytes_per_token", &Model::bytes_per_token)
+      .def_prop_ro("kv_bytes", &Model::kv_bytes)
+      .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
+      .def_prop_ro("max_position_embeddings",
+                   [](const Model& model) { return model.config().max_position_embeddings; });
+}
+
+void bind_sampler(nb::module_& module) {
+  nb::class_<BoundSampler>(module, "Sampler", "Chooses tokens from logits; see runtime/sampler.h.")
+      .def(
+          "__init__",
+          [](BoundSampler* self, int32_t vocabulary, float temperature, int32_t top_k, float top_p, float min_p,
+             float repetition_penalty, uint64_t seed) {
+            const SamplingOptions options{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+            new (self) BoundSampler{vocabulary, Sampler(vocabulary, options)};
+          },
+          "vocabulary"_a, "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
+      .def("accept", [](BoundSampler& self, const Tokens& tokens) {
+             self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+           }, "tokens"_a)
+      .def("sample", [](BoundSampler& self, const LogitsRow& logits, int32_t logprobs) {
+             return sample(self.sampler, logits, self.vocabulary, logprobs);
+           }, "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])");
+}
+
+}  // namespace
+}  // namespace wf
+
+NB_MODULE(_native, module) {
+  nb::register_exception_translator(wf::translate);
+  module.doc() = "The CPU engine of wrinklefree.";
+  wf::bind_model(module);
+  wf::bind_sampler(module);
+  wf::bind_kernels(module);
+  module.def("available_cores", &wf::available_cores, "Physical cores this process may use.");
+}

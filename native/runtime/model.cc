@@ -1,0 +1,144 @@
+#include "model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "errors.h"
+#include "forward.h"
+
+namespace wf {
+
+namespace {
+
+constexpr int32_t kDefaultContext = 4096;
+constexpr int32_t kMostThreads = 256;
+constexpr int32_t kMostSlots = 1024;
+constexpr size_t kLargestConfig = 4 << 20;
+
+int32_t checked_option(const char* name, int64_t found, int64_t least, int64_t most) {
+  if (found < least || found > most) {
+    throw InputError(message(name, ": found ", found, ", allowed is an integer from ", least, " to ", most));
+  }
+  return static_cast<int32_t>(found);
+}
+
+int32_t choose_context(const ModelConfig& config, const ModelOptions& options) {
+  const int32_t most = config.max_position_embeddings;
+  if (options.context == 0) return std::min(most, kDefaultContext);
+  return checked_option("context", options.context, 1, most);
+}
+
+void check_memory(uint64_t bytes, const char* what) {
+  const auto memory = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  if (bytes > memory) {
+    throw InputError(message(what, " would take ", bytes >> 20, " MiB, this machine has ", memory >> 20,
+                             "; choose a smaller context or fewer slots"));
+  }
+}
+
+// Bytes of the packed tensors of a model, to refuse a random one that cannot fit. Below 2^63 for every ModelConfig.
+uint64_t estimated_bytes(const ModelConfig& config) {
+  const auto hidden = static_cast<uint64_t>(config.hidden_size);
+  const uint64_t widths = static_cast<uint64_t>(config.q_width()) * 2 + static_cast<uint64_t>(config.kv_width()) * 2 +
+                          static_cast<uint64_t>(config.intermediate_size) * 3;
+  return static_cast<uint64_t>(config.num_hidden_layers) * hidden * widths / 4 +
+         static_cast<uint64_t>(config.vocab_size) * hidden * 2;
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::load(const std::string& directory, const ModelOptions& options) {
+  const std::string config_path = directory + "/config.json";
+  const JsonValue root = parse_config_text(read_small_file(config_path, kLargestConfig), config_path);
+  const PackingConfig packing = parse_packing_config(root, config_path);
+  ModelConfig config = parse_model_config(root, config_path);
+  return std::make_unique<Model>(std::move(config), packing, file_source(directory + "/model.safetensors"), options);
+}
+
+std::unique_ptr<Model> Model::random(const std::string& config_json, const PackingConfig& packing, uint64_t seed,
+                                     const ModelOptions& options) {
+  ModelConfig config = parse_model_config(parse_config_text(config_json, "config"), "config");
+  check_memory(estimated_bytes(config), "the random weights");
+  std::unique_ptr<TensorSource> source = random_source(config, seed);
+  return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
+}
+
+Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<TensorSource> source,
+             const ModelOptions& options)
+    : config_(std::move(config)),
+      weights_(config_, packing, std::move(source)),
+      rope_(config_.rope, config_.head_dim),
+      kv_type_(options.kv_type),
+      context_(choose_context(config_, options)),
+      pool_(options.threads == 0 ? available_cores() : checked_option("threads", options.threads, 1, kMostThreads)),
+      shared_(config_) {
+  const char* reason = nullptr;
+  kernels_ = select_kernels(options.kernels.c_str(), &reason);
+  if (kernels_ == nullptr) {
+    throw InputError(message("kernels: ", quoted(options.kernels), " is unknown or cannot run on this machine",
+                             reason != nullptr ? message(" (", reason, ")") : "", "; use auto"));
+  }
+  kernels_reason_ = reason != nullptr ? reason : "";
+  const int32_t count = checked_option("slots", options.slots, 1, kMostSlots);
+  check_memory(checked_product(kv_bytes(), static_cast<uint64_t>(count), "the KV caches"), "the KV caches");
+  for (int32_t i = 0; i < count; ++i) slots_.push_back(std::make_unique<KvCache>(config_, context_, kv_type_));
+  for (int i = 0; i < pool_.size(); ++i) {
+    private_.emplace_back(config_, 1);
+    scores_.emplace_back(static_cast<size_t>(context_));
+  }
+}
+
+KvCache& Model::checked_slot(int32_t slot) const {
+  if (slot < 0 || slot >= slots()) {
+    throw InputError(message("slot: found ", slot, ", this model has slots 0 to ", slots() - 1));
+  }
+  return *slots_[static_cast<size_t>(slot)];
+}
+
+int32_t Model::length(int32_t slot) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return checked_slot(slot).length();
+}
+
+void Model::truncate(int32_t slot, int32_t length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  KvCache& cache = checked_slot(slot);
+  if (length < 0 || length > cache.length()) {
+    throw InputError(message("truncate: found ", length, ", slot ", slot, " holds ", cache.length(), " positions"));
+  }
+  cache.set_length(length);
+}
+
+void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  KvCache& cache = checked_slot(slot);
+  if (count < 1) throw InputError("tokens: found none, at least one is needed");
+  if (count > context_ - cache.length()) {
+    throw InputError(message("tokens: ", count, " tokens behind position ", cache.length(), " exceed the context of ",
+                             context_, " positions; shorten the prompt or load with a larger context (at most ",
+                             config_.max_position_embeddings, ")"));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (tokens[i] < 0 || tokens[i] >= config_.vocab_size) {
+      throw InputError(message("tokens: found ", tokens[i], " at index ", i, ", allowed are 0 to ",
+                               config_.vocab_size - 1));
+    }
+  }
+  const PassContext context{config_, weights_, *kernels_, cache, kv_type_, shared_, private_, scores_};
+  for (int64_t done = 0; done < count; done += shared_.chunk) {
+    const auto size = static_cast<int32_t>(std::min<int64_t>(shared_.chunk, count - done));
+    const bool last = done + size == count;
+    for (int32_t t = 0; t < size; ++t) {
+      const int64_t offset = static_cast<int64_t>(t) * (config_.head_dim / 2);
+      rope_.angles(cache.length() + t, shared_.cosines.data() + offset, shared_.sines.data() + offset);
+    }
+    const LogitsOf part = want == LogitsOf::kLast && !last ? LogitsOf::kNone : want;
+    float* out = want == LogitsOf::kAll ? logits + done * config_.vocab_size : logits;
+    Pass pass(context, tokens + done, size, part, out);
+    pool_.run([&pass](Worker& worker) { pass.run(worker); });
+    cache.set_length(cache.length() + size);
+  }
+}
+
+}  // namespace wf

@@ -1,0 +1,76 @@
+// A loaded model: prefill and decode of token sequences in independent slots.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kv_cache.h"
+#include "model_config.h"
+#include "rope.h"
+#include "scratch.h"
+#include "threads.h"
+#include "weights.h"
+
+namespace wf {
+
+struct ModelOptions {
+  int32_t threads = 0;  // 0: available_cores()
+  int32_t context = 0;  // positions of a slot; 0: min(max_position_embeddings, 4096)
+  int32_t slots = 1;
+  std::string kernels = "auto";
+  KvType kv_type = KvType::kF16;
+};
+
+enum class LogitsOf : uint8_t { kNone, kLast, kAll };
+
+class Model {
+ public:
+  // Loads a packed directory. Throws FormatError for the files, InputError for the options.
+  static std::unique_ptr<Model> load(const std::string& directory, const ModelOptions& options);
+  // Random weights of the architecture in the text of a config.json.
+  static std::unique_ptr<Model> random(const std::string& config_json, const PackingConfig& packing, uint64_t seed,
+                                       const ModelOptions& options);
+
+  Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<TensorSource> source,
+        const ModelOptions& options);
+
+  const ModelConfig& config() const { return config_; }
+  int32_t context() const { return context_; }
+  int32_t slots() const { return static_cast<int32_t>(slots_.size()); }
+  int threads() const { return pool_.size(); }
+  const char* kernels_name() const { return kernels_->name; }
+  const std::string& kernels_reason() const { return kernels_reason_; }
+  uint64_t bytes_per_token() const { return weights_.bytes_per_token; }
+  uint64_t kv_bytes() const { return KvCache::bytes(config_, context_, kv_type_); }
+
+  // Appends `count` tokens to a slot. logits: null for kNone, [V] for kLast, [count, V] for kAll.
+  // Throws InputError for an unknown slot, a token outside the vocabulary or a sequence beyond the context, before
+  // anything is written. Calls from several threads wait for each other.
+  void forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits);
+
+  int32_t length(int32_t slot) const;
+  // Forgets the positions from `length` on. Throws InputError when the slot holds fewer.
+  void truncate(int32_t slot, int32_t length);
+
+ private:
+  KvCache& checked_slot(int32_t slot) const;
+
+  ModelConfig config_;
+  Weights weights_;
+  Rope rope_;
+  const Kernels* kernels_;
+  std::string kernels_reason_;
+  KvType kv_type_;
+  int32_t context_;
+  std::vector<std::unique_ptr<KvCache>> slots_;
+  ThreadPool pool_;
+  SharedScratch shared_;
+  std::vector<TokenScratch> private_;  // by thread, for one token
+  std::vector<std::vector<float>> scores_;  // by thread, [context]
+  mutable std::mutex mutex_;
+};
+
+}  // namespace wf

@@ -1,0 +1,57 @@
+// config.json as typed numbers, each in a checked range, so that no product of two of them can overflow.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "json.h"
+
+namespace wf {
+
+enum class Activation : uint8_t { kSilu, kRelu2 };
+enum class RopeKind : uint8_t { kDefault, kLinear, kLlama3 };
+enum class Granularity : uint8_t { kTensor, kRow, kGroup };
+
+struct RopeConfig {
+  RopeKind kind = RopeKind::kDefault;
+  double theta = 10000;
+  double factor = 1;  // kLinear, kLlama3
+  double low_frequency_factor = 1, high_frequency_factor = 4, original_context = 8192;  // kLlama3
+};
+
+struct PackingConfig {
+  Granularity granularity = Granularity::kTensor;
+  int32_t group_size = 64;  // columns that share a scale; kGroup only
+};
+
+struct ModelConfig {
+  std::string model_type;
+  int32_t hidden_size = 0, intermediate_size = 0, num_hidden_layers = 0, vocab_size = 0;
+  int32_t num_attention_heads = 0, num_key_value_heads = 0, head_dim = 0, max_position_embeddings = 0;
+  float rms_norm_eps = 0;
+  RopeConfig rope;
+  Activation activation = Activation::kSilu;
+  bool qk_norm = false;        // RMSNorm of each head of q and k before RoPE
+  bool sub_norms = false;      // config.json says there are attn_sub_norm and ffn_sub_norm
+  bool qkv_bias = false;       // q, k and v must have a bias
+  bool o_bias = false;         // ... and o
+  bool mlp_bias = false;       // ... and gate, up and down
+  bool tie_known = false;      // config.json has tie_word_embeddings
+  bool tie_word_embeddings = false;
+  std::vector<int32_t> windows;  // by layer: positions a query may look back on, itself included; 0 is all
+
+  int32_t q_width() const { return num_attention_heads * head_dim; }
+  int32_t kv_width() const { return num_key_value_heads * head_dim; }
+};
+
+// Throws FormatError for a missing, unknown or out-of-range entry; `place` is the file's name.
+ModelConfig parse_model_config(const JsonValue& root, const std::string& place);
+// The "wrinklefree" object: format, version and layout must be the ones this build reads.
+PackingConfig parse_packing_config(const JsonValue& root, const std::string& place);
+// Throws FormatError for an unknown name or group size.
+PackingConfig make_packing_config(const std::string& granularity, int64_t group_size, const std::string& place);
+
+// The text of config.json with the limits for untrusted files applied.
+JsonValue parse_config_text(const std::string& text, const std::string& place);
+
+}  // namespace wf

@@ -1,0 +1,44 @@
+// A strict reader of one safetensors file over a mapping. The rules are those of the reference reader: header of at
+// most 100 MB, offsets in order, no gap, no overlap, the whole file covered, shape x type equal to the bytes.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "mapped_file.h"
+
+namespace wf {
+
+struct TensorEntry {
+  std::string dtype;            // as the file names it: "F32", "U8", ...
+  std::vector<uint64_t> shape;  // outermost first
+  uint64_t begin = 0;           // bytes from the start of the data
+  uint64_t end = 0;
+};
+
+class SafetensorsFile {
+ public:
+  // Throws FormatError for whatever the rules above do not allow.
+  explicit SafetensorsFile(const std::string& path);
+
+  const std::string& path() const { return file_.path(); }
+  const std::unordered_map<std::string, TensorEntry>& tensors() const { return tensors_; }
+  // The first byte of an entry of this file; (entry.end - entry.begin) bytes may be read.
+  const std::byte* data(const TensorEntry& entry) const { return file_.data() + data_start_ + entry.begin; }
+
+ private:
+  void read_header();
+  void check_coverage() const;
+
+  MappedFile file_;
+  uint64_t data_start_ = 0;
+  std::unordered_map<std::string, TensorEntry> tensors_;
+};
+
+// "[2, 3]" for an error message.
+std::string shape_text(const std::vector<uint64_t>& shape);
+
+}  // namespace wf

@@ -1,0 +1,93 @@
+// The thread pool of the engine: one job at a time, run by all threads together, with barriers inside the job.
+//
+// Jobs are short (a token is about 200 barriers), so waiting threads spin for some microseconds before they sleep,
+// and rows are handed out in chunks, so that a core taken away by another process stalls one chunk, not half a layer.
+#pragma once
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace wf {
+
+// Physical cores this process may use: the affinity mask, one thread a core, at most the control group's CPU quota.
+int available_cores();
+
+class ThreadPool;
+
+// A thread inside a job.
+class Worker {
+ public:
+  Worker(ThreadPool& pool, int index) : pool_(pool), index_(index) {}
+  int index() const { return index_; }
+  int count() const;
+
+  // Returns when every thread of the pool has called it; orders all memory between them.
+  void barrier() noexcept;
+
+  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over all threads, then waits at a
+  // barrier. All threads must call it with the same numbers.
+  template <typename F>
+  void chunks(int64_t total, int64_t grain, F&& f) noexcept;
+
+ private:
+  ThreadPool& pool_;
+  int index_;
+};
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return size_; }
+
+  // Runs job(Worker&) on every thread, the caller included, and returns when all are done. The job must not throw.
+  // Throws InputError in a process forked after the pool was made: fork copies no threads.
+  template <typename F>
+  void run(F&& job) {
+    run_erased([](void* context, Worker& worker) { (*static_cast<F*>(context))(worker); }, &job);
+  }
+
+ private:
+  friend class Worker;
+  using Job = void (*)(void* context, Worker& worker);
+
+  void run_erased(Job job, void* context);
+  void worker_loop(int index) noexcept;
+  void wait_for_change(std::atomic<int>& value, int old, int spins) noexcept;
+
+  const int size_;
+  const pid_t owner_;
+  Job job_ = nullptr;
+  void* context_ = nullptr;
+  std::vector<std::thread> threads_;
+  // Each on its own cache line: they are written at different times by different threads.
+  alignas(64) std::atomic<int> started_{0};  // counts jobs
+  alignas(64) std::atomic<bool> stopping_{false};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> epoch_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+inline int Worker::count() const { return pool_.size_; }
+
+template <typename F>
+void Worker::chunks(int64_t total, int64_t grain, F&& f) noexcept {
+  if (pool_.size_ == 1) {
+    if (total > 0) f(int64_t{0}, total);
+    return;
+  }
+  while (true) {
+    const int64_t begin = pool_.next_.fetch_add(grain, std::memory_order_relaxed);
+    if (begin >= total) break;
+    f(begin, begin + grain < total ? begin + grain : total);
+  }
+  barrier();
+}
+
+}  // namespace wf

@@ -1,0 +1,63 @@
+// The tensors of a model as the kernels want them, checked against config.json.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "model_config.h"
+#include "tensor_source.h"
+
+namespace wf {
+
+struct Linear {
+  TernaryMatrix matrix{};
+  const float* bias = nullptr;  // [rows], or null
+};
+
+struct Layer {
+  Linear q, k, v, o, gate, up, down;
+  const float* input_norm = nullptr;      // [D]
+  const float* post_norm = nullptr;       // [D]
+  const float* attn_sub_norm = nullptr;   // [heads * head_dim], or null
+  const float* ffn_sub_norm = nullptr;    // [intermediate], or null
+  const float* q_norm = nullptr;          // [head_dim], or null
+  const float* k_norm = nullptr;          // [head_dim], or null
+};
+
+// An embedding or head [V, D]: int8 codes with a scale a row, or float16.
+struct Table {
+  const int8_t* q8 = nullptr;
+  const float* scales = nullptr;  // [V], with q8
+  const uint16_t* f16 = nullptr;
+
+  // out[0..columns) = row `row` as float32.
+  void row(int32_t row, int32_t columns, float* out) const;
+};
+
+class Weights {
+ public:
+  // Throws FormatError when a tensor is missing, left over or not what `config` says.
+  Weights(const ModelConfig& config, const PackingConfig& packing, std::unique_ptr<TensorSource> source);
+
+  Table embedding, head;
+  const float* final_norm = nullptr;
+  std::vector<Layer> layers;
+  // Bytes of weights that one decoded token reads: everything but the embedding rows of other tokens.
+  uint64_t bytes_per_token = 0;
+
+ private:
+  Layer load_layer(const ModelConfig& config, const std::string& prefix);
+  Linear load_linear(const std::string& name, int32_t rows, int32_t columns, bool bias_needed);
+  Table load_table(const ModelConfig& config, const std::string& name);
+  const float* load_vector(const std::string& name, int32_t size, Role role);
+  const float* load_optional(const std::string& name, int32_t size, bool needed, Role role);
+
+  PackingConfig packing_;
+  std::unique_ptr<TensorSource> source_;
+  std::deque<std::vector<float>> row_scales_;  // padded to whole row blocks
+};
+
+}  // namespace wf

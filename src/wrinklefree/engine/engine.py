@@ -1,0 +1,269 @@
+"""The engine: a packed model in memory, logits and generated text. Needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.engine.generation import Generation, Step, decode_steps
+from wrinklefree.engine.native import load_native
+from wrinklefree.engine.sampling import SamplingParams
+from wrinklefree.errors import InputError
+
+if TYPE_CHECKING:
+    from wrinklefree.artifact.tokenizer import Tokenizer
+
+LOGIT_CHUNK = 64  # tokens whose logits are computed together
+
+
+@dataclass(frozen=True)
+class _NativePair:
+    """The C++ objects of one generation."""
+
+    model: Any
+    sampler: Any
+
+
+class Engine:
+    """A loaded model. Calls from several threads are safe; each generation holds one of the slots.
+
+    Attributes: ``config`` (the object in config.json), ``context`` (positions of a slot), ``slots``, ``threads``,
+    ``kernels_name``, ``kernels_reason``, ``bytes_per_token`` (weights read for one decoded token), ``kv_bytes``
+    (address space of one slot's cache).
+    """
+
+    def __init__(self, model: Any, config: Mapping[str, Any], directory: Path | None = None) -> None:
+        """Take over a native model; use `Engine.load` or `Engine.random`."""
+        self._model = model
+        self._directory = directory
+        self._tokenizer: Tokenizer | None = None
+        self._lock = threading.Lock()
+        self._free = list(range(model.slots))
+        self.config = config
+        self.context: int = model.context
+        self.slots: int = model.slots
+        self.threads: int = model.threads
+        self.vocab_size: int = model.vocab_size
+        self.kernels_name: str = model.kernels_name
+        self.kernels_reason: str = model.kernels_reason
+        self.bytes_per_token: int = model.bytes_per_token
+        self.kv_bytes: int = model.kv_bytes
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        threads: int | None = None,
+        context: int | None = None,
+        kernels: str = "auto",
+        slots: int = 1,
+        kv_type: str = "float16",
+    ) -> Engine:
+        """Return the model of a packed directory.
+
+        ``threads`` None: one for each physical core this process may use. ``context`` None: the smaller of the
+        model's own and 4096 positions. ``kv_type``: float16 or float32 keys and values.
+
+        Raises: FormatError when a file is damaged or not what this engine runs, InputError for an argument,
+        MissingDependencyError when the extension is not built.
+        """
+        directory = Path(directory)
+        options = _options(threads, context, kernels, slots, kv_type)
+        if not directory.is_dir():
+            raise InputError(f"{directory}: found no directory; give one that `wf export` wrote")
+        model = load_native().Model.load(str(directory), **options)
+        config = json.loads((directory / "config.json").read_bytes())  # the loader above has checked it
+        return cls(model, config, directory)
+
+    @classmethod
+    def random(
+        cls,
+        config: Mapping[str, Any],
+        granularity: str = "tensor",
+        group_size: int = 64,
+        seed: int = 0,
+        threads: int | None = None,
+        context: int | None = None,
+        kernels: str = "auto",
+        slots: int = 1,
+        kv_type: str = "float16",
+    ) -> Engine:
+        """Return a model with random weights of the architecture in ``config`` (keys of config.json), for speed."""
+        options = _options(threads, context, kernels, slots, kv_type)
+        _check_int("seed", seed, 0, (1 << 64) - 1)
+        _check_int("group_size", group_size, 0, 1 << 20)
+        text = json.dumps(dict(config))
+        model = load_native().Model.random(text, granularity, group_size, seed, **options)
+        return cls(model, config)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer.json; without one the steps of a generation carry tokens, no text."""
+        return self._directory is not None and (self._directory / "tokenizer.json").exists()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, read on first use. Raises: InputError for a model without files, FormatError."""
+        if self._tokenizer is None:
+            if self._directory is None:
+                raise InputError("tokenizer: a model of random weights has none; give token ids instead of text")
+            from wrinklefree.artifact.tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.load(self._directory)
+        return self._tokenizer
+
+    def logits(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return the logits float32 [T, V] after each of ``tokens`` [T], from an empty cache.
+
+        Raises: InputError for no tokens, more than the context, or a token outside the vocabulary.
+        """
+        ids = self._checked_tokens(tokens, "tokens")
+        out = np.empty((len(ids), self.vocab_size), np.float32)
+        start = 0
+        for piece in self._chunks(ids, out):
+            start += len(piece)
+        return out
+
+    def logit_chunks(
+        self, tokens: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (index of the first token, logits float32 [n, V]) for pieces of ``tokens``; memory is reused.
+
+        For perplexity over long texts: the same numbers as `logits` without holding all of them.
+        """
+        ids = self._checked_tokens(tokens, "tokens")
+        out = np.empty((min(len(ids), LOGIT_CHUNK), self.vocab_size), np.float32)
+        start = 0
+        for piece in self._chunks(ids, out):
+            yield start, piece
+            start += len(piece)
+
+    def _chunks(self, ids: NDArray[np.int32], out: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Run ``ids`` through a fresh slot; yield the parts of ``out`` [all or LOGIT_CHUNK, V] as they are filled."""
+        whole = len(out) == len(ids)
+        with self._slot() as slot:
+            for start in range(0, len(ids), LOGIT_CHUNK):
+                piece = ids[start : start + LOGIT_CHUNK]
+                first = start if whole else 0
+                part = out[first : first + len(piece)]
+                self._model.forward(slot, piece, part)
+                yield part
+
+    def generate(
+        self, prompt: Sequence[int] | NDArray[np.integer[Any]] | str, params: SamplingParams | None = None
+    ) -> Generation:
+        """Return the steps of an answer to a prompt, as token ids or text (encoded as the tokenizer says).
+
+        Raises: InputError for an empty prompt or one longer than the context; while iterating, InputError when
+        every slot is in use, FormatError when the weights give logits that are no numbers.
+        """
+        params = (params or SamplingParams()).with_seed()
+        ids = self._checked_tokens(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, "prompt")
+        if params.stop and not self.has_tokenizer:
+            raise InputError("stop: stop strings need a tokenizer, and this model has no tokenizer.json")
+        return Generation(len(ids), params, lambda generation: self._steps(ids, generation))
+
+    def _steps(self, ids: NDArray[np.int32], generation: Generation) -> Iterator[Step]:
+        params = generation.params
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        ends = frozenset(() if params.ignore_eos or tokenizer is None else tokenizer.eos_ids)
+        sampler = load_native().Sampler(
+            self.vocab_size,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            seed=generation.seed,
+        )
+        decoder = None if tokenizer is None else tokenizer.decoder()
+        with self._slot() as slot:
+            yield from decode_steps(
+                _NativePair(self._model, sampler),
+                slot,
+                ids,
+                generation,
+                ends | frozenset(params.stop_tokens),
+                decoder,
+            )
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Return the seconds that a prompt of ``tokens`` tokens takes, the logits of its last included."""
+        _check_int("tokens", tokens, 1, self.context)
+        with self._slot(0):
+            return float(self._model.time_prefill(tokens))
+
+    def decode_seconds(self, tokens: int, start: int = 1) -> float:
+        """Return the seconds of ``tokens`` greedy decode steps behind a prompt of ``start`` tokens."""
+        _check_int("start", start, 1, self.context)
+        _check_int("tokens", tokens, 1, self.context - start)
+        with self._slot(0):
+            self._model.time_prefill(start)
+            return float(self._model.time_decode(tokens))
+
+    @contextmanager
+    def _slot(self, wanted: int | None = None) -> Iterator[int]:
+        """Hold a free slot (or the one wanted), emptied. Raises: InputError when it is in use."""
+        with self._lock:
+            if not self._free or (wanted is not None and wanted not in self._free):
+                raise InputError(
+                    f"all {self.slots} slots are in use; finish or close a generation, or load with more slots"
+                )
+            slot = self._free[0] if wanted is None else wanted
+            self._free.remove(slot)
+        try:
+            self._model.truncate(slot, 0)
+            yield slot
+        finally:
+            with self._lock:
+                self._free.append(slot)
+                self._free.sort()
+
+    def _checked_tokens(self, tokens: Sequence[int] | NDArray[np.integer[Any]], place: str) -> NDArray[np.int32]:
+        """Return token ids as int32 [T] after checking their number and range."""
+        try:
+            ids = np.asarray(tokens)
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{place}: token ids must be a flat list of integers ({error})") from error
+        if ids.size == 0:
+            raise InputError(f"{place}: found no token, at least one is needed")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"{place}: found an array of {ids.ndim} dimensions of {ids.dtype}, needed is a flat list")
+        if len(ids) > self.context:
+            raise InputError(
+                f"{place}: {len(ids)} tokens are more than the context of {self.context}; "
+                "shorten it or load the model with a larger context"
+            )
+        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if wrong.size:
+            at = int(wrong[0])
+            raise InputError(f"{place}: found token {ids[at]} at index {at}, allowed are 0 to {self.vocab_size - 1}")
+        return np.ascontiguousarray(ids, np.int32)
+
+
+def _options(threads: int | None, context: int | None, kernels: str, slots: int, kv_type: str) -> dict[str, int | str]:
+    if threads is not None:
+        _check_int("threads", threads, 1, 256)
+    if context is not None:
+        _check_int("context", context, 1, (1 << 31) - 1)
+    _check_int("slots", slots, 1, 1024)
+    return {
+        "threads": threads or 0,
+        "context": context or 0,
+        "kernels": kernels,
+        "slots": slots,
+        "kv_type": kv_type,
+    }
+
+
+def _check_int(name: str, found: object, least: int, most: int) -> None:
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
+        raise InputError(f"{name}: found {found!r}, allowed is an integer from {least} to {most}")
