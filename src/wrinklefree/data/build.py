@@ -1,0 +1,90 @@
+"""From the data part of a recipe to a training stream and held-out sequences: the one place that joins the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wrinklefree.data.document import Document, SourceConfig
+from wrinklefree.data.packing import PackedSequences
+from wrinklefree.data.python_docs import HELD_OUT_TOPICS
+from wrinklefree.data.sources import read_documents
+from wrinklefree.data.split import Split, guard, split
+from wrinklefree.data.stream import PackedStream
+from wrinklefree.data.tokens import TextEncoder, tokenize
+from wrinklefree.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on and what to hold out.
+
+    ``sources``: one or more; with several, ``SourceConfig.weight`` is a source's share of the sequences.
+    ``sequence_length``: tokens per packed sequence.
+    ``seed``: of the order and the mixture.
+    ``held_out_share``: share of the documents of each source that is held out (python-docs has a fixed list).
+    ``cache_dir``: where token arrays are kept between runs; None keeps none.
+    """
+
+    sources: tuple[SourceConfig, ...] = field(default_factory=lambda: (SourceConfig(),))
+    sequence_length: int = 256
+    seed: int = 0
+    held_out_share: float = 0.1
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The stream to train on, the held-out sequences (in document order, never shuffled), and the two splits' texts."""
+
+    stream: PackedStream
+    held_out: PackedSequences
+    splits: tuple[Split, ...]
+
+
+def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
+    """Return the training stream and the held-out sequences of a recipe.
+
+    Raises: InputError when a source, the split or a length is wrong.
+    """
+    if not config.sources:
+        raise InputError("data.sources: found none, at least one is needed")
+    splits = split_sources(config.sources, config.held_out_share)
+    cache = Path(config.cache_dir) if config.cache_dir else None
+
+    def packed(documents: tuple[Document, ...]) -> PackedSequences:
+        return PackedSequences(tokenize(documents, encoder, cache), config.sequence_length, encoder.eos_id)
+
+    held_out = tuple(document for part in splits for document in part.held_out)
+    weights = [source.weight for source in config.sources]
+    stream = PackedStream([packed(part.train) for part in splits], config.seed, weights)
+    return TrainingData(stream, packed(held_out), splits)
+
+
+def split_sources(sources: tuple[SourceConfig, ...], share: float = 0.1) -> tuple[Split, ...]:
+    """Return each source split; training text of every source is guarded against the held-out text of all."""
+    splits = [split_source(source, share) for source in sources]
+    if len(splits) == 1:
+        return tuple(splits)
+    everything = [document for part in splits for document in part.held_out]
+    guarded = []
+    for part in splits:
+        again = guard(part.train, everything)
+        guarded.append(
+            Split(
+                again.train,
+                part.held_out,
+                part.removed_characters + again.removed_characters,
+                part.removed_documents + again.removed_documents,
+            )
+        )
+    return tuple(guarded)
+
+
+def split_source(source: SourceConfig, share: float = 0.1) -> Split:
+    """Return one source's training and held-out documents; python-docs holds out HELD_OUT_TOPICS, others ``share``."""
+    documents = read_documents(source)
+    if source.kind == "python-docs":
+        present = {document.id for document in documents}
+        return split(documents, ids=[name for name in HELD_OUT_TOPICS if name in present])
+    return split(documents, share)

@@ -1,0 +1,126 @@
+"""Held-out documents, and the promise that nothing in the training documents stands in them.
+
+Documentation repeats itself: without the guard a model is tested on paragraphs it was trained on. The rule: no
+training document shares a run of eight words with a held-out one. A run of words, not a line, because the same
+passage is wrapped differently in two places; eight, because that is the shortest run that a search of this kind of
+text finds almost only in copies (13 is usual for web-scale sets, where a shorter run is often chance; here too
+little must be lost to afford the strict one). Words are compared without case, punctuation and markup. What goes is
+the whole paragraph that takes part in a shared run: half a sentence is no training text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from wrinklefree.data.document import Document
+from wrinklefree.errors import InputError
+
+SHARED_WORDS = 8
+_WORD = re.compile(r"\w+")
+_PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two sides, and what the guard took from the training side."""
+
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    removed_characters: int
+    removed_documents: int
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.train)} training documents, {len(self.held_out)} held out; {self.removed_characters} "
+            f"characters ({self.removed_documents} whole documents) left out of training, held out elsewhere"
+        )
+
+
+def split(documents: Sequence[Document], share: float = 0.1, ids: Iterable[str] = ()) -> Split:
+    """Return training and held-out documents.
+
+    ``ids``: the held-out documents by name; without them ``share`` of the documents is held out, chosen by the hash
+    of the id, so that a document stays on its side whatever else is added (and at least one document is held out).
+
+    Raises: InputError for a share outside 0 to 1, an unknown id, or when one side is left without text.
+    """
+    chosen = _named(documents, frozenset(ids)) if (ids := tuple(ids)) else _hashed(documents, share)
+    held_out = tuple(document for document in documents if document.id in chosen)
+    return guard([document for document in documents if document.id not in chosen], held_out)
+
+
+def guard(train: Sequence[Document], held_out: Sequence[Document]) -> Split:
+    """Return both sides after removing from ``train`` every paragraph that takes part in a shared run of words.
+
+    Raises: InputError when nothing is left to train on.
+    """
+    shared = set[tuple[str, ...]]()
+    for document in held_out:
+        shared |= set(_runs(_words(document.text)))
+    kept = []
+    before = sum(len(document.text) for document in train)
+    for document in train:
+        text = _without(document.text, shared)
+        if text.strip():
+            kept.append(Document(document.id, text))
+    if not kept:
+        raise InputError(
+            f"split: {len(train)} documents are left for training and none has text that is not held out; give more "
+            "documents (a text file is one document; a directory of files or a jsonl file holds many)"
+        )
+    after = sum(len(document.text) for document in kept)
+    return Split(tuple(kept), tuple(held_out), before - after, len(train) - len(kept))
+
+
+def shares_passage(left: str, right: str) -> bool:
+    """Return whether two texts share a run of SHARED_WORDS words."""
+    return not set(_runs(_words(left))).isdisjoint(_runs(_words(right)))
+
+
+def _named(documents: Sequence[Document], ids: frozenset[str]) -> frozenset[str]:
+    missing = sorted(ids - {document.id for document in documents})
+    if missing:
+        raise InputError(f"held-out documents: {', '.join(missing)} not found among {len(documents)} documents")
+    return ids
+
+
+def _hashed(documents: Sequence[Document], share: float) -> frozenset[str]:
+    if not 0.0 < share < 1.0:
+        raise InputError(f"held-out share: found {share}, allowed is more than 0 and less than 1")
+    places = {document.id: _place(document.id) for document in documents}
+    chosen = frozenset(name for name, place in places.items() if place < share)
+    return chosen or frozenset(sorted(places, key=places.__getitem__)[:1])
+
+
+def _place(name: str) -> float:
+    """Return a number in [0, 1) that depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _runs(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[offset:] for offset in range(SHARED_WORDS)), strict=False)
+
+
+def _without(text: str, shared: set[tuple[str, ...]]) -> str:
+    """Return the text without the paragraphs of shared runs. Repeats, because a removal joins its neighbours."""
+    paragraphs = _PARAGRAPH_BREAK.split(text)
+    while True:
+        words, owners = [], []
+        for index, paragraph in enumerate(paragraphs):
+            found = _words(paragraph)
+            words += found
+            owners += [index] * len(found)
+        touched = set[int]()
+        for start, run in enumerate(_runs(words)):
+            if run in shared:
+                touched.update(owners[start : start + SHARED_WORDS])
+        if not touched:
+            return text if len(paragraphs) == len(_PARAGRAPH_BREAK.split(text)) else "\n\n".join(paragraphs)
+        paragraphs = [paragraph for index, paragraph in enumerate(paragraphs) if index not in touched]
