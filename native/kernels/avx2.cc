@@ -87,27 +87,27 @@ struct Planes {
   __m256i plane[4];
 };
 
-inline Planes planes_of(__m256i codes) {
+WF_ALWAYS_INLINE Planes planes_of(__m256i codes) {
   const __m256i two_bits = _mm256_set1_epi8(3);
   return {{_mm256_and_si256(codes, two_bits), _mm256_and_si256(_mm256_srli_epi16(codes, 2), two_bits),
            _mm256_and_si256(_mm256_srli_epi16(codes, 4), two_bits),
            _mm256_and_si256(_mm256_srli_epi16(codes, 6), two_bits)}};
 }
 
-inline __m256i load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+WF_ALWAYS_INLINE __m256i load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-inline __m256i sixteen(const int8_t* q) {
+WF_ALWAYS_INLINE __m256i sixteen(const int8_t* q) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
 }
 
-inline __m256i four_columns(const int8_t* q) {
+WF_ALWAYS_INLINE __m256i four_columns(const int8_t* q) {
   int32_t bytes;
   __builtin_memcpy(&bytes, q, 4);
   return _mm256_set1_epi32(bytes);
 }
 
 // The four results of one block for two rows, added: at most 4 * 508.
-inline __m256i block_product(const Planes& rows, const __m256i* line) {
+WF_ALWAYS_INLINE __m256i block_product(const Planes& rows, const __m256i* line) {
   const __m256i even = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[0], line[0]),
                                         _mm256_maddubs_epi16(rows.plane[1], line[1]));
   const __m256i odd = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[2], line[2]),
@@ -115,10 +115,10 @@ inline __m256i block_product(const Planes& rows, const __m256i* line) {
   return _mm256_add_epi16(even, odd);
 }
 
-inline __m256i pairs_to_int32(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+WF_ALWAYS_INLINE __m256i pairs_to_int32(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 
 // [a lane 0, b lane 0 | a lane 1, b lane 1] summed over 4 elements each: rows 0, 1 of a and rows 2, 3 of b.
-inline __m128 four_sums(__m256 a, __m256 b) {
+WF_ALWAYS_INLINE __m128 four_sums(__m256 a, __m256 b) {
   __m256 pairs = _mm256_hadd_ps(a, b);
   pairs = _mm256_hadd_ps(pairs, pairs);
   return _mm_unpacklo_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
@@ -126,7 +126,7 @@ inline __m128 four_sums(__m256 a, __m256 b) {
 
 // The integer sums of `count` <= kFlushBlocks column blocks for 4 rows: dots[t][0] rows 0|1, dots[t][1] rows 2|3.
 template <int32_t T>
-inline void add_blocks(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t count, __m256i (*dots)[2]) {
+WF_ALWAYS_INLINE void add_blocks(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t count, __m256i (*dots)[2]) {
   __m256i words[T][2];
   for (int32_t t = 0; t < T; ++t) words[t][0] = words[t][1] = _mm256_setzero_si256();
   for (int32_t c = 0; c < count; ++c) {
@@ -144,10 +144,10 @@ inline void add_blocks(const uint8_t* codes, const int8_t* q, int64_t q_stride, 
 }
 
 // `total` once in each lane, to be subtracted: codes are the ternary values plus one.
-inline __m256i once_a_lane(int32_t total) { return _mm256_setr_epi32(total, 0, 0, 0, total, 0, 0, 0); }
+WF_ALWAYS_INLINE __m256i once_a_lane(int32_t total) { return _mm256_setr_epi32(total, 0, 0, 0, total, 0, 0, 0); }
 
 template <int32_t T, bool kScaled>
-inline void few_block_grouped(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+WF_ALWAYS_INLINE void few_block_grouped(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
                               float* out) {
   const int32_t columns = w->column_blocks, group_blocks = w->group_blocks;
   const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
@@ -182,7 +182,7 @@ inline void few_block_grouped(const TernaryMatrix* w, int32_t block, const int8_
 }
 
 template <int32_t T>
-inline void few_block_whole(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* totals, float* out) {
+WF_ALWAYS_INLINE void few_block_whole(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* totals, float* out) {
   const int32_t columns = w->column_blocks;
   const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
   const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
@@ -201,7 +201,7 @@ inline void few_block_whole(const TernaryMatrix* w, int32_t block, const int8_t*
 }
 
 template <int32_t T, bool kGrouped, bool kScaled>
-inline void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+WF_ALWAYS_INLINE void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
                       const int32_t* totals, float* out) {
   if constexpr (kGrouped) {
     few_block_grouped<T, kScaled>(w, block, q, block_sums, out);
@@ -211,7 +211,7 @@ inline void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, co
 }
 
 // Four registers of 2 lanes x 4 dwords: dword d of lane l of register b goes to register d, lane l, element b.
-inline void transpose_dwords(const __m256i* in, __m256i* out) {
+WF_ALWAYS_INLINE void transpose_dwords(const __m256i* in, __m256i* out) {
   const __m256i low01 = _mm256_unpacklo_epi32(in[0], in[1]), high01 = _mm256_unpackhi_epi32(in[0], in[1]);
   const __m256i low23 = _mm256_unpacklo_epi32(in[2], in[3]), high23 = _mm256_unpackhi_epi32(in[2], in[3]);
   out[0] = _mm256_unpacklo_epi64(low01, low23);
@@ -242,7 +242,7 @@ inline void unpack_panel(const uint8_t* codes, int64_t row_stride, int32_t row_b
     }
 }
 
-inline void flush(__m256i words, __m256i total, const float* scales, float* sums) {
+WF_ALWAYS_INLINE void flush(__m256i words, __m256i total, const float* scales, float* sums) {
   const __m256i dots = _mm256_sub_epi32(pairs_to_int32(words), total);
   V::store(sums, V::fma(_mm256_cvtepi32_ps(dots), V::load(scales), V::load(sums)));
 }

@@ -75,79 +75,125 @@ struct Planes {
   __m512i plane[4];
 };
 
-inline Planes planes_of(__m512i codes) {
+WF_ALWAYS_INLINE Planes planes_of(__m512i codes) {
   const __m512i two_bits = _mm512_set1_epi8(3);
   return {{_mm512_and_si512(codes, two_bits), _mm512_and_si512(_mm512_srli_epi16(codes, 2), two_bits),
            _mm512_and_si512(_mm512_srli_epi16(codes, 4), two_bits),
            _mm512_and_si512(_mm512_srli_epi16(codes, 6), two_bits)}};
 }
 
-inline __m512i sixteen(const int8_t* q) {
+WF_ALWAYS_INLINE __m512i sixteen(const int8_t* q) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
 }
 
-inline __m512i four_columns(const int8_t* q) {
+WF_ALWAYS_INLINE __m512i four_columns(const int8_t* q) {
   int32_t bytes;
   __builtin_memcpy(&bytes, q, 4);
   return _mm512_set1_epi32(bytes);
 }
 
-// 4 rows: the float sum of each row in out[t * 4 + r]. T tokens share one unpack: 7 uops, then 4 vpdpbusd a token
-// for 256 weights, and 3 uops a token for each group's end.
-template <int32_t T, bool kGrouped, bool kScaled>
-inline void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
-                      const int32_t* totals, float* out) {
-  const int32_t columns = w->column_blocks;
-  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
-  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
-  const int32_t group_blocks = kGrouped ? w->group_blocks : columns;
-  const int32_t groups = (columns + group_blocks - 1) / group_blocks;
-  const uint16_t* scales = w->group_scales + static_cast<int64_t>(block) * groups * kRowsPerBlock;
-  const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  F sums[T];
-  __m512i dots[T];
-  for (int32_t t = 0; t < T; ++t) sums[t] = V::zero();
-  F four_groups = V::set1(1.0f);
-  for (int32_t group = 0; group < groups; ++group) {
-    if (kGrouped && kScaled && group % 4 == 0) {  // scales of up to 4 groups x 4 rows
-      const __mmask16 there = static_cast<__mmask16>((1u << min_of(16, (groups - group) * 4)) - 1);
-      four_groups = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, scales + group * kRowsPerBlock));
-    }
-    const int32_t first = group * group_blocks, last = min_of(first + group_blocks, columns);
-    for (int32_t t = 0; t < T; ++t) dots[t] = _mm512_setzero_si512();
-    for (int32_t c = first; c < last; ++c) {
-      const Planes rows = planes_of(_mm512_loadu_si512(codes + static_cast<int64_t>(c) * kBytesPerBlock));
-      for (int32_t t = 0; t < T; ++t) {
-        const int8_t* line = q + t * q_stride + static_cast<int64_t>(c) * kColumnsPerBlock;
-        if constexpr (kGrouped)  // once in each lane: codes are the ternary values plus one
-          dots[t] = _mm512_mask_sub_epi32(dots[t], 0x1111, dots[t], _mm512_set1_epi32(block_sums[t * columns + c]));
-        for (int32_t p = 0; p < 4; ++p) dots[t] = _mm512_dpbusd_epi32(dots[t], rows.plane[p], sixteen(line + 16 * p));
-      }
-    }
-    if constexpr (kGrouped) {
-      const F scale = kScaled ? _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(group % 4 * 4)), four_groups)
-                              : four_groups;
-      for (int32_t t = 0; t < T; ++t) sums[t] = V::fma(_mm512_cvtepi32_ps(dots[t]), scale, sums[t]);
+// A few tokens, one row block: T tokens share one unpack (7 uops for 256 weights), then 4 vpdpbusd a token.
+template <int32_t T>
+struct FewTokens {
+  const uint8_t* codes;  // of this row block
+  const int8_t* q;
+  const int32_t* block_sums;
+  int32_t columns;  // column blocks
+
+  // Adds column block c to dots[t][plane % kChains]. vpdpbusd takes 4 cycles, so a token needs several chains of them
+  // to keep the unit busy; several tokens are several chains already.
+  template <int32_t kChains>
+  WF_ALWAYS_INLINE void add(int32_t c, __m512i (*dots)[kChains]) const {
+    const Planes rows = planes_of(_mm512_loadu_si512(codes + static_cast<int64_t>(c) * kBytesPerBlock));
+    for (int32_t t = 0; t < T; ++t) {
+      const int8_t* line = q + (static_cast<int64_t>(t) * columns + c) * kColumnsPerBlock;
+      for (int32_t p = 0; p < 4; ++p)
+        dots[t][p % kChains] = _mm512_dpbusd_epi32(dots[t][p % kChains], rows.plane[p], sixteen(line + 16 * p));
     }
   }
+};
+
+// The sums of the 4 elements of each lane, as 4 floats.
+WF_ALWAYS_INLINE __m128 lane_sums(F x) {
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4E));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xB1));
+  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, x));
+}
+
+// One scale for a row: integers to the end. Float32 holds them exactly (see ternary_panel-inl.h).
+template <int32_t T>
+WF_ALWAYS_INLINE void few_block_whole(const FewTokens<T>& few, const int32_t* totals, float* out) {
+  constexpr int32_t kChains = T == 1 ? 4 : T == 2 ? 2 : 1;
+  __m512i dots[T][kChains];
+  for (int32_t t = 0; t < T; ++t)
+    for (int32_t i = 0; i < kChains; ++i) dots[t][i] = _mm512_setzero_si512();
+  for (int32_t c = 0; c < few.columns; ++c) few.template add<kChains>(c, dots);
   for (int32_t t = 0; t < T; ++t) {
-    if constexpr (!kGrouped) {
-      const __m512i total = _mm512_maskz_set1_epi32(0x1111, totals[t]);
-      __m512i sum = _mm512_sub_epi32(dots[t], total);
-      sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, static_cast<_MM_PERM_ENUM>(0x4E)));
-      sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, static_cast<_MM_PERM_ENUM>(0xB1)));
-      sums[t] = _mm512_cvtepi32_ps(sum);
-    } else {
-      sums[t] = _mm512_add_ps(sums[t], _mm512_permute_ps(sums[t], 0x4E));
-      sums[t] = _mm512_add_ps(sums[t], _mm512_permute_ps(sums[t], 0xB1));
+    __m512i sum = _mm512_sub_epi32(dots[t][0], _mm512_maskz_set1_epi32(0x1111, totals[t]));
+    for (int32_t i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, dots[t][i]);
+    _mm_storeu_ps(out + t * kRowsPerBlock, lane_sums(_mm512_cvtepi32_ps(sum)));
+  }
+}
+
+// Adds group `group` times its scale to sums. `scale` holds the scale of row r in lane r.
+template <int32_t T, int32_t kGroupBlocks>
+WF_ALWAYS_INLINE void add_group(const FewTokens<T>& few, int32_t group, F scale, F* sums) {
+  const int32_t first = group * kGroupBlocks;
+  const int32_t last = kGroupBlocks == 1 ? first + 1 : min_of(first + kGroupBlocks, few.columns);
+  __m512i dots[T][1];
+  for (int32_t t = 0; t < T; ++t) dots[t][0] = _mm512_setzero_si512();
+  for (int32_t c = first; c < last; ++c) {
+    for (int32_t t = 0; t < T; ++t)  // once in each lane: codes are the ternary values plus one
+      dots[t][0] = _mm512_sub_epi32(dots[t][0], _mm512_maskz_set1_epi32(0x1111, few.block_sums[t * few.columns + c]));
+    few.template add<1>(c, dots);
+  }
+  for (int32_t t = 0; t < T; ++t) sums[t] = V::fma(_mm512_cvtepi32_ps(dots[t][0]), scale, sums[t]);
+}
+
+template <int32_t T, int32_t kGroupBlocks, bool kScaled>
+WF_ALWAYS_INLINE void few_block_grouped(const FewTokens<T>& few, const uint16_t* scales, float* out) {
+  const int32_t groups = (few.columns + kGroupBlocks - 1) / kGroupBlocks;
+  const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  F sums[T];
+  for (int32_t t = 0; t < T; ++t) sums[t] = V::zero();
+  int32_t group = 0;
+  for (; group + 4 <= groups; group += 4) {  // the scales of 4 groups x 4 rows in one register
+    const F four = kScaled ? V::from_f16(scales + group * kRowsPerBlock) : V::set1(1.0f);
+    add_group<T, kGroupBlocks>(few, group, _mm512_permutexvar_ps(lane, four), sums);
+    add_group<T, kGroupBlocks>(few, group + 1, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(4)), four), sums);
+    add_group<T, kGroupBlocks>(few, group + 2, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(8)), four), sums);
+    add_group<T, kGroupBlocks>(few, group + 3, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(12)), four), sums);
+  }
+  for (; group < groups; ++group) {
+    F scale = V::set1(1.0f);
+    if constexpr (kScaled) {
+      const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + group * kRowsPerBlock));
+      scale = _mm512_permutexvar_ps(lane, _mm512_castps128_ps512(_mm_cvtph_ps(halves)));
     }
-    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm_storeu_ps(out + t * kRowsPerBlock, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums[t])));
+    add_group<T, kGroupBlocks>(few, group, scale, sums);
+  }
+  for (int32_t t = 0; t < T; ++t) _mm_storeu_ps(out + t * kRowsPerBlock, lane_sums(sums[t]));
+}
+
+template <int32_t T, bool kGrouped, bool kScaled>
+WF_ALWAYS_INLINE void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
+                      const int32_t* totals, float* out) {
+  const FewTokens<T> few{w->codes + static_cast<int64_t>(block) * w->column_blocks * kBytesPerBlock, q, block_sums,
+                         w->column_blocks};
+  if constexpr (!kGrouped) {
+    few_block_whole<T>(few, totals, out);
+  } else {
+    const int64_t groups = (w->column_blocks + w->group_blocks - 1) / w->group_blocks;
+    const uint16_t* scales = w->group_scales + block * groups * kRowsPerBlock;
+    if (w->group_blocks == 1) return few_block_grouped<T, 1, kScaled>(few, scales, out);
+    if (w->group_blocks == 2) return few_block_grouped<T, 2, kScaled>(few, scales, out);
+    few_block_grouped<T, 4, kScaled>(few, scales, out);
   }
 }
 
 // Four registers of 4 lanes x 4 dwords: dword d of lane r of register b goes to register d, lane r, element b.
-inline void transpose_dwords(const __m512i* in, __m512i* out) {
+WF_ALWAYS_INLINE void transpose_dwords(const __m512i* in, __m512i* out) {
   const __m512i low01 = _mm512_unpacklo_epi32(in[0], in[1]), high01 = _mm512_unpackhi_epi32(in[0], in[1]);
   const __m512i low23 = _mm512_unpacklo_epi32(in[2], in[3]), high23 = _mm512_unpackhi_epi32(in[2], in[3]);
   out[0] = _mm512_unpacklo_epi64(low01, low23);

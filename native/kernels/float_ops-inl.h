@@ -7,6 +7,10 @@
 // [-126, 127]), sqrt1 (of one float), sum, peak, from_i8, from_f16, to_i8 (of whole numbers in [-127, 127]), to_f16.
 #include "kernels/kernels.h"
 
+// Sums live in registers across these calls; the compiler's own guess keeps some of them out of line, which sends
+// every sum through memory and halves the speed.
+#define WF_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace wf {
 namespace {
 
@@ -15,9 +19,9 @@ constexpr int32_t kLanes = V::kLanes;
 
 inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 
-inline F widen(const float* p) { return V::load(p); }
-inline F widen(const uint16_t* p) { return V::from_f16(p); }
-inline F widen(const int8_t* p) { return V::from_i8(p); }
+WF_ALWAYS_INLINE F widen(const float* p) { return V::load(p); }
+WF_ALWAYS_INLINE F widen(const uint16_t* p) { return V::from_f16(p); }
+WF_ALWAYS_INLINE F widen(const int8_t* p) { return V::from_i8(p); }
 
 // The first `count` < kLanes elements, zeros behind. Tails are rare (model widths are multiples of 16), so a copy
 // through the stack is good enough and never reads behind the caller's memory.
@@ -35,11 +39,11 @@ inline void store_tail(float* p, F value, int32_t count) {
 }
 
 template <class T>
-inline F widen_some(const T* p, int32_t count) {
+WF_ALWAYS_INLINE F widen_some(const T* p, int32_t count) {
   return count >= kLanes ? widen(p) : widen_tail(p, count);
 }
 
-inline void store_some(float* p, F value, int32_t count) {
+WF_ALWAYS_INLINE void store_some(float* p, F value, int32_t count) {
   if (count >= kLanes) {
     V::store(p, value);
   } else {
@@ -49,7 +53,7 @@ inline void store_some(float* p, F value, int32_t count) {
 
 // e^x with a relative error below 2e-7 for x in [-87.3, 88]; x outside is clamped to that range.
 // Cody-Waite reduction to |r| <= ln(2)/2, then e^r = 1 + r + r^2 P(r) with the Cephes expf coefficients.
-inline F exp_of(F x) {
+WF_ALWAYS_INLINE F exp_of(F x) {
   x = V::max(x, V::set1(-87.3f));
   x = V::sub(V::zero(), V::max(V::sub(V::zero(), x), V::set1(-88.0f)));
   const F n = V::round(V::mul(x, V::set1(1.44269504f)));
@@ -65,7 +69,7 @@ inline F exp_of(F x) {
   return V::mul(p, V::pow2(n));
 }
 
-inline F absolute(F x) { return V::max(x, V::sub(V::zero(), x)); }
+WF_ALWAYS_INLINE F absolute(F x) { return V::max(x, V::sub(V::zero(), x)); }
 
 void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
   F peaks = V::set1(1e-5f);
@@ -155,7 +159,7 @@ constexpr int32_t kDenseColumns = 256;  // ... for this many columns: 16 KiB, ha
 
 // 4 rows x T tokens over `count` columns; adds to y.
 template <int32_t T>
-inline void dense_tile(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
+WF_ALWAYS_INLINE void dense_tile(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
                        const float* row_scale, float* y, int64_t y_stride) {
   F sums[4][T];
   for (int32_t r = 0; r < 4; ++r)
@@ -244,7 +248,7 @@ inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t 
 
 // out[d .. d + N * kLanes) = sum_t weights[t] * v_t, times `factor`.
 template <int32_t N, class Cache>
-inline void mix_values(const float* weights, const Cache* v, int64_t stride, int32_t length, float factor,
+WF_ALWAYS_INLINE void mix_values(const float* weights, const Cache* v, int64_t stride, int32_t length, float factor,
                        float* out) {
   F even[N], odd[N];
   for (int32_t i = 0; i < N; ++i) even[i] = odd[i] = V::zero();
