@@ -37,7 +37,7 @@ class ForwardOutput:
 
     ``final`` [B, T, D]: states after the final norm, the input of ``head``. ``logits`` [B, T, V] or None.
     ``hidden_states``: L tensors [B, T, D], the residual stream after each decoder layer, before the final norm;
-    the embedding is not among them. ``projections``: asked layer -> (q, k, v), each [B, H, T, E], straight from
+    the embedding is not among them. ``projections``: asked layer -> (q, k, v), each [B, T, H E], straight from
     the projection (before QK-norm and rotary embedding), key and value heads not repeated.
     ``norm``, ``head``: the model's own modules.
     """
@@ -86,7 +86,7 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
         head=head,
         logits=head(final) if LOGITS in want else None,
         hidden_states=tuple(kept[f"{i}"] for i in range(len(layers))) if HIDDEN in want else (),
-        projections={layer: _projection_states(model, layer, kept) for layer in asked},
+        projections={i: (kept[f"{i}.q"], kept[f"{i}.k"], kept[f"{i}.v"]) for i in asked},
     )
 
 
@@ -97,12 +97,6 @@ def _mask_for(model: nn.Module, document_ids: Tensor) -> Tensor:
     # Eager attention adds its mask to the scores.
     dtype = next(model.parameters()).dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
-def _projection_states(model: nn.Module, layer: int, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    size = int(decoder_layers(model)[layer].self_attn.head_dim)  # type: ignore[arg-type, union-attr]
-    q, k, v = (kept[f"{layer}.{name}"].unflatten(-1, (-1, size)).transpose(1, 2) for name in ("q", "k", "v"))
-    return q, k, v
 
 
 @contextmanager

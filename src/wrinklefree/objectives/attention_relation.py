@@ -85,15 +85,14 @@ class AttentionRelation:
         return LossSum(total, number(mask), metrics)
 
     def _log_relations(self, states: Tensor, allowed: Tensor) -> Tensor:
-        """[B, H, T, E] -> log R, [B, A_r, T, T] in float32, -inf outside the document."""
-        flat = states.float().transpose(1, 2).flatten(2)  # [B, T, H E]
-        width = flat.shape[-1]
+        """[B, T, H E] -> log R, [B, A_r, T, T] in float32, -inf outside the document."""
+        width = states.shape[-1]
         if width % self.relation_heads:
             raise InputError(
                 f"attention_relation.relation_heads: {self.relation_heads} does not divide the {width} channels of "
                 "a projection; for grouped-query attention it must divide the key width too"
             )
-        heads = flat.unflatten(-1, (self.relation_heads, -1)).transpose(1, 2)  # [B, A_r, T, d_r]
+        heads = states.float().unflatten(-1, (self.relation_heads, -1)).transpose(1, 2)  # [B, A_r, T, d_r]
         if self.form == "cosine":
             heads = F.normalize(heads, dim=-1)
             scores = heads @ heads.transpose(-1, -2) / self.temperature

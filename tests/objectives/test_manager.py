@@ -1,0 +1,162 @@
+"""The manager: who sees which view, what weight 0 costs, one forward for each view, shares, balanced weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+from train_toys import toy_batch, toy_model
+
+from wrinklefree.data.batch import TokenBatch
+from wrinklefree.errors import InputError
+from wrinklefree.models.forward import HIDDEN, forward, qkv
+from wrinklefree.objectives import AttentionRelation, Layerwise, LogitsKD, NextToken
+from wrinklefree.objectives.balance import Balance
+from wrinklefree.objectives.base import Needs
+from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
+
+WANT = frozenset({HIDDEN, qkv(-1)})
+
+
+@dataclass
+class Masked:
+    """Cross-entropy on a view in which every second input is token 0; notes how often it prepared one."""
+
+    prepared: list[TokenBatch] = field(default_factory=list)
+    inner: NextToken = field(default_factory=NextToken)
+    needs = Needs(view="masked")
+
+    def count(self, batch: TokenBatch) -> int:
+        return self.inner.count(batch)
+
+    def prepare(self, batch: TokenBatch) -> TokenBatch:
+        ids = batch.input_ids.clone()
+        ids[:, ::2] = 0
+        self.prepared.append(batch)
+        return dataclasses.replace(batch, input_ids=ids)
+
+    def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner.chunk(student, teacher, targets)
+
+
+def one_loss(manager: ObjectiveManager, weights: dict[str, float], monitor: bool = False) -> tuple[Tensor, Tally, int]:
+    """Loss, sums and number of student forwards for the toy batch."""
+    student, teacher, batch, tally = toy_model(1), toy_model(2), toy_batch(), Tally()
+    calls: list[None] = []
+    student.get_submodule("model").register_forward_hook(lambda *_: calls.append(None))
+    with torch.no_grad():
+        taught = forward(teacher, batch, WANT)
+    counts = manager.counts(batch, weights, monitor)
+    return manager.loss(student, batch, weights, counts, taught, tally, monitor), tally, len(calls)
+
+
+@pytest.mark.parametrize("weights", [{"next_token": 1.0, "masked": 0.0}, {"next_token": 1.0}])
+def test_weight_zero_or_missing_prepares_nothing_and_leaves_the_loss_alone(weights: dict[str, float]) -> None:
+    masked = Masked()
+    manager = ObjectiveManager({"masked": Term(masked), "next_token": Term(NextToken())})
+    loss, tally, calls = one_loss(manager, weights)
+    plain, _, _ = one_loss(ObjectiveManager({"next_token": Term(NextToken())}), {"next_token": 1.0})
+    assert torch.equal(loss, plain)
+    assert masked.prepared == [] and "masked" not in tally.sums and calls == 1
+    loss.backward()
+
+
+def test_a_masked_view_never_reaches_another_objective() -> None:
+    masked = Masked()
+    manager = ObjectiveManager({"masked": Term(masked), "next_token": Term(NextToken()), "kd": Term(LogitsKD())})
+    _, tally, calls = one_loss(manager, {"masked": 1.0, "next_token": 1.0, "kd": 1.0})
+    _, plain, _ = one_loss(manager, {"next_token": 1.0})
+    assert calls == 2  # one for each view, not one for each objective
+    assert torch.equal(tally.sums["next_token"], plain.sums["next_token"])
+    assert tally.sums["masked"] > 1.1 * tally.sums["next_token"] or tally.sums["masked"] < tally.sums["next_token"]
+    assert torch.equal(masked.prepared[0].input_ids, toy_batch().input_ids)
+
+
+def test_all_weights_zero_is_a_clear_error_instead_of_a_broken_backward() -> None:
+    manager = ObjectiveManager({"next_token": Term(NextToken())})
+    with pytest.raises(InputError, match="every weight is 0"):
+        one_loss(manager, {"next_token": 0.0})
+    with pytest.raises(InputError, match=r"objectives\.next_token\.weight: found -1"):
+        ObjectiveManager({"next_token": Term(NextToken(), -1.0)})
+
+
+def test_cross_entropy_is_reported_beside_a_hidden_state_loss_without_touching_it() -> None:
+    manager = ObjectiveManager({"layerwise": Term(Layerwise())})
+    quiet, silent, _ = one_loss(manager, {"layerwise": 1.0}, monitor=False)
+    loud, tally, calls = one_loss(manager, {"layerwise": 1.0}, monitor=True)
+    assert torch.equal(quiet, loud) and "next_token" not in silent.sums and calls == 1
+    batch = toy_batch()
+    figures = manager.report(tally, manager.counts(batch, {"layerwise": 1.0}, True), {"layerwise": 1.0})
+    expected = torch.nn.functional.cross_entropy(
+        forward(toy_model(1), batch, frozenset({"logits"})).logits[:, :-1].flatten(0, 1),  # type: ignore[index]
+        batch.labels[:, 1:].flatten(),
+    )
+    assert figures["next_token/ce"] == pytest.approx(expected.item(), rel=1e-5)
+    assert figures["next_token/weight"] == 0.0 and figures["layerwise/share"] == 1.0
+
+
+def test_report_gives_values_weights_and_shares_that_add_up() -> None:
+    terms = {"next_token": Term(NextToken()), "kd": Term(LogitsKD()), "layerwise": Term(Layerwise())}
+    manager, batch = ObjectiveManager(terms), toy_batch()
+    weights = {"next_token": 0.5, "kd": 2.0, "layerwise": 1e-4}
+    loss, tally, calls = one_loss(manager, weights)
+    figures = manager.report(tally, manager.counts(batch, weights), weights)
+    assert calls == 1
+    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert sum(figures[f"{name}/share"] for name in terms) == pytest.approx(1.0)
+    assert figures["loss"] == pytest.approx(sum(weights[n] * figures[f"{n}/value"] for n in terms), rel=1e-6)
+    assert figures["layerwise/share"] < 0.01
+
+
+@pytest.mark.parametrize("kind", ["gradient", "loss"])
+def test_a_balanced_weight_reaches_its_target(kind: str) -> None:
+    balance = Balance(kind, target=0.35, every=10)  # type: ignore[arg-type]
+    terms = {"kd": Term(LogitsKD()), "relation": Term(AttentionRelation("cosine", relation_heads=2), balance=balance)}
+    manager, batch, weights = ObjectiveManager(terms), toy_batch(), {"kd": 1.0, "relation": 1.0}
+    counts = manager.counts(batch, weights)
+    assert manager.balance.factor("relation") == 0.0  # the first step only measures
+    _, tally, _ = one_loss(manager, weights)
+    manager.end_step(tally, counts, weights, lambda x: x)
+    factor = manager.balance.factor("relation")
+    assert factor > 0.0
+
+    restored = ObjectiveManager(terms)
+    restored.load_state_dict(manager.state_dict())
+    assert restored.balance.factor("relation") == factor
+
+    student, teacher = toy_model(1), toy_model(2)
+    with torch.no_grad():
+        taught = forward(teacher, batch, WANT)
+
+    def part(name: str) -> Tensor:
+        return manager.loss(student, batch, {name: 1.0}, counts, taught, Tally())
+
+    if kind == "loss":
+        ratio = (part("relation") / part("kd")).item()
+    else:
+        # At the outputs of the last layer's projections, found here by hooks of the test's own.
+        sizes = {}
+        for name in ("relation", "kd"):
+            kept: list[Tensor] = []
+            hooks = [
+                student.get_submodule(f"model.layers.1.self_attn.{p}_proj").register_forward_hook(
+                    lambda m, i, o, kept=kept: kept.append(o)
+                )
+                for p in "qkv"
+            ]
+            gradients = torch.autograd.grad(part(name), kept)
+            sizes[name] = torch.cat([g.flatten() for g in gradients]).norm()
+            for hook in hooks:
+                hook.remove()
+        ratio = (sizes["relation"] / sizes["kd"]).item()
+    assert ratio == pytest.approx(0.35, rel=1e-4)
+
+
+def test_balance_settings_are_checked() -> None:
+    with pytest.raises(InputError, match="did you mean 'gradient'"):
+        Balance("gradiant")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="target must be above 0"):
+        Balance(target=0.0)
