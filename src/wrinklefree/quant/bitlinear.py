@@ -31,12 +31,16 @@ CLIP_IN_SCALES = 1.5
 
 
 class QuantStrength:
-    """How much of the quantisation is applied, from 0 (none) to 1 (all); one object for each model."""
+    """How much of the quantisation is applied, from 0 (none) to 1 (all); one object for each model.
 
-    __slots__ = ("_value",)
+    ``held`` is the identity of the present `held_codes` block, None outside of one.
+    """
+
+    __slots__ = ("_value", "held")
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
+        self.held: object | None = None
 
     @property
     def value(self) -> float:
@@ -94,7 +98,7 @@ class BitLinear(nn.Linear):
         self.strength = strength
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
-        self._cache: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
+        self._cache: tuple[object, Tensor, Tensor] | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: TernarySpec, strength: QuantStrength) -> BitLinear:
@@ -142,21 +146,18 @@ class BitLinear(nn.Linear):
         return F.linear(quantized, self.effective_weight().to(x.dtype), self.bias)
 
     def _codes_and_scale(self) -> tuple[Tensor, Tensor]:
-        """Codes (in the latents' dtype) and expanded scale, computed once per change of the parameters."""
-        scale = self.weight_scale
-        key = (
-            self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.spec,
-            None if scale is None else (scale._version, scale.data_ptr()),
-        )  # fmt: skip
-        if self._cache is None or self._cache[0] != key:
-            with torch.no_grad():
-                stored = (
-                    absmean_scale(self.weight, self.spec) if scale is None else storable(scale, self.spec)
-                )
-                expanded = expand_scale(stored, self.spec, self.in_features)
-                codes = round_clip(self.weight.float(), expanded).to(self.weight.dtype)
-            self._cache = (key, codes, expanded.to(self.weight.dtype))
-        return self._cache[1], self._cache[2]
+        """Codes (in the latents' dtype) and expanded scale; computed once for a `held_codes` block."""
+        held = self.strength.held
+        if held is not None and self._cache is not None and self._cache[0] is held:
+            return self._cache[1], self._cache[2]
+        with torch.no_grad():
+            scale = self.weight_scale
+            stored = absmean_scale(self.weight, self.spec) if scale is None else storable(scale, self.spec)
+            expanded = expand_scale(stored, self.spec, self.in_features)
+            codes = round_clip(self.weight.float(), expanded).to(self.weight.dtype)
+            expanded = expanded.to(self.weight.dtype)
+        self._cache = None if held is None else (held, codes, expanded)
+        return codes, expanded
 
 
 def _straight_storable(scale: Tensor, spec: TernarySpec) -> Tensor:
@@ -179,6 +180,27 @@ def quant_strength(model: nn.Module) -> QuantStrength:
     for _, layer in bit_linears(model):
         return layer.strength
     raise InputError(f"{type(model).__name__} has no ternary layer; convert it first (wf convert)")
+
+
+@contextmanager
+def held_codes(model: nn.Module) -> Iterator[None]:
+    """Compute the codes of ``model`` once and reuse them: the parameters must not change inside the block.
+
+    For the micro-batches of one optimizer step, and for evaluation. It must be asked for, because a change of the
+    parameters cannot be seen: fused optimizers do not raise a tensor's version counter.
+    """
+    layer = next(bit_linears(model), None)
+    if layer is None:
+        yield
+        return
+    strength = layer[1].strength
+    strength.held = object()
+    try:
+        yield
+    finally:
+        strength.held = None
+        for _, each in bit_linears(model):
+            each._cache = None
 
 
 @contextmanager
