@@ -124,74 +124,98 @@ WF_ALWAYS_INLINE __m128 four_sums(__m256 a, __m256 b) {
   return _mm_unpacklo_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
-// The integer sums of `count` <= kFlushBlocks column blocks for 4 rows: dots[t][0] rows 0|1, dots[t][1] rows 2|3.
+// Adds the products of one column block to words[t][0] (rows 0|1) and words[t][1] (rows 2|3).
 template <int32_t T>
-WF_ALWAYS_INLINE void add_blocks(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t count, __m256i (*dots)[2]) {
-  __m256i words[T][2];
-  for (int32_t t = 0; t < T; ++t) words[t][0] = words[t][1] = _mm256_setzero_si256();
-  for (int32_t c = 0; c < count; ++c) {
-    const Planes low = planes_of(load_codes(codes + c * kBytesPerBlock));
-    const Planes high = planes_of(load_codes(codes + c * kBytesPerBlock + 32));
-    for (int32_t t = 0; t < T; ++t) {
-      const int8_t* from = q + t * q_stride + c * kColumnsPerBlock;
-      const __m256i line[4] = {sixteen(from), sixteen(from + 16), sixteen(from + 32), sixteen(from + 48)};
-      words[t][0] = _mm256_add_epi16(words[t][0], block_product(low, line));
-      words[t][1] = _mm256_add_epi16(words[t][1], block_product(high, line));
-    }
+WF_ALWAYS_INLINE void add_block(const uint8_t* codes, const int8_t* q, int64_t q_stride, __m256i (*words)[2]) {
+  const Planes low = planes_of(load_codes(codes)), high = planes_of(load_codes(codes + 32));
+  for (int32_t t = 0; t < T; ++t) {
+    const int8_t* from = q + t * q_stride;
+    const __m256i line[4] = {sixteen(from), sixteen(from + 16), sixteen(from + 32), sixteen(from + 48)};
+    words[t][0] = _mm256_add_epi16(words[t][0], block_product(low, line));
+    words[t][1] = _mm256_add_epi16(words[t][1], block_product(high, line));
   }
-  for (int32_t t = 0; t < T; ++t)
-    for (int32_t h = 0; h < 2; ++h) dots[t][h] = _mm256_add_epi32(dots[t][h], pairs_to_int32(words[t][h]));
 }
 
 // `total` once in each lane, to be subtracted: codes are the ternary values plus one.
-WF_ALWAYS_INLINE __m256i once_a_lane(int32_t total) { return _mm256_setr_epi32(total, 0, 0, 0, total, 0, 0, 0); }
+WF_ALWAYS_INLINE __m256i once_a_lane(int32_t total) {
+  return _mm256_and_si256(_mm256_set1_epi32(total), _mm256_setr_epi32(-1, 0, 0, 0, -1, 0, 0, 0));
+}
 
-template <int32_t T, bool kScaled>
-WF_ALWAYS_INLINE void few_block_grouped(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
-                              float* out) {
-  const int32_t columns = w->column_blocks, group_blocks = w->group_blocks;
-  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
-  const int32_t groups = (columns + group_blocks - 1) / group_blocks;
-  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
-  const uint16_t* scales = w->group_scales + static_cast<int64_t>(block) * groups * kRowsPerBlock;
+// One row block of the matrix and the activations it meets.
+template <int32_t T>
+struct FewTokens {
+  const uint8_t* codes;
+  const int8_t* q;
+  const int32_t* block_sums;
+  int32_t columns;  // column blocks
+
+  WF_ALWAYS_INLINE void add(int32_t c, __m256i (*words)[2]) const {
+    add_block<T>(codes + static_cast<int64_t>(c) * kBytesPerBlock, q + static_cast<int64_t>(c) * kColumnsPerBlock,
+                 static_cast<int64_t>(columns) * kColumnsPerBlock, words);
+  }
+};
+
+// Adds group `group` times its scales to sums: `low` holds the scales of rows 0|1, `high` of rows 2|3. A group is at
+// most 4 column blocks, 16 results an int16.
+template <int32_t T, int32_t kGroupBlocks>
+WF_ALWAYS_INLINE void add_group(const FewTokens<T>& few, int32_t group, F low, F high, F (*sums)[2]) {
+  const int32_t first = group * kGroupBlocks;
+  const int32_t last = kGroupBlocks == 1 ? first + 1 : min_of(first + kGroupBlocks, few.columns);
+  __m256i words[T][2], totals[T];
+  for (int32_t t = 0; t < T; ++t) words[t][0] = words[t][1] = totals[t] = _mm256_setzero_si256();
+  for (int32_t c = first; c < last; ++c) {
+    few.add(c, words);
+    for (int32_t t = 0; t < T; ++t)
+      totals[t] = _mm256_add_epi32(totals[t], once_a_lane(few.block_sums[t * few.columns + c]));
+  }
+  for (int32_t t = 0; t < T; ++t) {
+    const __m256i dots0 = _mm256_sub_epi32(pairs_to_int32(words[t][0]), totals[t]);
+    const __m256i dots1 = _mm256_sub_epi32(pairs_to_int32(words[t][1]), totals[t]);
+    sums[t][0] = V::fma(_mm256_cvtepi32_ps(dots0), low, sums[t][0]);
+    sums[t][1] = V::fma(_mm256_cvtepi32_ps(dots1), high, sums[t][1]);
+  }
+}
+
+template <int32_t T, int32_t kGroupBlocks, bool kScaled>
+WF_ALWAYS_INLINE void few_block_grouped(const FewTokens<T>& few, const uint16_t* scales, float* out) {
+  const int32_t groups = (few.columns + kGroupBlocks - 1) / kGroupBlocks;
+  const __m256i rows01 = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
   F sums[T][2];
   for (int32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = V::zero();
-  for (int32_t group = 0; group < groups; ++group) {
-    const int32_t first = group * group_blocks, count = min_of(group_blocks, columns - first);
-    __m256i dots[T][2];
-    for (int32_t t = 0; t < T; ++t) {
-      int32_t total = 0;
-      for (int32_t c = first; c < first + count; ++c) total += block_sums[t * columns + c];
-      dots[t][0] = dots[t][1] = once_a_lane(-total);
-    }
-    add_blocks<T>(codes + static_cast<int64_t>(first) * kBytesPerBlock,
-                  q + static_cast<int64_t>(first) * kColumnsPerBlock, q_stride, count, dots);
+  int32_t group = 0;
+  for (; group + 2 <= groups; group += 2) {  // the scales of 2 groups x 4 rows in one register
+    const F two = kScaled ? V::from_f16(scales + group * kRowsPerBlock) : V::set1(1.0f);
+    const auto rows = [&](int32_t first) {
+      return _mm256_permutevar8x32_ps(two, _mm256_add_epi32(rows01, _mm256_set1_epi32(first)));
+    };
+    add_group<T, kGroupBlocks>(few, group, rows(0), rows(2), sums);
+    add_group<T, kGroupBlocks>(few, group + 1, rows(4), rows(6), sums);
+  }
+  if (group < groups) {
     F low = V::set1(1.0f), high = low;
     if constexpr (kScaled) {
-      const __m128 four = four_halves(scales + group * kRowsPerBlock);
-      const F twice = _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
-      low = _mm256_permutevar_ps(twice, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
-      high = _mm256_permutevar_ps(twice, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
+      const F one = _mm256_castps128_ps256(four_halves(scales + group * kRowsPerBlock));
+      low = _mm256_permutevar8x32_ps(one, rows01);
+      high = _mm256_permutevar8x32_ps(one, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
     }
-    for (int32_t t = 0; t < T; ++t) {
-      sums[t][0] = V::fma(_mm256_cvtepi32_ps(dots[t][0]), low, sums[t][0]);
-      sums[t][1] = V::fma(_mm256_cvtepi32_ps(dots[t][1]), high, sums[t][1]);
-    }
+    add_group<T, kGroupBlocks>(few, group, low, high, sums);
   }
   for (int32_t t = 0; t < T; ++t) _mm_storeu_ps(out + t * kRowsPerBlock, four_sums(sums[t][0], sums[t][1]));
 }
 
+// One scale for a row: int16 for kFlushBlocks column blocks, then int32 to the end.
 template <int32_t T>
-WF_ALWAYS_INLINE void few_block_whole(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* totals, float* out) {
-  const int32_t columns = w->column_blocks;
-  const int64_t q_stride = static_cast<int64_t>(columns) * kColumnsPerBlock;
-  const uint8_t* codes = w->codes + static_cast<int64_t>(block) * columns * kBytesPerBlock;
+WF_ALWAYS_INLINE void few_block_whole(const FewTokens<T>& few, const int32_t* totals, float* out) {
   __m256i dots[T][2];
-  for (int32_t t = 0; t < T; ++t) dots[t][0] = dots[t][1] = once_a_lane(-totals[t]);
-  for (int32_t first = 0; first < columns; first += kFlushBlocks)
-    add_blocks<T>(codes + static_cast<int64_t>(first) * kBytesPerBlock,
-                  q + static_cast<int64_t>(first) * kColumnsPerBlock, q_stride, min_of(kFlushBlocks, columns - first),
-                  dots);
+  for (int32_t t = 0; t < T; ++t) dots[t][0] = dots[t][1] = _mm256_sub_epi32(_mm256_setzero_si256(), once_a_lane(totals[t]));
+  for (int32_t first = 0; first < few.columns; first += kFlushBlocks) {
+    const int32_t last = min_of(first + kFlushBlocks, few.columns);
+    __m256i words[T][2];
+    for (int32_t t = 0; t < T; ++t) words[t][0] = words[t][1] = _mm256_setzero_si256();
+    for (int32_t c = first; c < last; ++c) few.add(c, words);
+    for (int32_t t = 0; t < T; ++t)
+      for (int32_t h = 0; h < 2; ++h) dots[t][h] = _mm256_add_epi32(dots[t][h], pairs_to_int32(words[t][h]));
+  }
   for (int32_t t = 0; t < T; ++t) {
     __m256i pairs = _mm256_hadd_epi32(dots[t][0], dots[t][1]);
     pairs = _mm256_hadd_epi32(pairs, pairs);
@@ -202,11 +226,17 @@ WF_ALWAYS_INLINE void few_block_whole(const TernaryMatrix* w, int32_t block, con
 
 template <int32_t T, bool kGrouped, bool kScaled>
 WF_ALWAYS_INLINE void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
-                      const int32_t* totals, float* out) {
-  if constexpr (kGrouped) {
-    few_block_grouped<T, kScaled>(w, block, q, block_sums, out);
+                                const int32_t* totals, float* out) {
+  const FewTokens<T> few{w->codes + static_cast<int64_t>(block) * w->column_blocks * kBytesPerBlock, q, block_sums,
+                         w->column_blocks};
+  if constexpr (!kGrouped) {
+    few_block_whole<T>(few, totals, out);
   } else {
-    few_block_whole<T>(w, block, q, totals, out);
+    const int64_t groups = (w->column_blocks + w->group_blocks - 1) / w->group_blocks;
+    const uint16_t* scales = w->group_scales + block * groups * kRowsPerBlock;
+    if (w->group_blocks == 1) return few_block_grouped<T, 1, kScaled>(few, scales, out);
+    if (w->group_blocks == 2) return few_block_grouped<T, 2, kScaled>(few, scales, out);
+    few_block_grouped<T, 4, kScaled>(few, scales, out);
   }
 }
 
