@@ -69,7 +69,14 @@ def _run_verb(verb: str, words: list[str]) -> int:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     settings = getattr(module, "CONTEXT_SETTINGS", None)
     app.command(help=f"{VERBS[verb]}\n\n{module.run.__doc__ or ''}", context_settings=settings)(module.run)
-    code = app(args=words, prog_name=f"wf {verb}", standalone_mode=False)
+    try:
+        code = app(args=words, prog_name=f"wf {verb}", standalone_mode=False)
+    except Exception as error:
+        # typer's usage errors (an unknown option, a missing argument) have no stable name to import.
+        format_message = getattr(error, "format_message", None)
+        if not callable(format_message):
+            raise
+        raise InputError(f"{verb}: {format_message()} (see wf {verb} --help)") from error
     return code if isinstance(code, int) else 0
 
 
@@ -84,10 +91,6 @@ def _explain(error: Exception) -> int:
         for extra, packages in _EXTRAS.items():
             if root in packages:
                 return _fail(f"{root} is needed; install it with: pip install 'wrinklefree[{extra}]'", _FAILED)
-    # typer's own errors (an unknown option, a missing argument) are not importable under one stable name.
-    format_message = getattr(error, "format_message", None)
-    if callable(format_message):
-        return _fail(format_message(), _WRONG_INPUT)
     return _fail(f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", _FAILED)
 
 

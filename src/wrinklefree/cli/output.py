@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from wrinklefree.artifact.files import json_bytes, write_bytes
 from wrinklefree.errors import InputError
 
 STANDARD_OUTPUT = Path("-")
 _SECONDS_BETWEEN_LINES = 5.0
+_WIDTH_OF_LOGS = 120
 
 
 class Output:
@@ -30,10 +33,21 @@ class Output:
             raise InputError(f"--json {json_file}: the directory {json_file.parent} does not exist")
         self.json_file = json_file
         self.console = Console(stderr=json_file == STANDARD_OUTPUT, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _WIDTH_OF_LOGS
 
     def line(self, text: str) -> None:
         """Print one line for people."""
         self.console.print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table whose first column is never cut."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, no_wrap=index == 0, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self.console.print(table)
 
     def finish(self, value: dict[str, Any]) -> None:
         """Write the figures where ``--json`` asked for them."""

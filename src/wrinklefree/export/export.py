@@ -138,7 +138,10 @@ def _compare(
     directory: Path, model: torch.nn.Module, embedding: Embedding, threads: int | None, greedy_tokens: int
 ) -> Agreement:
     agreement = compare_engine_with_torch(
-        Engine.load(directory, threads=threads), model, greedy_tokens=greedy_tokens, embedding=embedding
+        Engine.load(directory, threads=threads, kv_type="float32"),
+        model,
+        greedy_tokens=greedy_tokens,
+        embedding=embedding,
     )
     if not agreement.passed:
         unexplained = [d for d in agreement.differences if not d.explained]
