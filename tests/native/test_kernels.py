@@ -1,0 +1,205 @@
+"""Every kernel table this machine can run against NumPy, through the byte layout as `packing.py` states it.
+
+Integer products must be equal. Scaled products: float32 sums of G scaled integers are off by at most
+(G + 3) * 2^-24 of the sum of their magnitudes, on each side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wrinklefree.artifact import packing
+
+native = pytest.importorskip("wrinklefree._native", reason="native kernels: not built, not checked")
+kernels = native.kernels
+TABLES = kernels.runnable()
+EPSILON = 2.0**-24
+
+
+@pytest.fixture(params=TABLES)
+def table(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _random_ternary(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.int8]:
+    return rng.integers(-1, 2, (rows, columns)).astype(np.int8)
+
+
+def _quantised(rng: np.random.Generator, tokens: int, columns: int) -> tuple[NDArray[Any], ...]:
+    """Random q int8 [T, C * 64] with zeros behind the columns, block sums [T, C], and token scales [T]."""
+    blocks = -(-columns // 64)
+    q = np.zeros((tokens, blocks * 64), np.int8)
+    q[:, :columns] = rng.integers(-127, 128, (tokens, columns))
+    sums = q.reshape(tokens, blocks, 64).sum(axis=2, dtype=np.int32)
+    return q, sums, rng.uniform(0.001, 0.1, tokens).astype(np.float32)
+
+
+def _products(ternary: NDArray[np.int8], q: NDArray[np.int8]) -> NDArray[np.int32]:
+    return q[:, : ternary.shape[1]].astype(np.int32) @ ternary.astype(np.int32).T
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 70), columns=st.integers(1, 700), tokens=st.integers(1, 100), seed=st.integers(0, 2**32 - 1))
+def test_integer_products_are_exact(rows: int, columns: int, tokens: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ternary = _random_ternary(rng, rows, columns)
+    q, sums, _ = _quantised(rng, tokens, columns)
+    for name in TABLES:
+        dots = kernels.ternary_dots(name, packing.pack_codes(ternary), rows, columns, q, sums)
+        np.testing.assert_array_equal(dots, _products(ternary, q), err_msg=name)
+
+
+def test_the_largest_sums_do_not_overflow(table: str) -> None:
+    """All weights +1 and all activations 127 over 6,912 columns: the case an int16 sum would lose first."""
+    columns = 6912
+    ternary = np.ones((5, columns), np.int8)
+    for tokens in (1, 4, 5, 33):
+        for value in (127, -127):
+            q = np.full((tokens, columns), value, np.int8)
+            sums = np.full((tokens, columns // 64), 64 * value, np.int32)
+            dots = kernels.ternary_dots(table, packing.pack_codes(ternary), 5, columns, q, sums)
+            assert (dots == value * columns).all()
+
+
+@pytest.mark.parametrize("group_size", packing.GROUP_SIZES)
+@pytest.mark.parametrize("tokens", [1, 3, 7, 40])
+def test_group_scales(table: str, group_size: int, tokens: int) -> None:
+    rng = np.random.default_rng(group_size + tokens)
+    rows, columns = 22, 600
+    ternary = _random_ternary(rng, rows, columns)
+    q, sums, token_scales = _quantised(rng, tokens, columns)
+    scales = rng.uniform(0.01, 1.0, (rows, -(-columns // group_size))).astype(np.float16)
+    stored = packing.pack_group_scales(scales)
+    y = kernels.ternary_gemm_groups(
+        table,
+        packing.pack_codes(ternary),
+        rows,
+        columns,
+        stored.view(np.uint16),
+        group_size,
+        q,
+        sums,
+        token_scales,
+    )
+    weight = ternary * np.repeat(scales.astype(np.float64), group_size, axis=1)[:, :columns]
+    expected = q[:, :columns].astype(np.float64) @ weight.T * token_scales[:, None]
+    magnitude = np.abs(q[:, :columns]).astype(np.float64) @ np.abs(weight).T * token_scales[:, None]
+    assert (np.abs(y - expected) <= (scales.shape[1] + 3) * EPSILON * magnitude).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_row_scales(table: str, tokens: int) -> None:
+    """One exact integer and two float32 products: equal to NumPy's up to two roundings on each side."""
+    rng = np.random.default_rng(tokens)
+    rows, columns = 17, 1100
+    ternary = _random_ternary(rng, rows, columns)
+    q, sums, token_scales = _quantised(rng, tokens, columns)
+    row_scales = rng.uniform(0.01, 1.0, rows).astype(np.float32)
+    packed = packing.pack_codes(ternary)
+    y = kernels.ternary_gemm_rows(table, packed, rows, columns, row_scales, q, sums, token_scales)
+    expected = _products(ternary, q) * row_scales.astype(np.float64) * token_scales[:, None].astype(np.float64)
+    np.testing.assert_allclose(y, expected, rtol=4 * EPSILON, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(columns=st.integers(1, 400), power=st.integers(-25, 20), seed=st.integers(0, 2**32 - 1))
+def test_activations_are_quantised_bit_for_bit(columns: int, power: int, seed: int) -> None:
+    """Equal to the float32 statement in kernels.h, which is what the torch student computes."""
+    rng = np.random.default_rng(seed)
+    x = np.ldexp(rng.normal(size=(3, columns)), power).astype(np.float32)
+    x[1] = np.round(x[1] * 2) / 2  # ties
+    x[2] = 0
+    peak = np.maximum(np.abs(x).max(axis=1), np.float32(1e-5))
+    codes = np.rint(x * (np.float32(127) / peak)[:, None])
+    for name in TABLES:
+        q, sums, scales = kernels.quantize(name, x)
+        np.testing.assert_array_equal(q[:, :columns], codes, err_msg=name)
+        assert not q[:, columns:].any()
+        np.testing.assert_array_equal(sums, q.reshape(3, -1, 64).sum(axis=2, dtype=np.int32))
+        np.testing.assert_array_equal(scales, peak / np.float32(127))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 11])
+@pytest.mark.parametrize("columns", [64, 100, 576])
+def test_int8_head(table: str, tokens: int, columns: int) -> None:
+    """A float32 sum of n products is off by at most n * 2^-24 of the sum of magnitudes."""
+    rng = np.random.default_rng(columns + tokens)
+    codes, scales = packing.quantize_q8(rng.normal(size=(37, columns)).astype(np.float32))
+    x = rng.normal(size=(tokens, columns)).astype(np.float32)
+    y = kernels.q8_gemm(table, codes, scales, x)
+    weight = codes * scales.astype(np.float64)[:, None]
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(weight).T
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= (columns + 2) * EPSILON * magnitude).all()
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 300])
+def test_attention_is_softmax_of_scores(table: str, length: int) -> None:
+    """1e-5: scores below 10 in magnitude, off by 64 roundings; weights and values of order one."""
+    rng = np.random.default_rng(length)
+    q, k, v = (rng.normal(size=s).astype(np.float32) for s in (64, (length, 64), (length, 64)))
+    halves = [a.astype(np.float16) for a in (k, v)]
+    for keys, values, attend in (
+        (k, v, lambda: kernels.attend_f32(table, q, k, v, 0.125)),
+        (*halves, lambda: kernels.attend(table, q, *(a.view(np.uint16) for a in halves), 0.125)),
+    ):
+        scores = keys.astype(np.float64) @ q * 0.125
+        weights = np.exp(scores - scores.max())
+        np.testing.assert_allclose(attend(), weights / weights.sum() @ values.astype(np.float64), atol=1e-5, rtol=0)
+
+
+def test_half_precision_stores_as_numpy_does(table: str) -> None:
+    rng = np.random.default_rng(0)
+    x = np.ldexp(rng.normal(size=5000), rng.integers(-30, 17, 5000)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16).view(np.uint16)
+    np.testing.assert_array_equal(kernels.store_f16(table, x), expected)
+
+
+def test_exponential_is_accurate_over_its_range(table: str) -> None:
+    """silu(x) with up = 1 over [-80, 80]: the exponential's 2e-7 and four roundings stay below 1e-6."""
+    x = np.linspace(-80, 80, 100_001, dtype=np.float32)
+    expected = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(kernels.silu_mul(table, x, np.ones_like(x)), expected, rtol=1e-6, atol=0)
+
+
+def test_rms_norm(table: str) -> None:
+    rng = np.random.default_rng(1)
+    x, weight = (rng.normal(size=577).astype(np.float32) for _ in range(2))
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean() + 1e-5) * weight
+    np.testing.assert_allclose(kernels.rms_norm(table, x, weight, 1e-5), expected, rtol=577 * EPSILON, atol=0)
+
+
+def test_kernels_are_chosen_by_name_with_a_reason() -> None:
+    name, reason = kernels.select("auto")
+    assert name == TABLES[0] and len(reason) > 20
+    assert kernels.select("reference") == ("reference", "asked for by name")
+    with pytest.raises(ValueError, match='found "mmx": this build has no kernels of that name'):
+        kernels.select("mmx")
+
+
+def test_wrong_shapes_are_refused(table: str) -> None:
+    codes = packing.pack_codes(np.ones((4, 64), np.int8))
+    q, sums = np.zeros((2, 64), np.int8), np.zeros((2, 1), np.int32)
+    with pytest.raises(ValueError, match="codes must have the shape"):
+        kernels.ternary_dots(table, codes, 8, 64, q, sums)
+    with pytest.raises(ValueError, match="q must have the shape"):
+        kernels.ternary_dots(table, codes, 4, 64, q[:, :32].copy(), sums)
+    with pytest.raises(ValueError, match="group_size must be 64, 128 or 256"):
+        kernels.ternary_gemm_groups(
+            table, codes, 4, 64, np.zeros((1, 2, 4), np.uint16), 32, q, sums, np.ones(2, np.float32)
+        )
+
+
+def test_measured_limits_are_sensible(table: str) -> None:
+    """Not timings: every figure is positive and the two of one product agree with each other."""
+    peak = kernels.int8_gmac_per_second(table, 1, 0.02)
+    seconds, gb, gmac = kernels.ternary_speed(table, 64, 256, 64, 2, 1, 1, 0.01)
+    assert kernels.read_gb_per_second(1, 1 << 22, 0.01) > 0 and peak > 0
+    assert seconds > 0 and gb > 0
+    assert gmac == pytest.approx(64 * 256 * 2 / seconds * 1e-9)
