@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import tokenizer_toys
 import torch
 from transformers import (
     LlamaConfig,
@@ -21,9 +21,6 @@ from wrinklefree.models.convert import convert_model
 from wrinklefree.models.io import CheckpointInfo, save_checkpoint
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.ternary import TernarySpec
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "artifact"))
-import tokenizer_toys
 
 GROUPS = TernarySpec("group", 64)
 _FAMILIES: dict[str, tuple[Any, Any]] = {

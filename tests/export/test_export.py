@@ -1,0 +1,262 @@
+"""Export: what is written equals the source, the verification notices what does not, failure leaves nothing.
+
+Reference: the torch checkpoint the directory was exported from. Models are toys of two layers from a seed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import packed_toys
+import pytest
+import torch
+import toy_checkpoints as toys
+
+from wrinklefree.artifact.files import sha256
+from wrinklefree.artifact.manifest import changed_files, open_packed
+from wrinklefree.artifact.packing import pack_codes, quantize_q8, unpack_codes
+from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
+from wrinklefree.engine import Engine
+from wrinklefree.errors import FormatError, InputError, VerificationError
+from wrinklefree.export import export as export_module
+from wrinklefree.export.export import ExportReport, export
+from wrinklefree.export.packed import dequantized, write_packed
+from wrinklefree.export.verify import check_codes, compare_engine_with_torch, exported_tables
+from wrinklefree.export.walk import walk
+from wrinklefree.export.zeros import checkpoint_zeros
+from wrinklefree.models.convert import convert_model
+from wrinklefree.models.io import load_checkpoint
+from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.quant.ternary import TernarySpec
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama-group64": {},
+    "llama-tensor-subln": {"spec": TernarySpec("tensor"), "subln": "identity"},
+    "llama-untied-row": {"spec": TernarySpec("row"), "tie_word_embeddings": False},
+    "qwen2-biases": {"family": "qwen2"},
+    "qwen3-qk-norm-group128": {"family": "qwen3", "spec": TernarySpec("group", 128), "subln": "ones"},
+    "llama-odd-sizes": {"hidden_size": 72, "head_dim": 18, "intermediate_size": 150},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_engine_follows_its_source(tmp_path: Path, case: str) -> None:
+    """Every family, granularity and head: codes equal, logits agree, greedy tokens equal or tied."""
+    report = export(toys.write(tmp_path / "src", **CASES[case]), tmp_path / "out", threads=1, greedy_tokens=48)
+    assert report.codes is not None and report.agreement is not None
+    assert report.codes.zeros_source == report.codes.zeros_written and 0.2 < report.codes.zeros_written < 0.6
+    assert report.agreement.passed and report.agreement.greedy_tokens == 3 * 48
+    # Measured on these toys: 0.9995 and above; a wrong rotation, norm or scale lands below 0.9.
+    assert report.agreement.logit_cosine_min > 0.999
+    assert changed_files(tmp_path / "out", open_packed(tmp_path / "out").info) == []
+
+
+@pytest.mark.parametrize("embedding", ["q8", "f16"])
+def test_bytes_are_the_sources(tmp_path: Path, embedding: Any) -> None:
+    source = toys.write(tmp_path / "src", subln="identity", tie_word_embeddings=False)
+    report = export(source, tmp_path / "out", embedding=embedding, verify=False)
+    weights = open_packed(tmp_path / "out").weights
+    model, _, _ = load_checkpoint(source)
+    for name, layer in bit_linears(model):
+        codes, scales = layer.ternary()
+        np.testing.assert_array_equal(weights.array(f"{name}.weight"), pack_codes(codes.numpy()))
+        stored = weights.array(f"{name}.weight_scale").transpose(0, 2, 1).reshape(-1, scales.shape[1])
+        np.testing.assert_array_equal(stored[: len(scales)], scales.detach().numpy())
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            np.testing.assert_array_equal(weights.array(name), parameter.detach().numpy())
+    for name in ("model.embed_tokens", "lm_head"):
+        values = model.get_submodule(name).weight.detach().numpy()
+        if embedding == "q8":
+            np.testing.assert_array_equal(weights.array(f"{name}.weight"), quantize_q8(values)[0])
+        else:
+            np.testing.assert_array_equal(weights.array(f"{name}.weight"), values.astype(np.float16))
+    assert report.written_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    written = sum(change.written_bytes for change in report.tensors)
+    assert written == sum(info.num_bytes for info in weights.tensors.values())
+
+
+def test_export_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    for name in ("a", "b"):
+        export(source, tmp_path / name, verify=False)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_quantization_strength_does_not_change_the_bytes(tmp_path: Path) -> None:
+    """A checkpoint taken in the middle of a warm-up exports its ternary weights, and is verified at full strength."""
+    source = toys.write(tmp_path / "src")
+    config = json.loads((source / "config.json").read_text())
+    config["wrinklefree"]["strength"] = 0.25
+    (source / "config.json").write_text(json.dumps(config))
+    report = export(source, tmp_path / "out", threads=1)
+    assert report.agreement is not None and report.agreement.passed
+    assert quant_strength(load_checkpoint(source)[0]).value == 0.25
+
+
+def test_comparison_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    export(source, tmp_path / "out", verify=False)
+    model, _, _ = load_checkpoint(source)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine = Engine.load(tmp_path / "out", threads=1, kv_type="float32")
+    compare_engine_with_torch(engine, model, ["abc"], greedy_tokens=4)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) and before[n].dtype == after[n].dtype for n in before)
+    assert all(p.dtype == torch.float32 for p in [*model.parameters(), *model.buffers()])
+
+
+def test_exported_tables_are_the_readers(tmp_path: Path) -> None:
+    model, _, _ = load_checkpoint(toys.write(tmp_path / "src"))
+    own = model.model.embed_tokens.weight.detach().numpy().copy()
+    with exported_tables(model, "q8"):
+        seen = model.model.embed_tokens.weight.detach().numpy()
+        np.testing.assert_array_equal(seen, dequantized(own, "q8"))
+        assert not np.array_equal(seen, own)
+    np.testing.assert_array_equal(model.model.embed_tokens.weight.detach().numpy(), own)
+
+
+def _damage(directory: Path, name: str) -> None:
+    """Flip one ternary value of one layer: the file stays valid, the model is another."""
+    weights = SafetensorsFile(directory / "model.safetensors")
+    arrays = {key: weights.array(key).copy() for key in weights.tensors}
+    codes = unpack_codes(arrays[name], 64, 160)
+    codes[0, 0] = 1 if codes[0, 0] != 1 else -1
+    arrays[name] = pack_codes(codes)
+    write_safetensors(directory / "model.safetensors", arrays)
+
+
+def test_one_wrong_code_is_noticed(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    export(source, tmp_path / "out", verify=False)
+    _damage(tmp_path / "out", "model.layers.1.mlp.down_proj.weight")
+    with pytest.raises(VerificationError, match=r"model\.layers\.1\.mlp\.down_proj"):
+        check_codes(tmp_path / "out", load_checkpoint(source)[0])
+
+
+def test_a_wrong_engine_is_noticed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that reads another model (other rotation) fails the comparison; the final name never appears."""
+    source = toys.write(tmp_path / "src")
+    real = Engine.load
+
+    def wrong(directory: Path, **options: Any) -> Engine:
+        config = json.loads((directory / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 3.0
+        (directory / "config.json").write_text(json.dumps(config))
+        return real(directory, **options)
+
+    monkeypatch.setattr(export_module.Engine, "load", wrong)
+    with pytest.raises(VerificationError, match="does not behave like the source"):
+        export(source, tmp_path / "out", threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src", "src-tokenizer"]
+
+
+def test_wrong_inputs(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    (tmp_path / "exists").mkdir()
+    hf = tmp_path / "hf"
+    toys.model().save_pretrained(hf)
+    cases: list[tuple[tuple[Any, ...], str]] = [
+        ((tmp_path / "none", tmp_path / "out"), "no such model directory"),
+        ((source, tmp_path / "exists"), "exists already"),
+        ((source, tmp_path / "out", "gguf-tq9"), "unknown export format"),
+        ((source, tmp_path / "out", "packed", "q4"), "unknown embedding precision"),
+        ((hf, tmp_path / "out"), "convert it first"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(InputError, match=message):
+            export(*arguments)
+        assert not (tmp_path / "out").exists()
+    export(source, tmp_path / "packed", verify=False)
+    with pytest.raises(InputError, match="packed model already"):
+        export(tmp_path / "packed", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "garbage", "empty", "header"])
+def test_damaged_sources(tmp_path: Path, kind: str) -> None:
+    source = toys.write(tmp_path / "src")
+    path = source / "model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes({
+        "truncated": good[: len(good) // 2], "garbage": b"\x93garbage" * 99, "empty": b"",
+        "header": good[:8] + b"\xff" + good[9:],
+    }[kind])  # fmt: skip
+    with pytest.raises(FormatError, match=r"src"):
+        export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_no_engine_can_run_is_refused(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    config = json.loads((source / "config.json").read_text())
+    config["hidden_act"] = "gelu"
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="hidden_act: found 'gelu'"):
+        export(source, tmp_path / "out")
+
+
+def test_no_space_leaves_nothing(tmp_path: Path) -> None:
+    """The operating system refuses the file's size, in a process of its own."""
+    source = toys.write(tmp_path / "src")
+    program = f"""
+import resource
+from wrinklefree.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, {2**40}))
+raise SystemExit(main(["export", {str(source)!r}, {str(tmp_path / "out")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no space left" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src", "src-tokenizer"]
+
+
+def test_checkpoint_zeros_are_the_exported_ones(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    report: ExportReport = export(source, tmp_path / "out", verify=False)
+    shares = checkpoint_zeros(source)
+    weights = open_packed(tmp_path / "out").weights
+    assert len(shares) == 14
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert shares[name] == pytest.approx(float((unpack_codes(weights.array(name), 64, 160) == 0).mean()))
+    assert report.bits_per_ternary_weight < 2.5
+
+
+def test_a_layer_left_in_full_precision_is_refused(tmp_path: Path) -> None:
+    model, _, _ = load_checkpoint(toys.write(tmp_path / "src"))
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(64, 160, bias=False)
+    with pytest.raises(InputError, match=r"up_proj\.weight: a Linear stayed in full precision"):
+        list(walk(model))
+
+
+# Any change of these bytes is a change of the format: raise PACKED_FORMAT_VERSION and say so in docs/formats.md.
+GOLDEN = {
+    "model.safetensors": "b3f92e19c8a11a8a4d2c18b75eb8dc44729fdfcebaef9732c5ff8608b78dbde0",
+    "config.json": "3d61e04e75c19b2b1ebbec2f0ad19b09ebcb71ba8fd3a6683862ec0065b63578",
+}
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    """One tiny model, made of integer arithmetic so that no library's random numbers or sums matter."""
+    model = toys.model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            mixed = torch.arange(parameter.numel()) * 2654435761 % 65521
+            parameter.copy_((mixed.float() / 65536 - 0.5).reshape(parameter.shape))
+    convert_model(model, TernarySpec("group", 64), subln="ones")
+    for _, layer in bit_linears(model):
+        shape = layer.spec.scale_shape(layer.out_features, layer.in_features)
+        layer.set_scale((torch.arange(shape[0] * shape[1]).reshape(shape) % 7 + 1) / 32)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "src" / "tokenizer.json").write_text("{}")
+    info = replace(packed_toys.INFO, subln="ones")
+    write_packed(tmp_path / "out", tmp_path / "src", packed_toys.CONFIG, info, walk(model))
+    assert {name: sha256(tmp_path / "out" / name) for name in GOLDEN} == GOLDEN
