@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from wrinklefree.errors import InputError, MissingDependencyError, VerificationError, unknown_name
+from wrinklefree.errors import InputError, MissingDependencyError, unknown_name
 from wrinklefree.version import __version__
 
 # Verb -> what it does in one line. Its module is wrinklefree.cli.<verb>, its entry point there `run`.
@@ -84,13 +84,15 @@ def _explain(error: Exception) -> int:
     """Print one line for an error and return the exit code that belongs to it."""
     if isinstance(error, InputError):
         return _fail(str(error), _WRONG_INPUT)
-    if isinstance(error, VerificationError | MissingDependencyError):
+    if isinstance(error, MissingDependencyError):
         return _fail(str(error), _FAILED)
     if isinstance(error, ModuleNotFoundError):
         root = (error.name or "").split(".")[0]
         for extra, packages in _EXTRAS.items():
             if root in packages:
                 return _fail(f"{root} is needed; install it with: pip install 'wrinklefree[{extra}]'", _FAILED)
+    if type(error).__module__.startswith("wrinklefree."):
+        return _fail(str(error), _FAILED)  # a room's own way to say that the work failed
     return _fail(f"{type(error).__name__}: {error} (an error of ours; --debug shows where)", _FAILED)
 
 
