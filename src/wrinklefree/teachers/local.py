@@ -46,7 +46,9 @@ class LocalTeacher:
         Raises: InputError when it cannot teach this student.
         """
         if self._model is None:
-            model = self._load()
+            # Loading must not move the generators: a resumed run loads at another step than an uninterrupted one.
+            with torch.random.fork_rng():
+                model = self._load()
             if self._student is not None:
                 check_pair(model, self._student)
             model.requires_grad_(False)

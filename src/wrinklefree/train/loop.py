@@ -12,11 +12,9 @@ beginning for everything else.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,16 +31,7 @@ from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
 from wrinklefree.train.metrics import Metrics, say
 from wrinklefree.train.position import Budget, Position, Schedule
-from wrinklefree.train.session import LoopConfig, Session, Stream, StudentModule, resume, save
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended: ``stopped`` is "budget" or "interrupted"; ``figures`` are those of its last step."""
-
-    stopped: str
-    position: Position
-    figures: Mapping[str, float]
+from wrinklefree.train.session import LoopConfig, MixedStream, RunResult, Session, Stream, StudentModule, resume, save
 
 
 def run(
@@ -75,6 +64,8 @@ def run(
     )  # fmt: skip
     if teacher is None and session.curriculum.ever(manager.taught):
         raise InputError(f"objectives {', '.join(manager.taught)} need a teacher; name one (model.teacher)")
+    if any(phase.data for phase in session.curriculum.phases) and not isinstance(stream, MixedStream):
+        raise InputError("curriculum: its phases name data mixtures, but this stream has a single source")
     resume(session)
     figures: dict[str, float] = {}
     saved = session.position.step
@@ -104,11 +95,11 @@ def _step(session: Session) -> dict[str, float]:
     """Do one optimizer step and return its figures."""
     started = time.monotonic()
     position, config, manager = session.position, session.config, session.manager
-    batches = _micro_batches(session)
-    tokens = session.fabric.world_size * sum(batch.input_ids.numel() for batch in batches)
-
     progress = position.progress(session.budget)
     setting = session.curriculum.at(progress)
+    session.set_mixture(setting.data)
+    batches = _micro_batches(session)
+    tokens = session.fabric.world_size * sum(batch.input_ids.numel() for batch in batches)
     strength = _set_strength(session, setting, progress)
     rate = _set_learning_rate(session, setting, position.middle(session.budget, tokens))
     monitor = (position.step + 1) % config.log_every == 0
@@ -157,14 +148,7 @@ def _micro_batches(session: Session) -> list[TokenBatch]:
         session.position.sequences + (index * fabric.world_size + fabric.global_rank) * size
         for index in range(session.config.accumulation)
     ]
-    return [_to_device(session.stream.batch(first, size), fabric.device) for first in firsts]
-
-
-def _to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    if batch.input_ids.device == device:
-        return batch
-    names = [f.name for f in dataclasses.fields(batch)]
-    return dataclasses.replace(batch, **{name: getattr(batch, name).to(device) for name in names})
+    return [session.stream.batch(first, size).to(fabric.device) for first in firsts]
 
 
 def _counts(

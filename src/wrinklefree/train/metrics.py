@@ -86,14 +86,24 @@ class Metrics:
 
 @contextmanager
 def open_metrics(
-    out: Path, name: str, config: Mapping[str, Any], tracker: str = "none", project: str = "wrinklefree"
+    out: Path,
+    name: str,
+    config: Mapping[str, Any],
+    tracker: str = "none",
+    project: str = "wrinklefree",
+    enabled: bool = True,
 ) -> Iterator[Metrics]:
     """Open ``out/metrics.jsonl`` and the trackers; without WANDB_API_KEY say loudly that W&B is off and go on.
+
+    ``enabled`` is false for all processes but the first: they log nothing.
 
     Raises: InputError for an unknown tracker, MissingDependencyError for one that is not installed.
     """
     if tracker not in TRACKERS:
         raise unknown_name("tracker", tracker, TRACKERS)
+    if not enabled:
+        yield Metrics([])
+        return
     path = out / "metrics.jsonl"
     sinks: list[Sink] = [_Jsonl(path)]
     if tracker == "trackio":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric import Fabric
@@ -25,7 +25,22 @@ from wrinklefree.train.position import Budget, Position, Schedule
 class Stream(Protocol):
     """Sequences by number: the same number is the same sequence, in this run and the next."""
 
-    def batch(self, first_sequence: int, size: int) -> TokenBatch: ...
+    def batch(self, first_sequence: int, size: int) -> TokenBatch:
+        """Return sequences ``first_sequence`` to ``first_sequence + size``."""
+        ...
+
+
+@runtime_checkable
+class MixedStream(Stream, Protocol):
+    """A stream of several sources whose shares may change; it has a state beyond its position."""
+
+    def set_weights(self, weights: Sequence[float], position: int) -> None:
+        """Change the shares from sequence ``position`` on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,8 @@ class LoopConfig:
     """``micro_batch`` sequences in one forward of one process, ``accumulation`` forwards in one step.
 
     ``clip_norm`` None leaves gradients alone. ``max_nonfinite``: so many skipped steps in a row end the run.
-    ``keep_last`` states stay in ``state_dir``, written every ``save_every`` steps and at the end.
+    ``keep_last`` states stay in ``state_dir``, written every ``save_every`` steps and at the end; they resume only
+    under the same ``identity``. ``source_names``: of the stream's sources, as a curriculum's mixtures name them.
     """
 
     micro_batch: int = 8
@@ -46,6 +62,7 @@ class LoopConfig:
     save_every: int | None = None
     keep_last: int = 2
     identity: str = ""
+    source_names: tuple[str, ...] = ()
 
 
 class StudentModule(nn.Module):
@@ -78,6 +95,7 @@ class Session:
     position: Position = field(default_factory=Position)
     ternary: TernaryFigures = field(default_factory=TernaryFigures)
     low_share_said: set[str] = field(default_factory=set)
+    mixture: tuple[float, ...] = ()
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""
@@ -87,9 +105,26 @@ class Session:
         assert isinstance(total, Tensor)
         return total
 
+    def set_mixture(self, data: Mapping[str, float]) -> None:
+        """Give the stream the curriculum's shares, when they changed by a visible amount (each change is kept)."""
+        weights = tuple(round(data.get(name, 0.0), 2) for name in self.config.source_names)
+        if data and weights != self.mixture:
+            assert isinstance(self.stream, MixedStream)
+            self.stream.set_weights(weights, self.position.sequences)
+            self.mixture = weights
+
     def strength(self) -> float:
         """Return the student's lambda, 0 when it has no ternary layer."""
         return quant_strength(self.student).value if next(bit_linears(self.student), None) else 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: ``stopped`` is "budget" or "interrupted"; ``figures`` are those of its last step."""
+
+    stopped: str
+    position: Position
+    figures: Mapping[str, float]
 
 
 def save(session: Session) -> int:
@@ -104,6 +139,8 @@ def save(session: Session) -> int:
             "objectives": session.manager.state_dict(),
             "lambda": session.strength(),
             "random": random_state(),
+            "mixture": session.mixture,
+            "data": session.stream.state_dict() if isinstance(session.stream, MixedStream) else None,
         }
         save_state(config.state_dir, session.position.step, state, config.keep_last)
     session.fabric.barrier()
@@ -133,4 +170,7 @@ def resume(session: Session) -> None:
     if next(bit_linears(session.student), None):
         quant_strength(session.student).value = state["lambda"]
     set_random_state(state["random"])
+    session.mixture = state["mixture"]
+    if isinstance(session.stream, MixedStream):
+        session.stream.load_state_dict(state["data"])
     say(f"Resuming after step {session.position.step} ({session.position.tokens} tokens) from {directory}.")

@@ -1,0 +1,234 @@
+"""A recipe: what a stage of training is, typed. The schema and its defaults are the dataclasses of this module.
+
+`train.compose` fills them from YAML; nothing behind that door sees an untyped configuration. Values that follow from
+others are properties.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from wrinklefree.data.build import DataConfig
+from wrinklefree.data.document import SourceConfig
+from wrinklefree.errors import InputError
+from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
+from wrinklefree.objectives.manager import Term
+from wrinklefree.optim.build import OptimizerConfig
+from wrinklefree.quant.ternary import TernarySpec
+from wrinklefree.train.metrics import TRACKERS
+from wrinklefree.train.position import Budget, Schedule
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """``source``: a Hugging Face id, a directory, a GGUF file, or a converted checkpoint.
+
+    ``granularity``, ``group_size`` and ``subln`` say how an original model is converted; None is identity SubLN and
+    groups of 64, and is what a converted checkpoint, which has its own, must be given.
+    ``teacher``: None is the original model itself, or the one a checkpoint names. ``dtype`` of student and teacher.
+    """
+
+    source: str | None = None
+    teacher: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    granularity: Literal["tensor", "row", "group"] | None = None
+    group_size: int | None = None
+    subln: Literal["identity", "ones", "none"] | None = None
+
+    @property
+    def spec(self) -> TernarySpec:
+        """Return the scales of a conversion."""
+        return TernarySpec(self.granularity or "group", self.group_size or 64)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """``sources`` by name; a curriculum's mixtures use these names. See `data.build.DataConfig`."""
+
+    sources: Mapping[str, SourceConfig] = field(default_factory=lambda: {"python-docs": SourceConfig()})
+    sequence_length: int = 512
+    held_out_share: float = 0.1
+    cache_dir: str | None = None
+
+    def config(self, seed: int) -> DataConfig:
+        """Return what the data package takes."""
+        return DataConfig(tuple(self.sources.values()), self.sequence_length, seed, self.held_out_share, self.cache_dir)
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """Sequences: ``micro_batch`` in one forward of one process, ``accumulation`` forwards in one step."""
+
+    micro_batch: int = 8
+    accumulation: int = 1
+
+
+@dataclass(frozen=True)
+class BudgetRecipe:
+    """Training ends at the first that is reached; at least one must be set. ``max_steps`` 0 only converts."""
+
+    total_tokens: int | None = None
+    max_steps: int | None = None
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class StrengthRecipe:
+    """The warm-up of the quantisation strength lambda, over ``warmup_tokens`` or ``warmup_ratio`` of the budget."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_tokens: int | None = None
+    warmup_ratio: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class CurriculumRecipe:
+    """See `objectives.curriculum`."""
+
+    interpolation: Interpolation = "step"
+    phases: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True)
+class GuardRecipe:
+    """``clip_norm`` None leaves gradients alone; ``max_nonfinite`` skipped steps in a row end the run."""
+
+    clip_norm: float | None = 1.0
+    max_nonfinite: int = 5
+
+
+@dataclass(frozen=True)
+class CheckpointRecipe:
+    """The training state: written every ``save_every`` steps and at the end; the newest ``keep_last`` are kept."""
+
+    save_every: int | None = None
+    keep_last: int = 2
+
+
+@dataclass(frozen=True)
+class LogRecipe:
+    """``ternary_every``: steps between looks at zeros and flips. ``tracker``: none or trackio (a local database)."""
+
+    log_every: int = 1
+    ternary_every: int = 50
+    tracker: str = "none"
+    project: str = "wrinklefree"
+
+
+@dataclass(frozen=True)
+class DeviceRecipe:
+    """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes; ``strategy``."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+
+
+# What may differ between the two halves of an interrupted run.
+_NOT_IDENTITY = ("out", "budget", "checkpoint", "log", "device")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage of training, complete. ``objectives``: by name, each with its settings and weight."""
+
+    stage: str
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    strength: StrengthRecipe = field(default_factory=StrengthRecipe)
+    objectives: Mapping[str, Term] = field(default_factory=dict)
+    curriculum: CurriculumRecipe = field(default_factory=CurriculumRecipe)
+    batch: BatchRecipe = field(default_factory=BatchRecipe)
+    budget: BudgetRecipe = field(default_factory=BudgetRecipe)
+    guard: GuardRecipe = field(default_factory=GuardRecipe)
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    log: LogRecipe = field(default_factory=LogRecipe)
+    device: DeviceRecipe = field(default_factory=DeviceRecipe)
+    seed: int = 0
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("batch.micro_batch", self.batch.micro_batch),
+            ("batch.accumulation", self.batch.accumulation),
+            ("data.sequence_length", self.data.sequence_length),
+            ("device.devices", self.device.devices),
+            ("log.log_every", self.log.log_every),
+            ("guard.max_nonfinite", self.guard.max_nonfinite),
+            ("checkpoint.keep_last", self.checkpoint.keep_last),
+        ):
+            if value < 1:
+                raise InputError(f"{name}: found {value}, it must be at least 1")
+        if self.log.tracker not in TRACKERS:
+            raise InputError(f"log.tracker: found {self.log.tracker!r}, allowed is {' or '.join(TRACKERS)}")
+        _ = (self.run_budget, self.run_curriculum, self.run_warmup, self.model.spec)  # their checks, now
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step: micro-batch x accumulation x processes x sequence length."""
+        return self.batch.micro_batch * self.batch.accumulation * self.device.devices * self.data.sequence_length
+
+    @property
+    def run_budget(self) -> Budget:
+        """Return the budget in tokens and seconds; ``max_steps`` is steps of `step_tokens`."""
+        limits = [self.budget.total_tokens]
+        if self.budget.max_steps is not None:
+            limits.append(self.budget.max_steps * self.step_tokens)
+        tokens = [limit for limit in limits if limit is not None]
+        return Budget(min(tokens) if tokens else None, self.budget.max_seconds)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that fit in the budget of tokens (at least one unless it is 0); None when only time bounds the run."""
+        tokens = self.run_budget.tokens
+        return None if tokens is None else max(tokens // self.step_tokens, min(tokens, 1))
+
+    @property
+    def run_curriculum(self) -> Curriculum:
+        """Return the curriculum over the objectives' weights."""
+        base = {name: term.weight for name, term in self.objectives.items()}
+        for phase in self.curriculum.phases:
+            for name in phase.data:
+                if name not in self.data.sources:
+                    raise InputError(
+                        f"curriculum phase {phase.name!r}: {name!r} is no data source (data.sources has "
+                        f"{', '.join(self.data.sources)})"
+                    )
+        return Curriculum(base, self.curriculum.phases, self.curriculum.interpolation)
+
+    @property
+    def run_warmup(self) -> StrengthWarmup:
+        """Return the strength's warm-up as a share of the budget."""
+        ratio, tokens = self.strength.warmup_ratio, self.run_budget.tokens
+        if self.strength.warmup_tokens is not None:
+            if tokens is None:
+                raise InputError("strength.warmup_tokens: only time bounds this run; give strength.warmup_ratio")
+            ratio = min(self.strength.warmup_tokens / max(tokens, 1), 1.0)
+        return StrengthWarmup(self.strength.kind, ratio, self.strength.start, self.strength.end)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every value, as YAML would give it: composing it again gives this recipe."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        values["objectives"] = {
+            name: {"weight": term.pop("weight"), **term.pop("objective"), **_if_any(term)}
+            for name, term in values["objectives"].items()
+        }
+        return values
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that decides what is learned; a state resumes only under the same one."""
+        values = {name: value for name, value in self.resolved().items() if name not in _NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _if_any(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,213 @@
+"""One stage of training: from a recipe to a checkpoint directory.
+
+OUT/config.json, model.safetensors, tokenizer.json ...   the checkpoint, when the stage is finished
+    recipe.yaml     every value of the recipe as it was resolved
+    metrics.jsonl   figures of every step
+    state/          the training state, for resuming
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from wrinklefree.artifact.files import read_json, write_bytes
+from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.data.build import TrainingData, build_data
+from wrinklefree.data.tokens import TextEncoder
+from wrinklefree.errors import InputError
+from wrinklefree.models.convert import convert_model
+from wrinklefree.models.forward import forward
+from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, save_checkpoint
+from wrinklefree.objectives.manager import ObjectiveManager
+from wrinklefree.optim.build import build_optimizer
+from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.teachers.local import LocalTeacher
+from wrinklefree.train.compose import to_yaml
+from wrinklefree.train.loop import run
+from wrinklefree.train.metrics import open_metrics, say
+from wrinklefree.train.position import Position
+from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.session import LoopConfig, RunResult
+
+_SUBLN_SEQUENCES = 16  # that measure the gains of subln=identity
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Where the checkpoint is (None when the run was interrupted), and how the run ended."""
+
+    out: Path
+    finished: bool
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class _Student:
+    model: nn.Module
+    tokenizer: Any
+    info: CheckpointInfo
+    teacher: str | None
+    data: TrainingData
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    on_step: Callable[[Position, Mapping[str, float]], None] | None = None,
+) -> StageResult:
+    """Run a recipe to its end, or resume it, in ``out`` (default: the recipe's, then runs/STAGE-IDENTITY).
+
+    Raises: InputError when the recipe and what it names do not fit, TrainingError when training diverges.
+    """
+    out = out or Path(recipe.out or f"runs/{recipe.stage}-{recipe.identity}")
+    _claim(out, recipe)
+    fabric = Fabric(
+        accelerator=recipe.device.accelerator, devices=recipe.device.devices, strategy=recipe.device.strategy
+    )
+    fabric.launch()
+    torch.manual_seed(recipe.seed)
+    student = _build_student(recipe)
+    check_dtype(student.model, recipe.model.dtype)
+    manager = ObjectiveManager(recipe.objectives)
+    with open_metrics(
+        out, out.name, recipe.resolved(), recipe.log.tracker, recipe.log.project, enabled=fabric.global_rank == 0
+    ) as metrics:
+        result = run(
+            student.model,
+            student.data.stream,
+            build_optimizer(student.model, recipe.optimizer),
+            manager,
+            config=_loop_config(recipe, out),
+            budget=recipe.run_budget,
+            teacher=_teacher(recipe, student, fabric) if manager.taught else None,
+            curriculum=recipe.run_curriculum,
+            schedule=recipe.schedule,
+            warmup=recipe.run_warmup,
+            metrics=metrics,
+            fabric=fabric,
+            on_step=on_step,
+        )
+    if result.stopped == "budget" and fabric.global_rank == 0:
+        _finish(recipe, student, result, out)
+    return StageResult(out, result.stopped == "budget", result)
+
+
+def check_dtype(model: nn.Module, dtype: str) -> None:
+    """Raise InputError when a floating parameter is not in the configured dtype (scales of BitLinear stay float32)."""
+    for name, parameter in model.named_parameters():
+        expected = torch.float32 if name.endswith(".weight_scale") else getattr(torch, dtype)
+        if parameter.is_floating_point() and parameter.dtype != expected:
+            raise InputError(f"{name}: is {parameter.dtype}, the recipe says model.dtype={dtype}")
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Make the output directory, or recognise one of this recipe's own runs in it."""
+    if out.exists() and not (out / "recipe.yaml").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already and is no training run; choose another output directory")
+    if (out / "config.json").is_file() and not (out / "state").is_dir():
+        raise InputError(f"{out}: holds a finished checkpoint without its state; choose another output directory")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror})") from error
+    text = f"# identity {recipe.identity}\n{to_yaml(recipe)}"
+    kept = out / "recipe.yaml"
+    if kept.is_file() and kept.read_text(encoding="utf-8").partition("\n")[0] != text.partition("\n")[0]:
+        raise InputError(f"{out}: holds a run of another recipe; choose another output directory, or remove it")
+    write_bytes(kept, text.encode())
+
+
+def _build_student(recipe: Recipe) -> _Student:
+    """Load a converted checkpoint, or load and convert an original model; read the data with its tokenizer."""
+    source = recipe.model.source
+    if not source:
+        raise InputError("model.source: none given; name a model (model=NAME or model=PATH)")
+    dtype = getattr(torch, recipe.model.dtype)
+    if _is_converted(source):
+        for name in ("granularity", "group_size", "subln"):
+            if getattr(recipe.model, name) is not None:
+                raise InputError(f"model.{name}: nothing would read it, because {source} is converted already")
+        model, tokenizer, info = load_checkpoint(source, dtype)
+        data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
+        return _Student(model, tokenizer, info, recipe.model.teacher or info.teacher, data)
+    model, tokenizer = load_source(source, dtype)
+    data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
+    subln = recipe.model.subln or "identity"
+    sequences = data.stream.batch(0, _SUBLN_SEQUENCES).input_ids if subln == "identity" else None
+    convert_model(model, recipe.model.spec, subln, sequences)
+    info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
+    return _Student(model, tokenizer, info, recipe.model.teacher or source, data)
+
+
+def _is_converted(source: str) -> bool:
+    path = Path(source) / "config.json"
+    return path.is_file() and "wrinklefree" in read_json(path)
+
+
+def _encoder(tokenizer: Any) -> TextEncoder:
+    """Our own tokenizer, read from the files of a Hugging Face one: BOS exactly once, and the engine's ids."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return TextEncoder.of(Tokenizer.load(Path(directory)))
+
+
+def _teacher(recipe: Recipe, student: _Student, fabric: Fabric) -> LocalTeacher:
+    name = student.teacher
+    if not name:
+        raise InputError("model.teacher: the checkpoint names no original model; set model.teacher")
+    vocabulary = student.tokenizer.get_vocab()
+
+    def load() -> nn.Module:
+        say(f"Loading the teacher {name}.")
+        dtype = getattr(torch, recipe.model.dtype)
+        model, tokenizer = load_checkpoint(name, dtype)[:2] if _is_converted(name) else load_source(name, dtype)
+        if tokenizer.get_vocab() != vocabulary:
+            raise InputError(f"teacher {name}: its tokenizer is not the student's; token ids would not correspond")
+        return model
+
+    return LocalTeacher(load, forward, student.model, fabric.device)
+
+
+def _loop_config(recipe: Recipe, out: Path) -> LoopConfig:
+    return LoopConfig(
+        micro_batch=recipe.batch.micro_batch,
+        accumulation=recipe.batch.accumulation,
+        clip_norm=recipe.guard.clip_norm,
+        max_nonfinite=recipe.guard.max_nonfinite,
+        log_every=recipe.log.log_every,
+        ternary_every=recipe.log.ternary_every,
+        state_dir=out / "state",
+        save_every=recipe.checkpoint.save_every,
+        keep_last=recipe.checkpoint.keep_last,
+        identity=recipe.identity,
+        source_names=tuple(recipe.data.sources),
+    )
+
+
+def _finish(recipe: Recipe, student: _Student, result: RunResult, out: Path) -> None:
+    """Write the checkpoint beside and move its files in; config.json last, because it is what makes a checkpoint."""
+    info = replace(
+        student.info,
+        stage=recipe.stage,
+        strength=quant_strength(student.model).value if any(True for _ in bit_linears(student.model)) else 1.0,
+        teacher=student.teacher,
+        tokens_seen=student.info.tokens_seen + result.position.tokens,
+        recipe_hash=recipe.identity,
+    )
+    written = out / ".checkpoint"
+    shutil.rmtree(written, ignore_errors=True)
+    save_checkpoint(student.model, student.tokenizer, written, info)  # type: ignore[arg-type]
+    for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(out / path.name)
+    written.rmdir()
+    say(f"Finished: {result.position.step} steps, {result.position.tokens} tokens; checkpoint in {out}.")

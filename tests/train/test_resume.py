@@ -1,0 +1,128 @@
+"""Resume equals uninterrupted, bit for bit; damaged states are passed over loudly; Ctrl-C saves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from train_toys import ToyStream, toy_model
+
+from wrinklefree.errors import FormatError, InputError
+from wrinklefree.objectives import NextToken
+from wrinklefree.objectives.manager import ObjectiveManager, Term
+from wrinklefree.train.checkpoint import load_newest, load_state, save_state
+from wrinklefree.train.loop import run
+from wrinklefree.train.position import Budget, Position, Schedule
+from wrinklefree.train.session import LoopConfig, RunResult
+
+SCRIPT = Path(__file__).parent / "resume_script.py"
+NEVER = 10**6
+
+
+def in_a_process(directory: Path, steps: int, kill_at: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(directory), str(steps), str(kill_at)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_20_steps_equal_10_steps_kill_and_resume(tmp_path: Path) -> None:
+    straight = in_a_process(tmp_path / "straight", 20, NEVER)
+    assert straight.returncode == 0, straight.stderr
+    killed = in_a_process(tmp_path / "killed", 20, 10)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = in_a_process(tmp_path / "killed", 20, NEVER)
+    assert "Resuming after step 10 (960 tokens)" in resumed.stderr
+    assert resumed.stdout == straight.stdout
+    assert straight.stdout.split()[1:4] == ["20", "1920", "80"]
+
+
+def state_of(step: int) -> dict[str, object]:
+    tensor = torch.arange(6.0).view(2, 3)
+    return {
+        "step": step, "nested": {1: [tensor, tensor.t(), (True, None)], "half": torch.ones(2, dtype=torch.bfloat16)},
+        "float": 0.1 + 0.2, "infinite": float("inf"), "empty": torch.zeros(0),
+    }  # fmt: skip
+
+
+def test_a_state_comes_back_exactly_and_the_oldest_go(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save_state(tmp_path, step, state_of(step), keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+    state = load_state(tmp_path / "step-00000015")
+    expected = state_of(15)
+    nested, wanted = state["nested"], expected["nested"]
+    assert nested.keys() == wanted.keys() and state["step"] == 15  # type: ignore[union-attr]
+    assert torch.equal(nested[1][0], wanted[1][0]) and torch.equal(nested[1][1], wanted[1][1])  # type: ignore[index]
+    assert nested[1][2] == (True, None) and nested["half"].dtype == torch.bfloat16
+    assert (state["float"], state["infinite"], state["empty"].numel()) == (0.1 + 0.2, float("inf"), 0)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
+def test_a_damaged_newest_state_is_passed_over_loudly(tmp_path: Path, damage: str) -> None:
+    for step in (5, 10):
+        save_state(tmp_path, step, state_of(step))
+    newest = tmp_path / "step-00000010"
+    tensors = newest / "tensors.safetensors"
+    if damage == "flip":
+        data = bytearray(tensors.read_bytes())
+        data[-3] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:-7])
+    elif damage == "missing":
+        tensors.unlink()
+    else:
+        (newest / "manifest.json").write_text("[")
+    said: list[str] = []
+    state = load_newest(tmp_path, said.append)
+    assert state is not None and state["step"] == 5
+    assert len(said) == 1 and said[0].startswith("WARNING") and "step-00000010" in said[0]
+    with pytest.raises(FormatError):
+        load_state(newest)
+
+
+def test_a_crash_while_writing_leaves_no_half_state(tmp_path: Path) -> None:
+    save_state(tmp_path, 5, state_of(5))
+    with pytest.raises(TypeError, match="training state bad: object cannot be stored"):
+        save_state(tmp_path, 10, {**state_of(10), "bad": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+    assert load_newest(tmp_path / "nothing", print) is None
+
+
+def short_run(directory: Path, steps: int, identity: str = "a", interrupt_at: int | None = None) -> RunResult:
+    student = toy_model(1)
+
+    def watch(position: Position, figures: Mapping[str, float]) -> None:
+        if position.step == interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return run(
+        student, ToyStream(), torch.optim.AdamW(student.parameters(), lr=1e-3),
+        ObjectiveManager({"next_token": Term(NextToken())}), config=LoopConfig(
+            micro_batch=4, state_dir=directory, identity=identity), budget=Budget(tokens=steps * 96),
+        schedule=Schedule("constant", warmup_ratio=0.0), on_step=watch,
+    )  # fmt: skip
+
+
+def test_ctrl_c_saves_says_so_and_the_next_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted = short_run(tmp_path, 6, interrupt_at=3)
+    assert interrupted.stopped == "interrupted" and interrupted.position.step == 3
+    said = capsys.readouterr().err
+    assert "Interrupted after step 3" in said and "the same command resumes" in said
+    resumed = short_run(tmp_path, 6)
+    assert resumed.stopped == "budget" and resumed.position.step == 6
+    assert "Resuming after step 3 (288 tokens)" in capsys.readouterr().err
+    again = short_run(tmp_path, 6)  # nothing left to do
+    assert again.position.step == 6
+
+
+def test_another_recipes_state_is_refused(tmp_path: Path) -> None:
+    short_run(tmp_path, 2)
+    with pytest.raises(InputError, match="another recipe; choose another output directory"):
+        short_run(tmp_path, 2, identity="b")
