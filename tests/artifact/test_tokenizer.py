@@ -62,9 +62,7 @@ def test_stream_equals_whole(tmp_path_factory: pytest.TempPathFactory, text: str
 
 @given(tokens=st.lists(st.integers(0, 257), max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_stream_of_any_bytes_equals_whole(
-    tmp_path_factory: pytest.TempPathFactory, tokens: list[int]
-) -> None:
+def test_stream_of_any_bytes_equals_whole(tmp_path_factory: pytest.TempPathFactory, tokens: list[int]) -> None:
     tokenizer = _cached(tmp_path_factory)
     decoder = tokenizer.decoder()
     text = "".join(decoder.push(token) for token in tokens) + decoder.flush()
