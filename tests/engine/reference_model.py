@@ -28,6 +28,7 @@ class ReferenceModel:
         self.tensors = load_file(directory / "model.safetensors")
         self.kv_dtype = kv_dtype
         self.dtype = dtype
+        self.first_tie = 0
         c = self.config
         self.heads = c["num_attention_heads"]
         self.kv_heads = c["num_key_value_heads"]
@@ -43,7 +44,8 @@ class ReferenceModel:
         }
 
     def logits(self, tokens: list[int]) -> Array:
-        """Return float logits [T, V] of a whole sequence."""
+        """Return float logits [T, V] of a whole sequence; sets ``first_tie`` (see record_ties), T when none."""
+        self.first_tie = len(tokens)
         x = self.table("model.embed_tokens")[tokens]
         for layer in range(self.config["num_hidden_layers"]):
             prefix = f"model.layers.{layer}."
@@ -68,7 +70,9 @@ class ReferenceModel:
         rows, columns = self.widths[name.rsplit(".", 1)[1]]
         ternary = unpack_codes(self.tensors[name + ".weight"], rows, columns).astype(np.int64)
         peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), self.dtype(1e-5))
-        codes = np.rint(x * (self.dtype(127) / peak)).astype(np.int64)
+        scaled = x * (self.dtype(127) / peak)
+        codes = np.rint(scaled).astype(np.int64)
+        self.record_ties(scaled)
         scale = self.tensors[name + ".weight_scale"]
         if scale.dtype == np.float16:
             group_size = self.config["wrinklefree"]["group_size"]
@@ -82,6 +86,17 @@ class ReferenceModel:
         out = out * (peak / self.dtype(127))
         bias = self.tensors.get(name + ".bias")
         return out if bias is None else out + bias
+
+    def record_ties(self, scaled: Array) -> None:
+        """Remember the first token with a code so near to a rounding tie that float32 sums decide it.
+
+        A value is a sum of terms of the size of the row's peak (127 here), of which float32 keeps 2^-24 each; 3e-5 is
+        four such roundings, and the value's own rounding comes on top.
+        """
+        distance = np.abs(np.abs(scaled - np.floor(scaled)) - 0.5)
+        near = (distance < 3e-5 + 2e-6 * np.abs(scaled)).any(axis=-1)
+        if near.any():
+            self.first_tie = min(self.first_tie, int(np.argmax(near)))
 
     def attention(self, prefix: str, x: Array, layer: int) -> Array:
         """Causal grouped-query attention [T, D] with half-rotation rotary embedding."""
@@ -129,7 +144,9 @@ class ReferenceModel:
         """Radians a position float32 [d / 2], with the scaling config.json asks for."""
         rope = self.config.get("rope_parameters") or {}
         theta = rope.get("rope_theta", self.config.get("rope_theta", 10000.0))
-        frequency = 1 / theta ** (np.arange(0, self.head_dim, 2) / self.head_dim)
+        # float32 where transformers rounds to float32: at position 1000 one rounding more is an angle of 1e-4
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        frequency = np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
         kind = rope.get("rope_type", "default")
         if kind == "linear":
             frequency = frequency / rope["factor"]

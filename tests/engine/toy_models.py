@@ -78,7 +78,10 @@ def write_toy(
     embedding: str = "q8",
     subln: str = "none",
 ) -> Path:
-    """Write a packed directory with random weights whose logits have a spread of about one."""
+    """Write a packed directory with random weights.
+
+    Logits have a spread of about one; the layers outweigh the embedding, so that greedy text does not soon repeat.
+    """
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     hidden, middle = config["hidden_size"], config["intermediate_size"]
@@ -95,7 +98,7 @@ def write_toy(
     def linear(name: str, rows: int, columns: int, bias: bool) -> None:
         tensors[name + ".weight"] = pack_codes(rng.integers(-1, 2, (rows, columns)).astype(np.int8))
         shape = {"tensor": (1,), "row": (rows,), "group": (rows, -(-columns // group_size))}[granularity]
-        scale = (rng.uniform(0.7, 1.3, shape) * np.sqrt(1.5 / columns)).astype(np.float32)
+        scale = (rng.uniform(0.7, 1.3, shape) * np.sqrt(13.5 / columns)).astype(np.float32)
         stored = pack_group_scales(scale.astype(np.float16)) if granularity == "group" else scale
         assert stored.shape == PackedShape(rows, columns).scales(granularity, group_size)  # type: ignore[arg-type]
         tensors[name + ".weight_scale"] = stored
@@ -143,3 +146,23 @@ def write_toy(
     }
     (directory / "config.json").write_text(json.dumps({**config, "wrinklefree": packing}))
     return directory
+
+
+def add_tokenizer(directory: Path, vocab_size: int = 256) -> None:
+    """Give a toy a tokenizer: id 0 ends a text, 1 begins it, 2-199 are pairs of letters, 200-255 bytes of UTF-8.
+
+    Byte tokens stand for 0xC2, 0xE2, 0xF0 and 0x80-0xB4, so that a character may need up to four of them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = {"</s>": 0, "<s>": 1}
+    vocab |= {letters[i // 26] + letters[i % 26]: 2 + i for i in range(198)}
+    octets = [0xC2, 0xE2, 0xF0, *range(0x80, 0xB5)]
+    vocab |= {f"<0x{octet:02X}>": 200 + i for i, octet in enumerate(octets)}
+    tokenizer = Tokenizer(models.WordLevel({t: i for t, i in vocab.items() if i < vocab_size}, unk_token="aa"))
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True), AddedToken("<s>", special=True)])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": False}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))

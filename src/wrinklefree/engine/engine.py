@@ -169,10 +169,9 @@ class Engine:
         ids = self._checked_tokens(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, "prompt")
         if params.stop and not self.has_tokenizer:
             raise InputError("stop: stop strings need a tokenizer, and this model has no tokenizer.json")
-        return Generation(len(ids), params, lambda generation: self._steps(ids, generation))
+        return Generation(len(ids), params, self._steps(ids, params))
 
-    def _steps(self, ids: NDArray[np.int32], generation: Generation) -> Iterator[Step]:
-        params = generation.params
+    def _steps(self, ids: NDArray[np.int32], params: SamplingParams) -> Iterator[Step]:
         tokenizer = self.tokenizer if self.has_tokenizer else None
         ends = frozenset(() if params.ignore_eos or tokenizer is None else tokenizer.eos_ids)
         sampler = load_native().Sampler(
@@ -182,7 +181,7 @@ class Engine:
             top_p=params.top_p,
             min_p=params.min_p,
             repetition_penalty=params.repetition_penalty,
-            seed=generation.seed,
+            seed=params.seed,
         )
         decoder = None if tokenizer is None else tokenizer.decoder()
         with self._slot() as slot:
@@ -190,7 +189,7 @@ class Engine:
                 _NativePair(self._model, sampler),
                 slot,
                 ids,
-                generation,
+                params,
                 ends | frozenset(params.stop_tokens),
                 decoder,
             )

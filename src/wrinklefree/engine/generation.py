@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,13 +25,15 @@ class Step:
 
     ``text``: what became certain with it, often '' (an unfinished character or a possible stop string is held
     back). ``logprob`` (natural logarithm, of the unmodified logits) and ``best`` [(token, logprob), ...] only when
-    SamplingParams.logprobs asks for them. ``finish_reason`` is set on the last step only.
+    SamplingParams.logprobs asks for them. ``forwards``: passes through the model so far. ``finish_reason`` is set on
+    the last step only.
     """
 
     token: int
     text: str
     logprob: float | None = None
     best: tuple[tuple[int, float], ...] = ()
+    forwards: int = 0
     finish_reason: FinishReason | None = None
 
 
@@ -46,10 +48,8 @@ class Generation(Iterator[Step]):
     ``first_token_seconds``, ``seconds`` (since the first step was asked for).
     """
 
-    def __init__(
-        self, prompt_tokens: int, params: SamplingParams, steps: Callable[[Generation], Iterator[Step]]
-    ) -> None:
-        """``params`` must have a seed; ``steps`` makes the iterator that does the work and updates this object."""
+    def __init__(self, prompt_tokens: int, params: SamplingParams, steps: Iterator[Step]) -> None:
+        """``params`` must have a seed; ``steps`` does the work."""
         assert params.seed is not None
         self.prompt_tokens = prompt_tokens
         self.params = params
@@ -61,7 +61,7 @@ class Generation(Iterator[Step]):
         self.first_token_seconds: float | None = None
         self.seconds = 0.0
         self._started: float | None = None
-        self._steps = steps(self)
+        self._steps = steps
 
     def __next__(self) -> Step:
         if self._started is None:
@@ -72,7 +72,10 @@ class Generation(Iterator[Step]):
             self.first_token_seconds = self.seconds
         self.tokens.append(step.token)
         self.text += step.text
+        self.forwards = step.forwards
         self.finish_reason = step.finish_reason
+        if step.finish_reason is not None:
+            self.close()
         return step
 
     @property
@@ -105,21 +108,21 @@ def decode_steps(
     native: Any,
     slot: int,
     prompt: NDArray[np.int32],
-    generation: Generation,
+    params: SamplingParams,
     end_tokens: frozenset[int],
     decoder: StreamDecoder | None,
 ) -> Iterator[Step]:
     """Yield the steps of an answer to ``prompt`` (int32 [T]) in an empty ``slot`` of the model ``native.model``."""
-    params = generation.params
     model, sampler = native.model, native.sampler
     logits = np.empty(model.vocab_size, np.float32)
     sampler.accept(prompt)
     stops = StopFilter(params.stop)
     pending = prompt
+    forwards = 0
     room = model.context - len(prompt) + 1  # the last token needs no position of its own
     limit = min(params.max_tokens, room)
     for count in range(1, limit + 1):
-        generation.forwards += _prefill(model, slot, pending, logits)
+        forwards += _prefill(model, slot, pending, logits)
         token, logprob, best = sampler.sample(logits, -1 if params.logprobs is None else params.logprobs)
         pending = np.array([token], np.int32)
         sampler.accept(pending)
@@ -138,6 +141,7 @@ def decode_steps(
             text,
             logprob if params.logprobs is not None else None,
             tuple(best),
+            forwards,
             reason,
         )
         if reason is not None:
