@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wrinklefree.artifact.inspection import Inspection, TensorRow, inspect_model
 from wrinklefree.cli.output import Output
+
+if TYPE_CHECKING:
+    from wrinklefree.artifact.inspection import Inspection, TensorRow
 
 _KINDS = {
     "packed": "a packed model",
@@ -34,6 +36,8 @@ def run(
 ) -> None:
     """Shows architecture, tensors, types, bits per weight, zeros, tokenizer, training stage and hashes."""
     output = Output(json)
+    from wrinklefree.artifact.inspection import inspect_model
+
     found = _with_zeros(inspect_model(model))
     output.line(f"{found.path}: {_KINDS[found.kind]}")
     output.table("architecture", ("key", "value"), _pairs(found.architecture))
