@@ -1,0 +1,134 @@
+"""From a recipe's optimizer settings and a model to an optimizer with one group for each role.
+
+Every group carries ``peak_lr`` and ``peak_weight_decay`` beside the current values, so that a schedule can set the
+current ones from scratch at every step and a checkpoint needs no second place for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.optim.groups import DECAYED_ROLES, RoleGroup, parameters_by_role
+from wrinklefree.optim.muon import CpuMuon, MuonWithAdamW
+from wrinklefree.optim.schedules import muon_learning_rate
+
+MUON_SCALINGS = ("match_rms_adamw", "original")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Every setting of every optimizer, with its default.
+
+    ``kind``: a name in ``OPTIMIZERS``.
+    ``lr``: peak learning rate of AdamW's groups. ``betas``, ``eps``: AdamW's.
+    ``weight_decay``: of matrices and embeddings; norms, biases and scales have none.
+    ``embedding_lr``, ``norm_lr``, ``scale_lr``: multipliers of ``lr`` for these roles.
+    ``muon_lr``: peak learning rate of Muon's matrices. None takes ``lr`` for ``match_rms_adamw`` (whose updates have
+    AdamW's size) and the rule by model size, `schedules.muon_learning_rate`, for ``original``.
+    ``muon_scaling``: how a matrix's shape enters its learning rate, see `optim.muon`; values do not carry over.
+    ``muon_momentum``, ``muon_nesterov``, ``muon_steps``: momentum, its kind, Newton-Schulz iterations.
+    ``fused``: AdamW's one-pass kernel; None lets torch choose.
+    """
+
+    kind: str = "adamw"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    embedding_lr: float = 1.0
+    norm_lr: float = 1.0
+    scale_lr: float = 1.0
+    muon_lr: float | None = None
+    muon_scaling: str = "match_rms_adamw"
+    muon_momentum: float = 0.95
+    muon_nesterov: bool = True
+    muon_steps: int = 5
+    fused: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.kind, OPTIMIZERS)
+        if self.muon_scaling not in MUON_SCALINGS:
+            raise unknown_name("optimizer.muon_scaling", self.muon_scaling, MUON_SCALINGS)
+        for name in ("lr", "eps", "weight_decay", "embedding_lr", "norm_lr", "scale_lr", "muon_lr"):
+            _check(name, getattr(self, name), math.inf)
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("muon_momentum", self.muon_momentum)):
+            _check(name, value, 1.0)
+        if not 1 <= self.muon_steps < 100:
+            raise InputError(f"optimizer.muon_steps: found {self.muon_steps}, allowed is 1 to 99")
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe over the trainable parameters of ``model``, each in exactly one group.
+
+    Groups have the keys ``role``, ``lr``, ``weight_decay``, ``peak_lr``, ``peak_weight_decay``.
+
+    Raises: InputError when the model has no trainable parameter.
+    """
+    roles = parameters_by_role(model)
+    if not roles:
+        raise InputError("optimizer: the model has no trainable parameter")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return OPTIMIZERS[config.kind](roles, config, count)
+
+
+def _adamw(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
+    groups = [_group(group, config.lr * _multiplier(role, config), config) for role, group in roles.items()]
+    return _adamw_of(groups, config)
+
+
+def _muon(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
+    if "matrix" not in roles:
+        raise InputError("optimizer muon: no two-dimensional hidden weight is trainable; use adamw")
+    lr = config.muon_lr
+    if lr is None:
+        lr = config.lr if config.muon_scaling == "match_rms_adamw" else muon_learning_rate(num_parameters)
+    muon = CpuMuon(
+        [_group(roles["matrix"], lr, config)],
+        lr=lr,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_nesterov,
+        ns_steps=config.muon_steps,
+        adjust_lr_fn=config.muon_scaling,
+    )
+    rest = [_group(g, config.lr * _multiplier(r, config), config) for r, g in roles.items() if r != "matrix"]
+    return MuonWithAdamW(muon, _adamw_of(rest, config) if rest else None)
+
+
+OPTIMIZERS: dict[str, Callable[[dict[str, RoleGroup], OptimizerConfig, int], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
+
+
+def _adamw_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused)
+
+
+def _group(group: RoleGroup, lr: float, config: OptimizerConfig) -> dict[str, Any]:
+    decay = config.weight_decay if group.role in DECAYED_ROLES else 0.0
+    return {
+        "params": group.parameters,
+        "role": group.role,
+        "lr": lr,
+        "peak_lr": lr,
+        "weight_decay": decay,
+        "peak_weight_decay": decay,
+    }
+
+
+def _multiplier(role: str, config: OptimizerConfig) -> float:
+    return {"embedding": config.embedding_lr, "norm": config.norm_lr, "scale": config.scale_lr}.get(role, 1.0)
+
+
+def _check(name: str, value: float | None, below: float) -> None:
+    if value is not None and not 0.0 <= value < below:
+        raise InputError(f"optimizer.{name}: found {value}, allowed is 0 or more and below {below}")
