@@ -46,6 +46,13 @@ def test_sizes_are_those_of_the_architecture() -> None:
     assert model["bits_per_weight"] == pytest.approx(8 * model["bytes_per_token"] / model["params"], abs=1e-3)
 
 
+def test_progress_runs_from_nought_towards_one() -> None:
+    seen: list[float] = []
+    options = SpeedOptions(threads=(1, 2), prompt=4, decode=2, repeat=1)
+    measure_speed(shape="toy", options=options, progress=lambda share, text: seen.append(share))
+    assert seen == pytest.approx([i / 8 for i in range(8)])  # 2 threads x (limits, loading, two tests)
+
+
 def test_rates_follow_from_speeds() -> None:
     report = _measure(threads=(1,), prompt=0, decode=64, repeat=2)
     (decode,) = report["results"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,7 +99,21 @@ class SpeedOptions:
             raise InputError("nothing to measure: prompt, decode, batch and block are all zero")
 
 
-Progress = Callable[[str], None]
+Progress = Callable[[float, str], None]
+"""A function of the share done, from 0 to 1, and of what is going on."""
+
+
+class _Steps:
+    """Counts the steps of a measurement for a progress function."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def next(self, text: str) -> None:
+        """Say that the step ``text`` begins."""
+        if self._progress is not None:
+            self._progress(self._done / self._total, text)
+        self._done += 1
 
 
 @dataclass
@@ -145,17 +158,18 @@ def measure_speed(
     what `Engine.load` raises.
     """
     options = options or SpeedOptions()
-    report = progress or (lambda _: None)
     context = max(options.prompt, options.decode + DECODE_START_TOKENS, options.block) + 1
     subject = _subject(model, shape, options, context)
     threads = options.threads or (int(load_native().available_cores()),)
     name, reason = load_native().kernels.select(options.kernels)
-    limits = {count: _measure_limits(name, count, report) for count in threads}
+    tests = sum(bool(wanted) for wanted in (options.prompt, options.decode, options.block)) + len(options.batch)
+    steps = _Steps(len(threads) * (2 + tests), progress)
+    limits = {count: _measure_limits(name, count, steps) for count in threads}
     for count in threads:
-        report(f"{subject.name}: loading for {count} threads")
+        steps.next(f"{subject.name}: loading for {count} threads")
         engine = subject.load(count)
         subject.bytes_per_token = engine.bytes_per_token
-        for test, seconds in _tests(engine, options, report):
+        for test, seconds in _tests(engine, options, steps):
             subject.results.append(_result(test, count, seconds, subject, limits[count]))
         del engine
     return {
@@ -189,9 +203,9 @@ def _subject(model: str | Path | None, shape: str | None, options: SpeedOptions,
     )
 
 
-def _measure_limits(kernels: str, threads: int, report: Progress) -> _Limits:
+def _measure_limits(kernels: str, threads: int, steps: _Steps) -> _Limits:
     native = load_native().kernels
-    report(f"machine: what memory and the int8 unit deliver with {threads} threads")
+    steps.next(f"machine: what memory and the int8 unit deliver with {threads} threads")
     return _Limits(
         native.read_gb_per_second(threads, READ_BYTES, LIMIT_SECONDS),
         native.int8_gmac_per_second(kernels, threads, LIMIT_SECONDS),
@@ -221,7 +235,7 @@ class _Test:
     once: Callable[[], float]
 
 
-def _tests(engine: Engine, options: SpeedOptions, report: Progress) -> Iterator[tuple[_Test, list[float]]]:
+def _tests(engine: Engine, options: SpeedOptions, steps: _Steps) -> Iterator[tuple[_Test, list[float]]]:
     tests = []
     if count := options.prompt:
         tests.append(_Test(f"prompt{count}", count, 1, partial(engine.prefill_seconds, count)))
@@ -236,7 +250,7 @@ def _tests(engine: Engine, options: SpeedOptions, report: Progress) -> Iterator[
             _Test(f"batch{count}", count * steps, count * steps, partial(_batch_seconds, engine, count, steps))
         )
     for test in tests:
-        report(f"{test.name}: {options.repeat} repeats with {engine.threads} threads")
+        steps.next(f"{test.name}: {options.repeat} repeats with {engine.threads} threads")
         yield test, _repeat(test.once, options)
 
 
@@ -275,16 +289,3 @@ def _result(test: _Test, threads: int, seconds: Sequence[float], subject: _Subje
         "bandwidth_share": round(gb_s / limits.read_gb_s, 4),
         "compute_share": round(gmac_s / limits.int8_gmac_s, 4),
     }
-
-
-@contextmanager
-def terminal_progress() -> Iterator[Progress]:
-    """Yield a progress function: a spinner on a terminal, plain lines on standard error elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda text: console.print(text, markup=False)
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(text)
