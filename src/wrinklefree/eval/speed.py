@@ -245,10 +245,9 @@ def _tests(engine: Engine, options: SpeedOptions, steps: _Steps) -> Iterator[tup
         passes = -(-count // LOGIT_CHUNK)
         tests.append(_Test(f"block{count}", count, passes, partial(_block_seconds, engine, count)))
     for count in options.batch:
-        steps = max(1, min(BATCH_STEPS, options.decode))
-        tests.append(
-            _Test(f"batch{count}", count * steps, count * steps, partial(_batch_seconds, engine, count, steps))
-        )
+        each = max(1, min(BATCH_STEPS, options.decode))
+        together = partial(_batch_seconds, engine, count, each)
+        tests.append(_Test(f"batch{count}", count * each, count * each, together))
     for test in tests:
         steps.next(f"{test.name}: {options.repeat} repeats with {engine.threads} threads")
         yield test, _repeat(test.once, options)
