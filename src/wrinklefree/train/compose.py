@@ -82,7 +82,10 @@ def refuse_unused(recipe: Recipe, keys: Sequence[str]) -> None:
 
 
 _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
-    "schedule.decay_ratio": (lambda r: r.schedule.kind != "wsd", "only schedule.kind=wsd has a decay phase"),
+    "schedule.decay_ratio": (
+        lambda r: not r.schedule.kind.startswith("wsd"),
+        "only wsd and wsd_cosine have a decay phase",
+    ),
     "schedule.min_ratio": (lambda r: r.schedule.kind == "constant", "schedule.kind=constant does not decay"),
     "schedule.warmup_ratio": (lambda r: r.schedule.warmup_tokens is not None, "schedule.warmup_tokens is set"),
     "strength.warmup_ratio": (
@@ -92,6 +95,10 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     "strength.warmup_tokens": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
     "strength.start": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
     "curriculum.interpolation": (lambda r: not r.curriculum.phases, "the curriculum has no phases"),
+    **{
+        f"optimizer.{name}": (lambda r: r.optimizer.kind != "muon", "only optimizer.kind=muon reads it")
+        for name in ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps")
+    },
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
         "no objective needs a teacher",

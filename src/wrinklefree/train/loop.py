@@ -25,6 +25,7 @@ from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import InputError
 from wrinklefree.objectives.curriculum import Curriculum, Setting, StrengthWarmup
 from wrinklefree.objectives.manager import ObjectiveManager, Tally
+from wrinklefree.optim.schedules import set_factors
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.base import Teacher
 from wrinklefree.train.guard import clip, say_low_shares, skip
@@ -66,6 +67,9 @@ def run(
         raise InputError(f"objectives {', '.join(manager.taught)} need a teacher; name one (model.teacher)")
     if any(phase.data for phase in session.curriculum.phases) and not isinstance(stream, MixedStream):
         raise InputError("curriculum: its phases name data mixtures, but this stream has a single source")
+    for group in optimizer.param_groups:  # of an optimizer that `optim.build` did not make
+        group.setdefault("peak_lr", group["lr"])
+        group.setdefault("peak_weight_decay", group.get("weight_decay", 0.0))
     resume(session)
     figures: dict[str, float] = {}
     saved = session.position.step
@@ -185,7 +189,6 @@ def _set_strength(session: Session, setting: Setting, progress: float) -> float:
 
 def _set_learning_rate(session: Session, setting: Setting, middle: float) -> float:
     """Set every group's rate and return the highest."""
-    factor = session.schedule.factor(middle, session.budget) * setting.lr_scale
-    for group in session.optimizer.param_groups:
-        group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
+    rate, decay = session.schedule.factors(middle, session.budget)
+    set_factors(session.optimizer, rate * setting.lr_scale, decay)
     return max(float(group["lr"]) for group in session.optimizer.param_groups)

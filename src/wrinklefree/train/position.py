@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wrinklefree.errors import InputError
-from wrinklefree.optim.schedules import lr_factor
+from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.optim.schedules import SCHEDULES, lr_factor, weight_decay_factor
 
 # Stands for the whole budget when only time bounds a run, so that schedules written in tokens have a length.
 _NORM_MEMORY = 0.99  # of the moving average of the gradient norm that diagnoses quote
@@ -90,9 +89,8 @@ class Position:
 class Schedule:
     """The learning rate's factor over a run, in tokens.
 
-    ``kind``: cosine, wsd, linear or constant (`optim.schedules`). The warm-up is ``warmup_tokens``, or
-    ``warmup_ratio`` of the budget. ``decay_ratio`` is the share of the budget in which wsd decays; all decay to
-    ``min_ratio`` of the peak.
+    ``kind``: a name in `optim.schedules.SCHEDULES`. The warm-up is ``warmup_tokens``, or ``warmup_ratio`` of the
+    budget. ``decay_ratio`` is the share of the budget in which wsd decays; all decay to ``min_ratio`` of the peak.
     """
 
     kind: str = "wsd"
@@ -101,8 +99,17 @@ class Schedule:
     decay_ratio: float = 0.2
     min_ratio: float = 0.0
 
-    def factor(self, progress: float, budget: Budget, factor_of: Callable[..., float] = lr_factor) -> float:
-        """Return the factor of the peak learning rate at ``progress``."""
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise unknown_name("schedule.kind", self.kind, SCHEDULES)
+        for name in ("warmup_ratio", "decay_ratio", "min_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"schedule.{name}: found {getattr(self, name)}, allowed is 0 to 1")
+
+    def factors(self, progress: float, budget: Budget) -> tuple[float, float]:
+        """Return the shares of the peak learning rate and of the peak weight decay at ``progress``."""
         total = budget.tokens or _NOMINAL_TOKENS
         warmup = round(self.warmup_ratio * total) if self.warmup_tokens is None else self.warmup_tokens
-        return factor_of(self.kind, round(progress * total), total, warmup, self.decay_ratio, self.min_ratio)
+        tokens = round(progress * total)
+        rate = lr_factor(self.kind, tokens, total, min(warmup, total), self.decay_ratio, self.min_ratio)
+        return rate, weight_decay_factor(self.kind, tokens, total)

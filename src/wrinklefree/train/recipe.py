@@ -18,6 +18,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
 from wrinklefree.optim.build import OptimizerConfig
+from wrinklefree.optim.schedules import plan_steps
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.train.metrics import TRACKERS
 from wrinklefree.train.position import Budget, Schedule
@@ -178,18 +179,23 @@ class Recipe:
 
     @property
     def run_budget(self) -> Budget:
-        """Return the budget in tokens and seconds; ``max_steps`` is steps of `step_tokens`."""
-        limits = [self.budget.total_tokens]
-        if self.budget.max_steps is not None:
-            limits.append(self.budget.max_steps * self.step_tokens)
-        tokens = [limit for limit in limits if limit is not None]
-        return Budget(min(tokens) if tokens else None, self.budget.max_seconds)
+        """Return the budget in seconds and in tokens, rounded down to whole steps (`optim.schedules.plan_steps`)."""
+        limits = self.budget
+        if limits.total_tokens is None and limits.max_steps is None:
+            return Budget(None, limits.max_seconds)
+        if limits.max_steps == 0:
+            return Budget(0, limits.max_seconds)
+        batch, sequence = self.batch, self.data.sequence_length
+        plan = plan_steps(
+            limits.total_tokens, limits.max_steps, batch.micro_batch, sequence, batch.accumulation, self.device.devices
+        )
+        return Budget(plan.total_tokens, limits.max_seconds)
 
     @property
     def steps(self) -> int | None:
-        """Steps that fit in the budget of tokens (at least one unless it is 0); None when only time bounds the run."""
+        """Steps of the budget; None when only time bounds the run."""
         tokens = self.run_budget.tokens
-        return None if tokens is None else max(tokens // self.step_tokens, min(tokens, 1))
+        return None if tokens is None else tokens // self.step_tokens
 
     @property
     def run_curriculum(self) -> Curriculum:
