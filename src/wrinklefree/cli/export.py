@@ -61,9 +61,9 @@ def _summary(report: ExportReport) -> list[str]:
     else:
         found = report.agreement
         lines.append(
-            f"engine against source: lowest cosine of logits {found.logit_cosine_min:.6f}, largest difference "
-            f"{found.logit_max_abs_difference:.2e}, greedy tokens equal {found.greedy_tokens_equal} of "
-            f"{found.greedy_tokens}"
+            f"engine against source: lowest cosine of logits {found.logit_cosine_min:.6f} (rounding noise alone gives "
+            f"{found.noise_cosine_min:.6f}), largest difference {found.logit_max_abs_difference:.2e}, greedy tokens "
+            f"equal {found.greedy_tokens_equal} of {found.greedy_tokens}"
         )
         for d in found.differences:
             lines.append(

@@ -17,7 +17,7 @@ from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.packed import TensorChange, write_packed
-from wrinklefree.export.verify import MIN_COSINE, Agreement, CodesCheck, check_codes, compare_engine_with_torch
+from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
 from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 
@@ -147,7 +147,7 @@ def _compare(
         unexplained = [d for d in agreement.differences if not d.explained]
         raise VerificationError(
             f"the engine does not behave like the source: lowest cosine of logits {agreement.logit_cosine_min:.5f} "
-            f"(at least {MIN_COSINE} is needed), greedy tokens equal {agreement.greedy_tokens_equal} of "
+            f"({agreement.needed_cosine:.5f} is needed), greedy tokens equal {agreement.greedy_tokens_equal} of "
             f"{agreement.greedy_tokens}, differences without a tie: {len(unexplained)}; nothing was written"
         )
     return agreement

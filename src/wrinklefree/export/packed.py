@@ -123,7 +123,7 @@ def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
 def _change(entry: Entry, info: PackedInfo, written_bytes: int) -> TensorChange:
     if isinstance(entry, TernaryLayer):
         parameters = [p for p in entry.layer.parameters(recurse=False)]
-        kind = f"ternary 2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
+        kind = f"2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
     else:
         parameters = [entry.parameter]
         kind = "F32" if isinstance(entry, Norm) else {"q8": "I8, F32 scale per row", "f16": "F16"}[info.embedding]

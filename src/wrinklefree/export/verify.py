@@ -1,14 +1,12 @@
 """Does the exported model do what its source does? Codes re-read, logits compared, greedy tokens compared.
 
-The engine's ternary products are exact integers; torch's float32 sums are not, and quantising activations to int8
-turns a last bit into a whole step now and then. So the source is evaluated in float64 where memory allows: on toy
-models of random weights the engine's logits then have a cosine above 1 - 1e-12 with it, torch's own float32 logits
-one of 0.9999.
-
-Some difference of rounding remains. A greedy token that differs counts as explained only when the source's own two
-logits lie closer together than such noise moves them, and the noise is measured, not assumed: the source runs again
-with the input of every ternary layer perturbed by `SUM_NOISE`, and with keys and values perturbed by `CACHE_NOISE`
-when the engine keeps them in float16.
+The engine's ternary products are exact integers, torch's are float32 sums, and quantising activations to int8 turns a
+last bit into a whole step now and then; thirty layers amplify that. (Measured on SmolLM2-135M with plainly rounded
+weights: torch in float32 against torch in float64 has a lowest cosine of logits of 0.994.) So no fixed tolerance is
+right for every model. The noise is measured instead: the source runs again with the input of every ternary layer
+perturbed by `SUM_NOISE`, and with keys and values perturbed by `CACHE_NOISE` when the engine keeps them in float16.
+The engine may stray from the source as far as such noise does, not further; a greedy token that differs counts as
+explained only when the source's own two logits lie closer together than the noise moves them.
 """
 
 from __future__ import annotations
@@ -38,13 +36,13 @@ PROMPTS = (
     "def fibonacci(n):\n    ",
     "In 1969, 2 people walked on the Moon; they stayed for",
 )
+# Enough for any model; one that noise alone moves further has to stay within `NOISE_FACTOR` times that.
 MIN_COSINE = 0.999
+NOISE_FACTOR = 3.0
 # Relative standard deviations: reordering a float32 sum of about a thousand terms, and rounding to float16.
 SUM_NOISE = 2.0**-20
 CACHE_NOISE = 2.0**-12
-_NOISE_RUNS = 3
-# Above this many parameters a copy in float64 may not fit beside the model, and float32 has to do.
-_MAX_DOUBLE_PARAMETERS = 300_000_000
+_NOISE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,31 @@ class Difference:
 class Agreement:
     """How closely the engine follows its source over all prompts and the tokens generated from them.
 
-    ``greedy_tokens_equal`` counts, for each prompt, the tokens before its first difference.
+    ``noise_cosine_min`` is how far rounding noise alone moves the source's logits. ``greedy_tokens_equal`` counts,
+    for each prompt, the tokens before its first difference.
     """
 
     logit_cosine_min: float
+    noise_cosine_min: float
     logit_max_abs_difference: float
     greedy_tokens_equal: int
     greedy_tokens: int
     differences: tuple[Difference, ...]
 
     @property
+    def needed_cosine(self) -> float:
+        """The lowest cosine of logits that counts as the same model."""
+        return min(MIN_COSINE, 1 - NOISE_FACTOR * (1 - self.noise_cosine_min))
+
+    @property
     def passed(self) -> bool:
-        return self.logit_cosine_min >= MIN_COSINE and all(d.explained for d in self.differences)
+        return self.logit_cosine_min >= self.needed_cosine and all(d.explained for d in self.differences)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures under the names of the quickstart's report."""
         return {
             "logit_cosine_min": self.logit_cosine_min,
+            "noise_cosine_min": self.noise_cosine_min,
             "logit_max_abs_difference": self.logit_max_abs_difference,
             "greedy_tokens_equal": self.greedy_tokens_equal,
             "of": self.greedy_tokens,
@@ -139,33 +145,32 @@ def compare_engine_with_torch(
 
     For each prompt the engine generates ``greedy_tokens`` tokens, past the end of the text where need be; then both
     score prompt and tokens in one pass. For the time of the comparison the torch model carries tables rounded as
-    ``embedding`` says and computes in float64. Load the engine with ``kv_type="float32"`` for the sharpest answer.
+    ``embedding`` says. Load the engine with ``kv_type="float32"`` for the sharpest answer.
     """
     half_cache = _has_half_cache(engine)
-    cosine, largest, equal, total = 1.0, 0.0, 0, 0
+    cosine, noise_cosine, largest, equal, total = 1.0, 1.0, 0.0, 0, 0
     differences = []
-    with _source(model, embedding):
+    with exported_tables(model, embedding), full_strength(model), torch.no_grad():
         for prompt in prompts:
             start = engine.tokenizer.encode(prompt)[: max(1, engine.context // 2)]
             tokens = _greedy(engine, start, greedy_tokens)
             # The last token is only predicted, never read, so that prompt and tokens may fill the context.
             read = [*start, *tokens][:-1]
             source, ours = _source_logits(model, read), engine.logits(read)
+            noisy = _noisy_logits(model, read, half_cache)
             cosine = min(cosine, _lowest_cosine(source, ours))
+            noise_cosine = min(noise_cosine, *(_lowest_cosine(source, other) for other in noisy))
             largest = max(largest, float(np.abs(source - ours).max()))
-            chosen = source[len(start) - 1 :].argmax(axis=1)
-            unequal = np.flatnonzero(chosen != np.asarray(tokens))
-            equal += int(unequal[0]) if unequal.size else len(tokens)
+            found = _first_difference(source[len(start) - 1 :].argmax(axis=1), tokens)
+            equal += len(tokens) if found is None else found
             total += len(tokens)
-            if unequal.size:
-                place = int(unequal[0])
-                pair = (tokens[place], int(chosen[place]))
-                gaps = source[:, pair[1]] - source[:, pair[0]]
-                bound = _error_bound(model, read, pair, gaps, half_cache)
+            if found is not None:
+                place = len(start) - 1 + found
+                pair = (tokens[found], int(source[place].argmax()))
+                moved = max(float(np.abs(_gaps(other, pair) - _gaps(source, pair)).max()) for other in noisy)
                 wrong, right = (engine.tokenizer.decode([token], skip_special=False) for token in pair)
-                gap = float(gaps[len(start) - 1 + place])
-                differences.append(Difference(prompt, place, wrong, right, gap, bound))
-    return Agreement(cosine, largest, equal, total, tuple(differences))
+                differences.append(Difference(prompt, found, wrong, right, float(_gaps(source, pair)[place]), moved))
+    return Agreement(cosine, noise_cosine, largest, equal, total, tuple(differences))
 
 
 @contextmanager
@@ -181,26 +186,6 @@ def exported_tables(model: nn.Module, embedding: Embedding) -> Iterator[None]:
     finally:
         for parameter, data in zip(tables, own, strict=True):
             parameter.data = data
-
-
-@contextmanager
-def _source(model: nn.Module, embedding: Embedding) -> Iterator[None]:
-    """Prepare ``model`` as the reference: exported tables, full strength, float64 unless it is too large."""
-    with exported_tables(model, embedding), full_strength(model), torch.no_grad():
-        if sum(parameter.numel() for parameter in model.parameters()) > _MAX_DOUBLE_PARAMETERS:
-            yield
-            return
-        # Kept and put back rather than cast back: scales and rotary frequencies are float32 in a bfloat16 model.
-        parameters = [(parameter, parameter.data) for parameter in model.parameters()]
-        buffers = [(module, dict(module._buffers)) for module in model.modules()]
-        try:
-            model.double()
-            yield
-        finally:
-            for parameter, data in parameters:
-                parameter.data = data
-            for module, own in buffers:
-                module._buffers.update(own)
 
 
 def _has_half_cache(engine: Engine) -> bool:
@@ -228,10 +213,8 @@ def _lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> fl
     return float((product / np.maximum(norms, 1e-30)).min())
 
 
-def _error_bound(
-    model: nn.Module, tokens: Sequence[int], pair: tuple[int, int], gaps: NDArray[np.float32], half_cache: bool
-) -> float:
-    """Return the largest change noise makes, anywhere in this text, of the ``gaps`` [T] between a pair's logits."""
+def _noisy_logits(model: nn.Module, tokens: Sequence[int], half_cache: bool) -> list[NDArray[np.float32]]:
+    """Return the source's logits under rounding noise, from independent draws."""
     generator = torch.Generator().manual_seed(0)
 
     def perturbed(values: Tensor, size: float) -> Tensor:
@@ -243,11 +226,17 @@ def _error_bound(
         if half_cache and name.endswith(("k_proj", "v_proj")):
             handles.append(layer.register_forward_hook(lambda _, x, y: perturbed(y, CACHE_NOISE)))
     try:
-        moved = 0.0
-        for _ in range(_NOISE_RUNS):
-            noisy = _source_logits(model, tokens)
-            moved = max(moved, float(np.abs(noisy[:, pair[1]] - noisy[:, pair[0]] - gaps).max()))
-        return moved
+        return [_source_logits(model, tokens) for _ in range(_NOISE_RUNS)]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _first_difference(chosen: NDArray[np.int64], tokens: Sequence[int]) -> int | None:
+    unequal = np.flatnonzero(chosen != np.asarray(tokens))
+    return int(unequal[0]) if unequal.size else None
+
+
+def _gaps(logits: NDArray[np.float32], pair: tuple[int, int]) -> NDArray[np.float32]:
+    """How much the second token of a pair leads the first, at each position."""
+    return logits[:, pair[1]] - logits[:, pair[0]]
