@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,10 +20,10 @@ from wrinklefree.quant.bitlinear import bit_linears
 
 TRACKERS = ("none", "trackio")
 _NO_KEY = """\
-################################################################################
-# WANDB_API_KEY is not set: Weights & Biases is OFF for this run.              #
-# Training continues; every figure is in {path:<38}#
-################################################################################"""
+##########################################################################
+# WANDB_API_KEY is not set: Weights & Biases is OFF. Training continues. #
+##########################################################################
+Figures of every step: {path}"""
 
 
 def say(line: str) -> None:
@@ -58,13 +59,16 @@ class _Module:
 
     def __init__(self, module: Any, **start: Any) -> None:
         self._module = module
-        module.init(**start)
+        # They chat on standard output, which belongs to the command's own result.
+        with contextlib.redirect_stdout(sys.stderr):
+            module.init(**start)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._module.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._module.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self._module.finish()
 
 
 class Metrics:
@@ -106,14 +110,14 @@ def open_metrics(
         return
     path = out / "metrics.jsonl"
     sinks: list[Sink] = [_Jsonl(path)]
-    if tracker == "trackio":
-        sinks.append(_trackio(out, project, name, config))
-    if os.environ.get("WANDB_API_KEY"):
-        sinks.append(_wandb(out, project, name, config))
-    else:
-        say(_NO_KEY.format(path=str(path)))
     metrics = Metrics(sinks)
     try:
+        if tracker == "trackio":
+            sinks.append(_trackio(out, project, name, config))
+        if os.environ.get("WANDB_API_KEY"):
+            sinks.append(_wandb(out, project, name, config))
+        else:
+            say(_NO_KEY.format(path=path))
         yield metrics
     finally:
         metrics.close()
@@ -128,7 +132,10 @@ def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any]) -> S
         raise MissingDependencyError(
             "tracker=trackio: the package is missing; pip install 'wrinklefree[train]'"
         ) from error
-    return _Module(trackio, project=project, name=name, config=dict(config), embed=False)
+    return _Module(
+        trackio, project=project, name=name, config=dict(config), embed=False, resume="allow",
+        auto_log_gpu=False, auto_log_cpu=False,
+    )  # fmt: skip
 
 
 def _wandb(out: Path, project: str, name: str, config: Mapping[str, Any]) -> Sink:
@@ -138,7 +145,7 @@ def _wandb(out: Path, project: str, name: str, config: Mapping[str, Any]) -> Sin
         raise MissingDependencyError(
             "WANDB_API_KEY is set but wandb is missing: pip install wandb, or unset the key"
         ) from error
-    return _Module(wandb, project=project, name=name, config=dict(config), dir=str(out))
+    return _Module(wandb, project=project, id=name, name=name, config=dict(config), dir=str(out), resume="allow")
 
 
 class TernaryFigures:

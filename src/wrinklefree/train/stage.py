@@ -114,8 +114,6 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Make the output directory, or recognise one of this recipe's own runs in it."""
     if out.exists() and not (out / "recipe.yaml").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already and is no training run; choose another output directory")
-    if (out / "config.json").is_file() and not (out / "state").is_dir():
-        raise InputError(f"{out}: holds a finished checkpoint without its state; choose another output directory")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

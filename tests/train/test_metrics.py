@@ -1,0 +1,98 @@
+"""Metrics: JSONL always, trackers offline, a missing Weights & Biases key is loud and harmless."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_toys import toy_model
+
+from wrinklefree.errors import InputError, MissingDependencyError
+from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.train.metrics import TernaryFigures, open_metrics
+
+
+def test_figures_go_to_jsonl_and_a_second_opening_appends(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with open_metrics(tmp_path, "run", {}) as metrics:
+            metrics.log({"loss": 1.5 * step, "bad": float("nan")}, step)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 1.5, "bad": None}, {"step": 2, "loss": 3.0, "bad": None}]
+
+
+def test_a_missing_key_is_loud_and_training_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with open_metrics(tmp_path, "run", {}):
+        pass
+    said = capsys.readouterr().err
+    assert "WANDB_API_KEY is not set" in said and "Training continues" in said and said.count("#") > 100
+    assert "ABORT" not in said.upper() and str(tmp_path / "metrics.jsonl") in said
+
+
+def test_with_a_key_figures_go_to_wandb_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **start: calls.append(("init", start))  # type: ignore[attr-defined]
+    fake.log = lambda figures, step: calls.append(("log", (figures, step)))  # type: ignore[attr-defined]
+    fake.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "not-a-key")
+    with open_metrics(tmp_path, "run", {"seed": 1}) as metrics:
+        metrics.log({"loss": 2.0}, 3)
+    assert [name for name, _ in calls] == ["init", "log", "finish"]
+    assert calls[0][1]["name"] == "run" and calls[1][1] == ({"loss": 2.0}, 3)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match="pip install wandb"), open_metrics(tmp_path, "run", {}):
+        pass
+
+
+def test_trackio_keeps_its_database_in_the_run_and_needs_no_network(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys; from pathlib import Path\n"
+        "def refuse(*a, **k): raise OSError('no network in this test')\n"
+        "socket.socket.connect = refuse\n"
+        "from wrinklefree.train.metrics import open_metrics\n"
+        "with open_metrics(Path(sys.argv[1]), 'run', {'seed': 1}, 'trackio') as metrics:\n"
+        "    metrics.log({'loss': 1.0}, 1)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRACKIO_DIR", "WANDB_API_KEY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list((tmp_path / "trackio").glob("*.db"))
+
+
+def test_unknown_trackers_and_processes_that_do_not_log(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'trackio'"), open_metrics(tmp_path, "run", {}, "trackoi"):
+        pass
+    with open_metrics(tmp_path, "run", {}, enabled=False) as metrics:
+        metrics.log({"loss": 1.0}, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zeros_and_flips_count_codes() -> None:
+    model, figures = toy_model(1, ternary=True), TernaryFigures()
+    first = figures.measure(model)
+    layers = dict(bit_linears(model))
+    total = sum(layer.weight.numel() for layer in layers.values())
+    zeros = sum(int((layer.ternary()[0] == 0).sum()) for layer in layers.values())
+    assert first == {"ternary/zeros": zeros / total}
+    layer = next(iter(layers.values()))
+    before = layer.ternary()[0].clone()
+    with torch.no_grad():
+        layer.weight.neg_()
+    flips = int((layer.ternary()[0] != before).sum())
+    second = figures.measure(model)
+    assert second["ternary/flips"] == flips / total and flips > 100
+    assert TernaryFigures().measure(toy_model(1)) == {}

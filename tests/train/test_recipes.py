@@ -1,0 +1,213 @@
+"""Recipes: each composes, dry-runs and trains three steps on a toy; wrong keys, names, types are input errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from train_toys import toy_model
+from transformers import PreTrainedTokenizerFast
+
+from wrinklefree.errors import InputError
+from wrinklefree.models.io import load_checkpoint
+from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.train.compose import compose, list_recipes, recipes_directory, refuse_unused, to_yaml
+from wrinklefree.train.plan import dry_run
+from wrinklefree.train.position import Position
+from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.stage import train
+
+TRAINING = [recipe.name for recipe in list_recipes() if recipe.group == "training"]
+SMALL = [
+    "data.sequence_length=32", "batch.micro_batch=2", "batch.accumulation=2", "budget.total_tokens=null",
+    "budget.max_seconds=null", "budget.max_steps=3", "device.accelerator=cpu",
+    "log.tracker=none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model with a tokenizer trained on a few words, and a text of them."""
+    directory = tmp_path_factory.mktemp("toy")
+    text = [f"the number {a} and the number {b} make {a + b} in all\n" for a in range(40) for b in range(3)]
+    for i in range(20):
+        path = directory / "texts" / f"{i:02}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(text[i * 6 : i * 6 + 6]), encoding="utf-8")
+    raw = Tokenizer(models.BPE(unk_token=None))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    raw.train_from_iterator(text, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    tokenizer.save_pretrained(directory / "model")
+    model = toy_model(1, vocab_size=len(tokenizer), initializer_range=0.05)
+    model.save_pretrained(directory / "model")  # type: ignore[operator]
+    return directory
+
+
+def arguments(toy: Path, name: str) -> list[str]:
+    return [f"training={name}", f"model={toy / 'model'}", f"data={toy / 'texts'}", *SMALL]
+
+
+def test_every_file_has_a_summary_and_the_required_stages_are_there() -> None:
+    assert {"stage1_subln", "stage1_9_layerwise", "stage2_pretrain", "bitdistill_full"} <= set(TRAINING)
+    assert all(len(recipe.summary) > 20 for recipe in list_recipes())
+    assert {recipe.group for recipe in list_recipes()} == {"training", "model", "data", "optimizer"}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_it_composes_reads_every_key_it_gives_and_survives_its_own_yaml(name: str) -> None:
+    recipe = compose([f"training={name}"])
+    raw = yaml.safe_load((recipes_directory() / "training" / f"{name}.yaml").read_text(encoding="utf-8"))
+    refuse_unused(recipe, [f"{a}.{b}" for a, inner in raw.items() if isinstance(inner, dict) for b in inner])
+    values = yaml.safe_load(to_yaml(recipe))
+    again = [f"{a}.{b}={json.dumps(v)}" for a in ("schedule", "batch", "budget") for b, v in values[a].items()]
+    used = [key for key in again if not _unread(recipe, key.partition("=")[0])]
+    assert compose([f"training={name}", *used]) == recipe
+
+
+def _unread(recipe: Recipe, key: str) -> bool:
+    try:
+        refuse_unused(recipe, [key])
+    except InputError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_it_trains_three_steps_on_a_toy_and_the_checkpoint_loads(name: str, toy: Path, tmp_path: Path) -> None:
+    steps: list[Mapping[str, float]] = []
+    recipe = compose([*arguments(toy, name), *(["budget.max_steps=0"] if name == "stage1_subln" else [])])
+    assert dry_run(recipe).parameters == sum(p.numel() for p in toy_model(1, vocab_size=300).parameters())
+    result = train(recipe, out=tmp_path / "out", on_step=lambda position, figures: steps.append(figures))
+    expected = 0 if name == "stage1_subln" else 3
+    assert result.finished and result.result.position.step == len(steps) == expected
+    model, _, info = load_checkpoint(tmp_path / "out")
+    assert info.stage == recipe.stage and info.tokens_seen == expected * 2 * 2 * 32
+    assert (info.strength, info.recipe_hash, info.subln) == (1.0, recipe.identity, "identity")
+    assert len(list(bit_linears(model))) == 14
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all("next_token/ce" in figures for figures in steps)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, expected + 1))
+    saved = (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8").splitlines()
+    assert saved[0] == f"# identity {recipe.identity}" and yaml.safe_load("\n".join(saved))["stage"] == recipe.stage
+
+
+def test_a_stage_takes_the_checkpoint_of_the_one_before_and_its_teacher(toy: Path, tmp_path: Path) -> None:
+    first = compose([*arguments(toy, "stage1_subln"), "budget.max_steps=0"])
+    train(first, out=tmp_path / "one")
+    second = compose(["training=stage1_9_layerwise", f"model={tmp_path / 'one'}", f"data={toy / 'texts'}", *SMALL])
+    train(second, out=tmp_path / "two")
+    _, _, info = load_checkpoint(tmp_path / "two")
+    assert info.teacher == str(toy / "model") and info.stage == "stage1_9"
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(InputError, match=r"nothing would read it, because .* is converted already"):
+        train(
+            compose([f"training={second.stage}_layerwise", f"model={tmp_path / 'one'}", *SMALL, "model.subln=none"]),
+            out=tmp_path / "three",
+        )
+
+
+def test_interrupted_training_resumes_to_the_same_weights(toy: Path, tmp_path: Path) -> None:
+    recipe = compose([*arguments(toy, "bitdistill_full"), "budget.max_steps=4"])
+
+    def stop(position: Position, figures: Mapping[str, float]) -> None:
+        if position.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight = train(recipe, out=tmp_path / "straight")
+    stopped = train(recipe, out=tmp_path / "stopped", on_step=stop)
+    assert straight.finished and not stopped.finished
+    assert not (tmp_path / "stopped" / "config.json").exists()
+    assert train(recipe, out=tmp_path / "stopped").finished
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "stopped"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_model_has_the_configured_dtype_and_stays_finite(dtype: str, toy: Path, tmp_path: Path) -> None:
+    recipe = compose([*arguments(toy, "stage1_9_layerwise"), f"model.dtype={dtype}", "budget.max_steps=12"])
+    seen: list[float] = []
+    train(recipe, out=tmp_path / "out", on_step=lambda position, figures: seen.append(figures["loss"]))
+    assert all(x == x and abs(x) < 100 for x in seen) and len(seen) == 12
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training=stage2_pretran"], "unknown training recipe 'stage2_pretran'; did you mean 'stage2_pretrain'"),
+        ([], "training: no recipe given"),
+        (["model=nothere"], "unknown model recipe 'nothere'"),
+        (["optimizer=adam"], "unknown optimizer recipe 'adam'; did you mean 'adamw'"),
+        (["optimizer.kind=adam"], "unknown optimizer 'adam'; did you mean 'adamw'"),
+        (["optimizr.lr=1"], "did you mean 'optimizer.lr'"),
+        (["optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+        (["schedule.kind=cosin"], "unknown schedule.kind 'cosin'; did you mean 'cosine'"),
+        (["objectives.next_tokn.weight=1"], "did you mean 'objectives.next_token.weight'"),
+        (["objectives.next_token.wight=1"], "did you mean 'objectives.next_token.weight'"),
+        (["objectives.layerwise.metric=msee"], "did you mean 'mse'"),
+        (["batch.micro_batch=a"], "batch.micro_batch: found 'a' .str., needed is int"),
+        (["batch.micro_batch=0"], "batch.micro_batch: found 0, it must be at least 1"),
+        (["batch.micro_batch=1.5"], "needed is int"),
+        (["model.dtype=float16"], "unknown model.dtype 'float16'"),
+        (["budget.total_tokens=null"], "all null, so training would never end"),
+        (["budget.total_tokens=5"], "less than one step of 262144 tokens"),
+        (["schedule.kind=cosine", "schedule.decay_ratio=0.3"], "schedule.decay_ratio: nothing would read it"),
+        (["optimizer=adamw", "optimizer.muon_steps=3"], "only optimizer.kind=muon reads it"),
+        (["model.teacher=a/b"], "no objective needs a teacher"),
+        (["curriculum.phases=[{name: a, end: 0.5}]"], "the last phase ends at 0.5"),
+        (["curriculum.phases=[{name: a, ende: 1.0}]"], "did you mean 'end'"),
+        (["curriculum.phases=[{name: a, end: 1.0, data: {web: 1.0}}]"], "'web' is no data source"),
+        (["log.tracker=trackioo"], "log.tracker: found 'trackioo'"),
+        (["data.sources=[1"], "recipe: "),
+        (["nonsense"], "an override is key=value"),
+    ],
+)
+def test_wrong_overrides_are_input_errors_that_help(overrides: list[str], message: str) -> None:
+    stage = [] if not overrides or overrides[0].startswith("training") else ["training=stage2_pretrain"]
+    with pytest.raises(InputError, match=message) as caught:
+        compose([*stage, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_tokens_and_steps_follow_from_each_other_including_processes() -> None:
+    by_tokens = compose(["training=stage2_pretrain"])
+    assert by_tokens.step_tokens == 32 * 16 * 512
+    assert by_tokens.steps == 10_000_000_000 // (32 * 16 * 512) == dry_run(by_tokens).steps
+    four = compose(["training=stage2_pretrain", "device.devices=4"])
+    assert four.steps == 10_000_000_000 // (4 * 32 * 16 * 512)
+    by_steps = compose(["training=stage2_pretrain", "budget.max_steps=100"])
+    assert by_steps.steps == 100 and by_steps.run_budget.tokens == 100 * 32 * 16 * 512
+
+
+def test_the_identity_is_what_is_learned_not_where_or_how_long() -> None:
+    base = compose(["training=stage2_pretrain"])
+    same = compose(["training=stage2_pretrain", "log.log_every=7", "out=elsewhere", "budget.max_steps=5"])
+    other = compose(["training=stage2_pretrain", "optimizer.lr=1e-3"])
+    assert base.identity == same.identity != other.identity
+
+
+def test_an_output_directory_that_is_not_this_runs_is_refused(toy: Path, tmp_path: Path) -> None:
+    recipe = compose([*arguments(toy, "stage1_subln"), "budget.max_steps=0"])
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(InputError, match="exists already and is no training run"):
+        train(recipe, out=tmp_path)
+    train(recipe, out=tmp_path / "run")
+    other = compose([*arguments(toy, "stage1_subln"), "budget.max_steps=0", "seed=1"])
+    with pytest.raises(InputError, match="holds a run of another recipe"):
+        train(other, out=tmp_path / "run")
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
