@@ -13,7 +13,8 @@ namespace {
 struct V {
   using F = __m256;
   static constexpr int32_t kLanes = 8;
-  static constexpr int32_t kTileTokens = 4;  // 4 x 2 sums + 2 activations + 1 weight of 16 registers
+  static constexpr int32_t kAttendRows = 3;  // 3 x 4 sums + 3 weights + 1 value of 16 registers
+  static constexpr int32_t kTileTokens = 3;  // 4 x 3 sums + 3 activations + 1 weight of 16 registers
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -50,6 +51,22 @@ struct V {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
   }
+  // 8 x 8: dwords, then pairs of them, then 128-bit lanes change places.
+  static void transpose(F* x) {
+    F y[8];
+    for (int i = 0; i < 8; i += 4) {
+      const F a = _mm256_unpacklo_ps(x[i], x[i + 1]), b = _mm256_unpackhi_ps(x[i], x[i + 1]);
+      const F c = _mm256_unpacklo_ps(x[i + 2], x[i + 3]), d = _mm256_unpackhi_ps(x[i + 2], x[i + 3]);
+      y[i] = _mm256_shuffle_ps(a, c, 0x44);
+      y[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
+      y[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+      y[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
+    }
+    for (int i = 0; i < 4; ++i) {
+      x[i] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x20);
+      x[i + 4] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x31);
+    }
+  }
   static void to_f16(uint16_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -59,6 +76,7 @@ struct V {
 }  // namespace wf
 
 #include "kernels/float_ops-inl.h"
+#include "kernels/attend_block-inl.h"
 
 namespace wf {
 namespace {
@@ -340,6 +358,7 @@ namespace wf {
 const Kernels kAvx2Kernels = {
     "avx2",   quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
     silu_mul, relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
+    attend_block, attend_block_f32,
 };
 
 }  // namespace wf

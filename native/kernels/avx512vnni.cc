@@ -10,6 +10,7 @@ namespace {
 struct V {
   using F = __m512;
   static constexpr int32_t kLanes = 16;
+  static constexpr int32_t kAttendRows = 6;  // 6 x 4 sums + 4 values of 32 registers
   static constexpr int32_t kTileTokens = 6;  // 4 x 6 sums + 6 activations + 1 weight of 32 registers
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
@@ -37,6 +38,30 @@ struct V {
   static void to_i8(int8_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
   }
+  // 16 x 16: dwords, then pairs of them, then 128-bit lanes change places.
+  static void transpose(F* x) {
+    F y[16];
+    for (int i = 0; i < 16; i += 2) {
+      y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+      y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        const __m512d low = _mm512_castps_pd(y[i + j]), high = _mm512_castps_pd(y[i + j + 2]);
+        x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+        x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+    for (int i = 0; i < 4; ++i) {  // x[4 a + i], lane b: rows 4 a ..., column 4 b + i
+      const F even01 = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88), odd01 = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xDD);
+      const F even23 = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+      const F odd23 = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xDD);
+      y[i] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+      y[i + 8] = _mm512_shuffle_f32x4(even01, even23, 0xDD);
+      y[i + 4] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+      y[i + 12] = _mm512_shuffle_f32x4(odd01, odd23, 0xDD);
+    }
+    for (int i = 0; i < 16; ++i) x[i] = y[i];
+  }
   static void to_f16(uint16_t* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -46,6 +71,7 @@ struct V {
 }  // namespace wf
 
 #include "kernels/float_ops-inl.h"
+#include "kernels/attend_block-inl.h"
 
 namespace wf {
 namespace {
@@ -290,6 +316,7 @@ namespace wf {
 const Kernels kAvx512VnniKernels = {
     "avx512vnni", quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
     silu_mul,     relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
+    attend_block, attend_block_f32,
 };
 
 }  // namespace wf

@@ -64,7 +64,24 @@ struct Kernels {
   // Multiply-adds done by `rounds` rounds of the table's int8 multiply instruction on registers alone: nothing can be
   // faster. For measuring the machine, not for computing.
   int64_t (*burn_int8)(int64_t rounds);
+
+  // Attention of `queries` consecutive positions of the `group` query heads that share one key-value head, for
+  // head_dim as attend_block_takes says. Query i, head h is q[i * q_stride + h * head_dim ...] and sees the positions
+  // t < length + i, so `length` is what the first query sees, itself included; out has the same places. Several times
+  // faster than one query at a time: keys and values are converted once for many queries.
+  void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const uint16_t* k,
+                       const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                       int64_t out_stride);
+  void (*attend_block_f32)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
+                           const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                           int64_t out_stride);
 };
+
+constexpr int kMaxBlockHeadDim = 128;
+inline bool attend_block_takes(int32_t head_dim) { return head_dim % 16 == 0 && head_dim <= kMaxBlockHeadDim; }
+
+// Many tokens: ranges of row blocks that begin and end at multiples of this waste nothing (see ternary_panel-inl.h).
+constexpr int kPanelGrain = 8;
 
 extern const Kernels kReferenceKernels;
 #if defined(__x86_64__)

@@ -11,6 +11,7 @@ namespace {
 struct V {
   using F = float32x4_t;
   static constexpr int32_t kLanes = 4;
+  static constexpr int32_t kAttendRows = 4;  // 4 x 4 sums + 4 values of 32 registers
   static constexpr int32_t kTileTokens = 4;  // 4 x 4 sums + 4 activations + 1 weight of 32 registers
   static F zero() { return vdupq_n_f32(0.0f); }
   static F set1(float x) { return vdupq_n_f32(x); }
@@ -40,6 +41,11 @@ struct V {
     const int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
     __builtin_memcpy(p, &four, 4);
   }
+  static void transpose(F* x) {
+    const float32x4x2_t a = vzipq_f32(x[0], x[2]), b = vzipq_f32(x[1], x[3]);
+    const float32x4x2_t low = vzipq_f32(a.val[0], b.val[0]), high = vzipq_f32(a.val[1], b.val[1]);
+    x[0] = low.val[0], x[1] = low.val[1], x[2] = high.val[0], x[3] = high.val[1];
+  }
   static void to_f16(uint16_t* p, F x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 };
 
@@ -47,6 +53,7 @@ struct V {
 }  // namespace wf
 
 #include "kernels/float_ops-inl.h"
+#include "kernels/attend_block-inl.h"
 
 namespace wf {
 namespace {
@@ -207,6 +214,7 @@ namespace wf {
 const Kernels kNeonDotprodKernels = {
     "neon_dotprod", quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
     silu_mul,       relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
+    attend_block, attend_block_f32,
 };
 
 }  // namespace wf

@@ -182,6 +182,44 @@ void attend_f32(const float* q, const float* k, const float* v, int64_t stride, 
   attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
 }
 
+// One query after the other; the scores of one need `length` floats, kept here in two passes over the keys instead.
+template <class Cache>
+void attend_block_any(const float* q, int64_t q_stride, int32_t queries, int32_t group, const Cache* k,
+                      const Cache* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                      int64_t out_stride) {
+  for (int32_t i = 0; i < queries; ++i)
+    for (int32_t h = 0; h < group; ++h) {
+      const float* query = q + i * q_stride + h * head_dim;
+      float* result = out + i * out_stride + h * head_dim;
+      const auto score = [&](int32_t t) {
+        float sum = 0;
+        for (int32_t d = 0; d < head_dim; ++d) sum += query[d] * wide(k[t * stride + d]);
+        return sum * scale;
+      };
+      float peak = -INFINITY, total = 0;
+      for (int32_t t = 0; t < length + i; ++t) peak = score(t) > peak ? score(t) : peak;
+      for (int32_t d = 0; d < head_dim; ++d) result[d] = 0;
+      for (int32_t t = 0; t < length + i; ++t) {
+        const float weight = expf(score(t) - peak);
+        total += weight;
+        for (int32_t d = 0; d < head_dim; ++d) result[d] += weight * wide(v[t * stride + d]);
+      }
+      for (int32_t d = 0; d < head_dim; ++d) result[d] /= total;
+    }
+}
+
+void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t group, const uint16_t* k,
+                  const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                  int64_t out_stride) {
+  attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
+}
+
+void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
+                      const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                      int64_t out_stride) {
+  attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
+}
+
 void store_f16(const float* x, int32_t n, uint16_t* out) {
   for (int32_t i = 0; i < n; ++i) out[i] = half_of_float(x[i]);
 }
@@ -199,6 +237,7 @@ int64_t burn_int8(int64_t rounds) {
 const Kernels kReferenceKernels = {
     "reference", quantize,  ternary_gemm, ternary_dots, q8_gemm, f16_gemm,  rms_norm,
     silu_mul,    relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
+    attend_block, attend_block_f32,
 };
 
 }  // namespace wf
