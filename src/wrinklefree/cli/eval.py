@@ -1,0 +1,63 @@
+"""`wf eval`: loss, perplexity and bits per byte of any model on any text, and agreement with a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wrinklefree.cli.output import Output, progress
+
+if TYPE_CHECKING:
+    from wrinklefree.eval.loss import LossReport
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="a packed model, a checkpoint, a Hugging Face id or directory, a .gguf file"
+        ),
+    ],
+    perplexity: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="text to score: a file, a directory, or python-docs (offline)")
+    ] = "python-docs",
+    teacher: Annotated[str | None, typer.Option(help="a second model with the same tokenizer to compare with")] = None,
+    window: Annotated[int, typer.Option(help="tokens of a window")] = 512,
+    stride: Annotated[int | None, typer.Option(help="tokens between windows; default: the window")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="score about so many tokens, spread over the text")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the figures as JSON (- is standard output)")] = None,
+) -> None:
+    """A packed model runs on the engine, everything else on torch; all are scored by the same code."""
+    output = Output(json)
+    from wrinklefree.eval.perplexity import perplexity as measure
+
+    with progress("eval") as show:
+        report = measure(
+            model,
+            perplexity,
+            window=window,
+            stride=stride,
+            limit_tokens=limit,
+            teacher=teacher,
+            threads=threads,
+            on_window=lambda done, of: show(done / of, f"window {done} of {of}"),
+        )
+    output.line(f"{report.model} ({report.runs_on}): {_line(report.loss)}")
+    if report.teacher and report.agreement:
+        found = report.agreement
+        output.line(f"{teacher}: {_line(report.teacher)}")
+        output.line(
+            f"agreement: KL {found.kl:.4f} nats, same first token {found.top1:.2%}, answers that flip {found.flips:.2%}"
+        )
+    output.finish(report.to_json())
+
+
+def _line(loss: LossReport) -> str:
+    per_byte = f", {loss.bits_per_byte:.4f} bits a byte" if loss.bits_per_byte is not None else ""
+    return (
+        f"loss {loss.loss:.4f} nats, perplexity {loss.perplexity:,.2f}{per_byte} on {loss.tokens:,} tokens of "
+        f"{loss.text}, windows of {loss.window} every {loss.stride}"
+    )
