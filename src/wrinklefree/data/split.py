@@ -2,10 +2,12 @@
 
 Documentation repeats itself: without the guard a model is tested on paragraphs it was trained on. The rule: no
 training document shares a run of eight words with a held-out one. A run of words, not a line, because the same
-passage is wrapped differently in two places; eight, because that is the shortest run that a search of this kind of
-text finds almost only in copies (13 is usual for web-scale sets, where a shorter run is often chance; here too
-little must be lost to afford the strict one). Words are compared without case, punctuation and markup. What goes is
-the whole paragraph that takes part in a shared run: half a sentence is no training text.
+passage is wrapped differently in two places. Eight, because of what the Python documentation (2.42 M characters of
+training text) loses at each length: 13 words 9,400 characters, 10 12,000, 8 16,900, 7 21,300, 6 30,000, 5 87,800. At
+eight all of it lies in topics, which do copy from each other; from seven down stock phrases ("can be used to
+customize", "raises an exception if the") start to match docstrings that copied nothing. Words are compared without
+case, punctuation and markup. What goes is the whole paragraph that takes part in a shared run: half a sentence is no
+training text.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Split:
     def __str__(self) -> str:
         return (
             f"{len(self.train)} training documents, {len(self.held_out)} held out; {self.removed_characters} "
-            f"characters ({self.removed_documents} whole documents) left out of training, held out elsewhere"
+            f"characters ({self.removed_documents} whole documents) are not trained on: held-out documents share them"
         )
 
 
