@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,9 @@ from wrinklefree.cli.output import Output, progress
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
-    from wrinklefree.data.build import TrainingData
+    from torch import Tensor
+
+    from wrinklefree.eval.text import EvaluationText
     from wrinklefree.models.calibration import CalibrationReport
     from wrinklefree.quant.ternary import TernarySpec
 
@@ -44,7 +46,7 @@ def run(
     check: Annotated[bool, typer.Option(help="measure the loss before and after on held-out text")] = True,
     json: Annotated[Path | None, typer.Option(help="write the report as JSON (- is standard output)")] = None,
 ) -> None:
-    """OUT is what wf train and wf export read. Plain rounding (--calibration none) ruins a model until it is trained."""
+    """OUT is what wf train and wf export read. Plain rounding (--calibration none) ruins a model until trained."""
     output = Output(json)
     if out.exists():
         raise InputError(f"{out}: exists already; choose another output directory or remove this one")
@@ -91,12 +93,11 @@ def convert(
     model, tokenizer = load_source(source)
     check_convertible(model, subln)
     plain = calibration == NO_CALIBRATION
-    data = None
+    text = None
     if not plain or check or subln == "identity":
-        data = _data(tokenizer, "python-docs" if plain else calibration, seed)
-    count = max(1, tokens // SEQUENCE_TOKENS)
-    sequences = data.stream.batch(0, count).input_ids if data else None
-    before = _loss(model, data) if data and check else None
+        text = _text(tokenizer, "python-docs" if plain else calibration, tokens, seed)
+    sequences = text.sequences if text else None
+    before = _loss(model, text) if check else None
     fitted: CalibrationReport | None = None
     if plain:
         convert_model(model, spec, subln, sequences)  # type: ignore[arg-type]
@@ -110,7 +111,7 @@ def convert(
             subln,  # type: ignore[arg-type]
             lambda layer, of: show((layer.layer + 1) / of, f"layer {layer.layer + 1} of {of}"),
         )
-    after = _loss(model, data) if data and check else None
+    after = _loss(model, text) if check else None
     info = CheckpointInfo(
         stage="convert", spec=spec, subln=subln, calibration=None if plain else calibration, teacher=source
     )
@@ -126,23 +127,52 @@ def convert(
     }
 
 
-def _data(tokenizer: Any, text: str, seed: int) -> TrainingData:
+@dataclass(frozen=True)
+class _Text:
+    """Token ids [N, T] to fit on, and windows kept back for the self-check (None: the text is too short)."""
+
+    sequences: Tensor
+    kept_back: EvaluationText | None
+
+
+def _text(tokenizer: Any, name: str, tokens: int, seed: int) -> _Text:
+    """Read and shuffle a text; python-docs keeps back its held-out topics, any other text its last sequences."""
+    import numpy as np
+
     from wrinklefree.artifact.tokenizer import Tokenizer
-    from wrinklefree.data.build import DataConfig, build_data
-    from wrinklefree.data.sources import source_from_name
-    from wrinklefree.data.tokens import TextEncoder
+    from wrinklefree.data.build import split_source
+    from wrinklefree.data.packing import PackedSequences
+    from wrinklefree.data.sources import read_documents, source_from_name
+    from wrinklefree.data.tokens import TextEncoder, tokenize
+    from wrinklefree.eval.text import EvaluationText, Window, evaluation_text
 
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
         encoder = TextEncoder.of(Tokenizer.load(directory))
-    return build_data(DataConfig((source_from_name(text),), SEQUENCE_TOKENS, seed), encoder)
+    source = source_from_name(name)
+    count = max(1, tokens // SEQUENCE_TOKENS)
+    kept_back = None
+    if source.path is None:
+        parts = split_source(source)
+        documents = parts.train
+        kept_back = evaluation_text(parts.held_out, encoder.encode, SEQUENCE_TOKENS, name=name)
+    else:
+        documents = tuple(read_documents(source))
+    packed = PackedSequences(tokenize(documents, encoder), SEQUENCE_TOKENS, encoder.eos_id)
+    # The last sequence is padded; only a text shorter than one sequence has to do with it.
+    order = np.random.default_rng(seed).permutation(max(1, packed.documents.num_tokens // SEQUENCE_TOKENS))
+    if kept_back is None and len(order) > 1:
+        back = max(1, min(CHECK_TOKENS // SEQUENCE_TOKENS, len(order) // 10))
+        windows = tuple(Window(packed.row(int(index))[0], 1) for index in order[-back:])
+        kept_back = EvaluationText(name, windows, SEQUENCE_TOKENS, SEQUENCE_TOKENS, back * SEQUENCE_TOKENS, 0)
+        order = order[:-back]
+    return _Text(packed.batch(order[:count]).input_ids, kept_back.limited(CHECK_TOKENS) if kept_back else None)
 
 
-def _loss(model: Any, data: TrainingData) -> float:
+def _loss(model: Any, text: _Text | None) -> float | None:
     from wrinklefree.eval.loss import held_out_loss, torch_logits
-    from wrinklefree.eval.text import from_packed
 
-    return held_out_loss(torch_logits(model), from_packed(data.held_out).limited(CHECK_TOKENS)).loss
+    return held_out_loss(torch_logits(model), text.kept_back).loss if text and text.kept_back else None
 
 
 def _summary(report: dict[str, Any]) -> list[str]:
@@ -158,6 +188,6 @@ def _summary(report: dict[str, Any]) -> list[str]:
         lines.append("rounded plainly: train this model before you use it, or convert it with --calibration TEXT")
     loss = report["loss"]
     if loss["after"] is not None:
-        lines.append(f"loss on held-out text: {loss['before']:.3f} nats before, {loss['after']:.3f} ternary")
+        lines.append(f"loss on text kept back: {loss['before']:.3f} nats before, {loss['after']:.3f} ternary")
     lines.append(f"wrote {report['out']} in {report['seconds']:.0f} s; next: wf export {report['out']} PACKED")
     return lines
