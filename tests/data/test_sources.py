@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,27 @@ def test_hugging_face_records_become_documents(monkeypatch: pytest.MonkeyPatch) 
     found = read_documents(SourceConfig("huggingface", "o/n", name="cfg", streaming=True, limit=2))
     assert [document.id for document in found] == ["hf:o/n:cfg:train:0", "hf:o/n:cfg:train:1"]
     assert calls == [(("o/n", "cfg"), {"split": "train", "streaming": True})]
+
+
+def test_hugging_face_package_reads_a_local_directory(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    write(tmp_path / "part.jsonl", "".join(json.dumps({"body": f"record {i}"}) + "\n" for i in range(5)))
+    config = SourceConfig("huggingface", str(tmp_path), field="body", streaming=True, limit=3)
+    assert [document.text for document in read_documents(config)] == ["record 0", "record 1", "record 2"]
+    with pytest.raises(InputError, match="did you mean 'body'"):
+        read_documents(SourceConfig("huggingface", str(tmp_path), field="bodi", streaming=True, limit=3))
+
+
+def test_hugging_face_stream_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking:
+        @staticmethod
+        def load_dataset(*args: object, **options: object) -> Iterator[dict[str, str]]:
+            yield {"text": "one"}
+            raise TimeoutError("read timed out")
+
+    monkeypatch.setitem(sys.modules, "datasets", Breaking)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="TimeoutError: read timed out"):
+        read_documents(SourceConfig("huggingface", "o/n"))
 
 
 def test_source_from_name(tmp_path: Path) -> None:

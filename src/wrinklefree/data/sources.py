@@ -124,15 +124,17 @@ def _huggingface(config: SourceConfig) -> Iterator[Document]:
         ) from error
     try:
         records = datasets.load_dataset(config.path, config.name, split=config.split, streaming=config.streaming)
+        for index, record in enumerate(records):
+            text = _field(f"data set {config.path}, record {index}", dict(record), config.field)
+            yield Document(f"hf:{config.path}:{config.name or ''}:{config.split}:{index}", text)
+    except InputError:
+        raise
     except Exception as error:  # the library raises a dozen unrelated types for "no such name" and "no network"
         raise InputError(
             f"data set {config.path} (split {config.split}): cannot be loaded ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the name and the network; "
             "kind=python-docs, text and jsonl need no network"
         ) from error
-    for index, record in enumerate(records):
-        text = _field(f"data set {config.path}, record {index}", dict(record), config.field)
-        yield Document(f"hf:{config.path}:{config.name or ''}:{config.split}:{index}", text)
 
 
 def _python_docs(config: SourceConfig) -> Iterator[Document]:
