@@ -1,6 +1,6 @@
 """Run a toy for some steps in a directory; killed and started again it must end where an uninterrupted run ends.
 
-Usage: resume_script.py STATE_DIR TOTAL_STEPS KILL_AT. Prints a hash of weights, optimizer state and positions.
+Usage: resume_script.py TOTAL_STEPS KILL_AT STATE_DIR... Prints for each a hash of weights, optimizer state and positions.
 """
 
 from __future__ import annotations
@@ -72,4 +72,5 @@ def main(directory: Path, steps: int, kill_at: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for directory in sys.argv[3:]:
+        main(Path(directory), int(sys.argv[1]), int(sys.argv[2]))

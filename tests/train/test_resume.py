@@ -25,21 +25,21 @@ SCRIPT = Path(__file__).parent / "resume_script.py"
 NEVER = 10**6
 
 
-def in_a_process(directory: Path, steps: int, kill_at: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), str(directory), str(steps), str(kill_at)]
+def in_a_process(kill_at: int, *directories: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "20", str(kill_at), *map(str, directories)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
 def test_20_steps_equal_10_steps_kill_and_resume(tmp_path: Path) -> None:
-    straight = in_a_process(tmp_path / "straight", 20, NEVER)
-    assert straight.returncode == 0, straight.stderr
-    killed = in_a_process(tmp_path / "killed", 20, 10)
-    assert killed.returncode == -signal.SIGKILL
-    resumed = in_a_process(tmp_path / "killed", 20, NEVER)
-    assert "Resuming after step 10 (960 tokens)" in resumed.stderr
-    assert resumed.stdout == straight.stdout
-    assert straight.stdout.split()[1:4] == ["20", "1920", "80"]
+    killed = in_a_process(10, tmp_path / "killed")
+    assert killed.returncode == -signal.SIGKILL and killed.stdout == ""
+    done = in_a_process(NEVER, tmp_path / "killed", tmp_path / "straight")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Resuming after step 10 (960 tokens)") == 1
+    resumed, straight = done.stdout.splitlines()
+    assert resumed == straight
+    assert straight.split()[1:4] == ["20", "1920", "80"]
 
 
 def state_of(step: int) -> dict[str, object]:

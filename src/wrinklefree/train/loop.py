@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.objectives.curriculum import Curriculum, Setting, StrengthWarmup
 from wrinklefree.objectives.manager import ObjectiveManager, Tally
 from wrinklefree.optim.schedules import set_factors
-from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.quant.bitlinear import bit_linears, held_codes, quant_strength
 from wrinklefree.teachers.base import Teacher
 from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
@@ -110,15 +111,17 @@ def _step(session: Session) -> dict[str, float]:
 
     counts = _counts(session, batches, setting.weights, monitor)
     tally = Tally()
-    for index, batch in enumerate(batches):
-        taught = _taught(session, batch, setting, progress)
+    # The parameters stay as they are until the last micro-batch, so ternarising once for all of them is enough.
+    with held_codes(session.student) if len(batches) > 1 else nullcontext():
+        for index, batch in enumerate(batches):
+            taught = _taught(session, batch, setting, progress)
 
-        def objective(model: nn.Module, batch: TokenBatch = batch, taught: Any = taught) -> Tensor:
-            return manager.loss(model, batch, setting.weights, counts, taught, tally, monitor)
+            def objective(model: nn.Module, batch: TokenBatch = batch, taught: Any = taught) -> Tensor:
+                return manager.loss(model, batch, setting.weights, counts, taught, tally, monitor)
 
-        with session.fabric.no_backward_sync(session.module, enabled=index < len(batches) - 1):  # type: ignore[arg-type]
-            # Gradients are averaged over processes, the counts are sums over them.
-            session.fabric.backward(session.module(objective) * session.fabric.world_size)
+            with session.fabric.no_backward_sync(session.module, enabled=index < len(batches) - 1):  # type: ignore[arg-type]
+                # Gradients are averaged over processes, the counts are sums over them.
+                session.fabric.backward(session.module(objective) * session.fabric.world_size)
     tally.reduce(session.sum_over_processes)
     figures = manager.report(tally, counts, setting.weights)
 

@@ -34,6 +34,7 @@ from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.loop import run
 from wrinklefree.train.metrics import open_metrics, say
+from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.session import LoopConfig, RunResult
@@ -75,6 +76,9 @@ def train(
         accelerator=recipe.device.accelerator, devices=recipe.device.devices, strategy=recipe.device.strategy
     )
     fabric.launch()
+    if fabric.global_rank == 0:
+        for line in dry_run(recipe).lines():
+            say(line)
     torch.manual_seed(recipe.seed)
     student = _build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
