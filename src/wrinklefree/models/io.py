@@ -64,14 +64,10 @@ class CheckpointInfo:
         if not isinstance(raw, dict):
             raise FormatError(f"{place}: `wrinklefree` is not an object; the directory is no converted model")
         if raw.get("format") != "checkpoint":
-            raise FormatError(
-                f"{place}: format is {raw.get('format')!r}, a checkpoint is needed (not a packed model)"
-            )
+            raise FormatError(f"{place}: format is {raw.get('format')!r}, a checkpoint is needed (not a packed model)")
         if raw.get("format_version") != CHECKPOINT_FORMAT_VERSION:
             found = raw.get("format_version")
-            raise FormatError(
-                f"{place}: format_version {found!r}, this release reads {CHECKPOINT_FORMAT_VERSION}"
-            )
+            raise FormatError(f"{place}: format_version {found!r}, this release reads {CHECKPOINT_FORMAT_VERSION}")
         known = {"stage", "subln", "strength", "calibration", "teacher", "tokens_seen", "recipe_hash", "dlm"}
         try:
             spec = TernarySpec(raw["granularity"], raw["group_size"])
@@ -81,9 +77,7 @@ class CheckpointInfo:
         return info
 
 
-def load_source(
-    src: str, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model in ``dtype`` and the tokenizer of a Hugging Face id, a directory, or a ``.gguf`` file.
 
     A GGUF file is dequantised. Code that a repository carries is never run.
@@ -199,9 +193,7 @@ def _load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], place: str
     needed = _own_tensors(model)
     missing, surplus = sorted(needed.keys() - tensors.keys()), sorted(tensors.keys() - needed.keys())
     if missing or surplus:
-        raise FormatError(
-            f"{place}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}; the file is damaged"
-        )
+        raise FormatError(f"{place}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}; the file is damaged")
     for name, tensor in tensors.items():
         if tensor.shape != needed[name].shape:
             found, wanted = tuple(tensor.shape), tuple(needed[name].shape)
@@ -230,9 +222,7 @@ def _quiet_loading(place: str) -> Iterator[None]:
     except SafetensorError as error:
         raise FormatError(f"{place}: the safetensors file is damaged ({error})") from error
     except ImportError as error:
-        raise InputError(
-            f"{place}: cannot be read without another package: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{place}: cannot be read without another package: {str(error).splitlines()[0]}") from error
     except (OSError, ValueError, KeyError, RuntimeError, IndexError, UnicodeDecodeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FormatError(f"{place}: cannot be loaded as a model ({first})") from error

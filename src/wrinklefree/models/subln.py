@@ -8,13 +8,13 @@ Source: arXiv 2510.13998, section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from wrinklefree.models.families import Family, family_of
+from wrinklefree.models.families import Family
 
 SublnInit = Literal["identity", "ones", "none"]
 SUBLN_INITS: tuple[SublnInit, ...] = ("identity", "ones", "none")
@@ -50,48 +50,44 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def _sites(model: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for layer in decoder_layers(model):
-        for parent, norm, linear in (
-            (layer.self_attn, "attn_sub_norm", family.attention_norm_before),
-            (layer.mlp, "ffn_sub_norm", family.ffn_norm_before),
-        ):
-            yield parent, norm, parent.get_submodule(linear)  # type: ignore[arg-type, union-attr, misc]
-
-
-def insert_subln(model: nn.Module) -> None:
-    """Insert the norms, with gains of one, into every decoder layer of ``model``, in place."""
-    family = family_of(model.config)
-    eps = float(model.config.rms_norm_eps)  # type: ignore[union-attr, arg-type]
-    for parent, name, linear in _sites(model, family):
+def insert_layer_norms(layer: nn.Module, family: Family, eps: float) -> list[SubLayerNorm]:
+    """Insert the two norms, with gains of one, into one decoder layer, in place, and return them."""
+    norms = []
+    for parent, name, linear_name in (
+        (layer.get_submodule("self_attn"), "attn_sub_norm", family.attention_norm_before),
+        (layer.get_submodule("mlp"), "ffn_sub_norm", family.ffn_norm_before),
+    ):
+        linear = parent.get_submodule(linear_name)
+        assert isinstance(linear, nn.Linear)
         norm = SubLayerNorm(linear.in_features, eps, linear.weight.dtype)
         parent.add_module(name, norm)
         linear.register_forward_pre_hook(_NormInput(norm))
+        norms.append(norm)
+    return norms
 
 
 @torch.no_grad()
-def fit_identity_gains(model: nn.Module, sequences: Tensor) -> None:
-    """Set the gains so that each norm, on average over ``sequences`` [N, T] of token ids, returns its input.
+def fit_identity_gains(norms: list[SubLayerNorm], run: Callable[[], object]) -> None:
+    """Set the gains so that each norm, on average over the tokens that ``run`` sends through it, returns its input.
 
     One gain for all channels keeps the direction of every token's vector; the mean of the tokens' root mean square
     is the gain with the least squared change of their length. The norms are passed through while measuring, so each
     sees the inputs of the unchanged model.
     """
-    norms = [getattr(parent, name) for parent, name, _ in _sites(model, family_of(model.config))]
-    total = {id(norm): torch.zeros((), dtype=torch.float64) for norm in norms}
-    count = 0
+    total = {id(norm): 0.0 for norm in norms}
+    tokens = {id(norm): 0 for norm in norms}
 
     def measure(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        total[id(norm)] += inputs[0].double().square().mean(dim=-1).sqrt().sum()
+        rms = inputs[0].double().square().mean(dim=-1).sqrt()
+        total[id(norm)] += float(rms.sum())
+        tokens[id(norm)] += rms.numel()
         return inputs[0]
 
     handles = [norm.register_forward_hook(measure) for norm in norms]
     try:
-        for sequence in sequences:
-            model(sequence[None])
-            count += sequence.numel()
+        run()
     finally:
         for handle in handles:
             handle.remove()
     for norm in norms:
-        norm.weight.fill_(float(total[id(norm)] / count))
+        norm.weight.fill_(total[id(norm)] / max(1, tokens[id(norm)]))
