@@ -111,6 +111,21 @@ def test_report_gives_values_weights_and_shares_that_add_up() -> None:
     assert figures["layerwise/share"] < 0.01
 
 
+def test_the_head_never_sees_more_than_a_chunk_and_runs_once_for_all_logit_objectives() -> None:
+    """Logits of the whole batch would be the largest tensor of a step."""
+    student, teacher, batch = toy_model(1), toy_model(2), toy_batch()
+    rows: dict[str, list[int]] = {"student": [], "teacher": []}
+    for name, model in (("student", student), ("teacher", teacher)):
+        head = model.get_submodule("lm_head")
+        head.register_forward_pre_hook(lambda m, inputs, name=name: rows[name].append(inputs[0].shape[0]))
+    terms = {"next_token": Term(NextToken()), "kd": Term(LogitsKD()), "reverse": Term(LogitsKD("reverse"))}
+    manager, weights = ObjectiveManager(terms, tokens_per_chunk=7), dict.fromkeys(terms, 1.0)
+    with torch.no_grad():
+        taught = forward(teacher, batch)
+    manager.loss(student, batch, weights, manager.counts(batch, weights), taught, Tally()).backward()
+    assert rows["student"] == rows["teacher"] == [7, 7, 7, 7, 2]  # 30 predicted tokens, each once
+
+
 @pytest.mark.parametrize("kind", ["gradient", "loss"])
 def test_a_balanced_weight_reaches_its_target(kind: str) -> None:
     balance = Balance(kind, target=0.35, every=10)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Run a toy for some steps in a directory; killed and started again it must end where an uninterrupted run ends.
 
-Usage: resume_script.py TOTAL_STEPS KILL_AT STATE_DIR... Prints for each a hash of weights, optimizer state and positions.
+Usage: resume_script.py TOTAL_STEPS KILL_AT STATE_DIR...
+Prints, for each directory, a hash of weights and optimizer state, and the counters.
 """
 
 from __future__ import annotations

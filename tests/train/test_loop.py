@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from wrinklefree.models.forward import forward
 from wrinklefree.objectives import Layerwise, LogitsKD, NextToken
 from wrinklefree.objectives.curriculum import Curriculum, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import ObjectiveManager, Term
+from wrinklefree.optim.build import OptimizerConfig, build_optimizer
 from wrinklefree.quant.bitlinear import quant_strength
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.guard import TrainingError
@@ -224,6 +226,53 @@ def test_an_objective_that_contributes_almost_nothing_is_reported(capsys: pytest
     figures = train_toy(toy_model(1), ObjectiveManager(terms), 2, teacher=LocalTeacher(lambda: toy_model(2), forward))
     assert figures[0]["logits_kd/share"] < 0.01
     assert capsys.readouterr().err.count("objective logits_kd is 0.00% of the loss") == 1
+
+
+class Mixed(ToyStream):
+    """Notes the shares it is given, as a stream of two sources would apply them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[tuple[int, tuple[float, ...]]] = []
+
+    def set_weights(self, weights: Sequence[float], position: int) -> None:
+        self.history.append((position, tuple(weights)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [list(entry) for entry in self.history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = [(first, tuple(weights)) for first, weights in state["history"]]
+
+
+def test_phases_switch_the_data_and_the_switch_is_in_the_checkpoint(tmp_path: Path) -> None:
+    stream, manager = Mixed(), ce_manager()
+    phases = [Phase("books", 0.5, data={"books": 1.0}), Phase("code", 1.0, data={"code": 3.0, "books": 1.0})]
+    config = LoopConfig(micro_batch=4, source_names=("code", "books"), state_dir=tmp_path)
+    curriculum = Curriculum(manager.base_weights, phases)
+    train_toy(toy_model(1), manager, 8, config=config, stream=stream, curriculum=curriculum)
+    # Progress 0.5 (after 4 steps of 4 sequences) still belongs to the first phase.
+    assert stream.history == [(0, (0.0, 1.0)), (20, (3.0, 1.0))]
+    again = Mixed()
+    train_toy(toy_model(1), ce_manager(), 8, config=config, stream=again, curriculum=curriculum)
+    assert again.history == stream.history
+    with pytest.raises(InputError, match="this stream has a single source"):
+        train_toy(toy_model(1), manager, 2, curriculum=curriculum)
+
+
+def test_muon_at_the_reported_rate_stays_finite_on_a_qwen3_style_model() -> None:
+    """The settings under which a run once turned to NaN: QK-norm, high Muon rate, but with the strength warmed up."""
+    student = toy_model(1, family="qwen3", ternary=True, initializer_range=0.05)
+    optimizer = build_optimizer(student, OptimizerConfig(kind="muon", muon_scaling="original", muon_lr=0.02, lr=1e-3))
+    seen: list[float] = []
+    run(
+        student, ToyStream(), optimizer, ce_manager(),
+        config=LoopConfig(micro_batch=4), budget=Budget(tokens=150 * STEP),
+        schedule=Schedule("wsd", warmup_ratio=0.1), warmup=StrengthWarmup("linear", 0.1),
+        on_step=lambda position, figures: seen.extend([figures["loss"], figures["grad_norm"]]),
+    )  # fmt: skip
+    assert len(seen) == 300 and all(map(math.isfinite, seen))
+    assert seen[-2] < 0.5 * seen[0]
 
 
 def test_weight_zero_phase_gives_exactly_the_plain_cross_entropy_run() -> None:

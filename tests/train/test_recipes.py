@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,6 +119,19 @@ def test_a_stage_takes_the_checkpoint_of_the_one_before_and_its_teacher(toy: Pat
             compose([f"training={second.stage}_layerwise", f"model={tmp_path / 'one'}", *SMALL, "model.subln=none"]),
             out=tmp_path / "three",
         )
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(toy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toy / "model", other)
+    raw = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = raw["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    recipe = compose([*arguments(toy, "quick_distill"), f"model.teacher={other}"])
+    with pytest.raises(InputError, match="its tokenizer is not the student's"):
+        train(recipe, out=tmp_path / "out")
 
 
 def test_interrupted_training_resumes_to_the_same_weights(toy: Path, tmp_path: Path) -> None:
