@@ -13,8 +13,8 @@ struct Shape {
   int32_t rows, columns, group_size;
 };
 
-constexpr Shape kShapes[] = {{576, 576, 64},  {192, 576, 64},    {1536, 576, 64},  {576, 1536, 64},
-                             {576, 1536, 0},  {2560, 2560, 0},   {6912, 2560, 0},  {2560, 6912, 0}, {2560, 2560, 128}};
+constexpr Shape kShapes[] = {{576, 576, 64},  {192, 576, 64},  {1536, 576, 64}, {576, 1536, 64},  {576, 1536, 0},
+                             {2560, 2560, 0}, {6912, 2560, 0}, {2560, 6912, 0}, {2560, 2560, 128}};
 
 void bench(const wf::Kernels& kernels, int threads) {
   printf("%s, %d threads: read %.1f GB/s, int8 peak %.0f GMAC/s\n", kernels.name, threads,
@@ -33,12 +33,14 @@ void bench(const wf::Kernels& kernels, int threads) {
            decode.gb_per_second, cached.gb_per_second);
     for (int32_t tokens : counts)
       printf(" %7.1f", wf::ternary_speed(kernels, shape.rows, shape.columns, shape.group_size, tokens,
-                                         tokens > 4 ? 2 : copies, threads, 0.1).gmac_per_second);
+                                         tokens > 4 ? 2 : copies, threads, 0.1)
+                           .gmac_per_second);
     printf("\n");
   }
   printf("head 49152 x 576 int8: %.1f GB/s at 1 token; GMAC/s at 2, 8, 64 tokens:",
          wf::head_speed(kernels, 49152, 576, 1, threads, 0.3).gb_per_second);
-  for (int32_t tokens : {2, 8, 64}) printf(" %.1f", wf::head_speed(kernels, 49152, 576, tokens, threads, 0.2).gmac_per_second);
+  for (int32_t tokens : {2, 8, 64})
+    printf(" %.1f", wf::head_speed(kernels, 49152, 576, tokens, threads, 0.2).gmac_per_second);
   printf("\n");
 }
 

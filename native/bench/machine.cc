@@ -125,7 +125,11 @@ ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns
         const TernaryMatrix w{codes.data() + copy * code_bytes,
                               groups ? group_scales.data() + copy * group_count : nullptr,
                               groups ? nullptr : row_scales.data(),
-                              rows, columns, row_blocks, x.blocks, group_size / kColumnsPerBlock};
+                              rows,
+                              columns,
+                              row_blocks,
+                              x.blocks,
+                              group_size / kColumnsPerBlock};
         kernels.ternary_gemm(&w, x.q.data(), x.block_sums.data(), x.scales.data(), tokens, begin, end, y.data(), rows);
       }
     });

@@ -14,8 +14,8 @@ double read_gb_per_second(int threads, int64_t bytes, double seconds);
 double int8_gmac_per_second(const Kernels& kernels, int threads, double seconds);
 
 struct ProductSpeed {
-  double seconds;      // of one product
-  double gb_per_second;   // packed codes and scales read
+  double seconds;        // of one product
+  double gb_per_second;  // packed codes and scales read
   double gmac_per_second;
 };
 

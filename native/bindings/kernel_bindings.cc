@@ -92,8 +92,8 @@ TernaryMatrix matrix_of(const In<uint8_t, 3>& codes, int32_t rows, int32_t colum
   return w;
 }
 
-Out<int32_t> ternary_dots(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
-                          In<int8_t, 2> q, In<int32_t, 2> block_sums) {
+Out<int32_t> ternary_dots(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns, In<int8_t, 2> q,
+                          In<int32_t, 2> block_sums) {
   const std::vector<float> ones((rows + 3) / 4 * 4, 1.0f);
   TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
   w.row_scales = ones.data();

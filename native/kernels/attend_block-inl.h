@@ -15,10 +15,10 @@ constexpr float kNoScore = -1e30f;
 
 // One block's state; about 60 KiB of stack for the widest head, a third of that for heads of 64.
 struct AttendState {
-  alignas(64) float q[kBlockRows * kMaxBlockHeadDim];     // scaled, [row][head_dim]
-  alignas(64) float out[kBlockRows * kMaxBlockHeadDim];   // [row][head_dim]
-  alignas(64) float keys[kTileKeys * kMaxBlockHeadDim];   // [head_dim][kTileKeys]
-  alignas(64) float weights[kBlockRows * kTileKeys];      // scores, then e^(score - m)
+  alignas(64) float q[kBlockRows * kMaxBlockHeadDim];    // scaled, [row][head_dim]
+  alignas(64) float out[kBlockRows * kMaxBlockHeadDim];  // [row][head_dim]
+  alignas(64) float keys[kTileKeys * kMaxBlockHeadDim];  // [head_dim][kTileKeys]
+  alignas(64) float weights[kBlockRows * kTileKeys];     // scores, then e^(score - m)
   float peak[kBlockRows], total[kBlockRows];
   int32_t visible[kBlockRows];
   int32_t rows, head_dim;
@@ -133,8 +133,8 @@ inline void attend_rows(AttendState& s, int32_t row, const Cache* v, int64_t str
 
 template <class Cache>
 inline void attend_block_any(const float* q, int64_t q_stride, int32_t queries, int32_t group, const Cache* k,
-                             const Cache* v, int64_t stride, int32_t head_dim, int32_t length, float scale,
-                             float* out, int64_t out_stride) {
+                             const Cache* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
+                             int64_t out_stride) {
   AttendState s;
   s.head_dim = head_dim;
   const int32_t all_rows = queries * group;
@@ -161,7 +161,8 @@ inline void attend_block_any(const float* q, int64_t q_stride, int32_t queries, 
       const int32_t query = (first_row + r) / group, head = (first_row + r) % group;
       float* to = out + query * out_stride + head * head_dim;
       const F factor = V::set1(1.0f / s.total[r]);
-      for (int32_t d = 0; d < head_dim; d += kLanes) V::store(to + d, V::mul(V::load(s.out + r * head_dim + d), factor));
+      for (int32_t d = 0; d < head_dim; d += kLanes)
+        V::store(to + d, V::mul(V::load(s.out + r * head_dim + d), factor));
     }
   }
 }
@@ -172,9 +173,8 @@ void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t gro
   attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
 }
 
-void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
-                      const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                      int64_t out_stride) {
+void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k, const float* v,
+                      int64_t stride, int32_t head_dim, int32_t length, float scale, float* out, int64_t out_stride) {
   attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
 }
 

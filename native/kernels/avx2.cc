@@ -43,9 +43,7 @@ struct V {
   static F from_i8(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
-  static F from_f16(const uint16_t* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
+  static F from_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static void to_i8(int8_t* p, F x) {
     const __m256i whole = _mm256_cvtps_epi32(x);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
@@ -81,11 +79,12 @@ struct V {
 namespace wf {
 namespace {
 
-constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
-constexpr int32_t kTileTokens = 4;     // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
-constexpr int32_t kFewTokens = 4;
-constexpr int32_t kSegmentBlocks = 4;  // 256 columns: 64 results of 4 columns each, the most an int16 can hold
-constexpr int32_t kFlushBlocks = 16;   // few tokens: 4 results a column block and row
+constexpr int32_t kPanelRows = 16;        // two registers of 8 rows
+constexpr int32_t kTileTokens = 4;        // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
+constexpr int32_t kFewTokens = 6;         // measured: 6 tokens 141 GMAC/s in registers, 111 in a panel; 4 tokens
+constexpr int32_t kFewGroupedTokens = 3;  // of group 64: 75 in registers, 84 in a panel
+constexpr int32_t kSegmentBlocks = 4;     // 256 columns: 64 results of 4 columns each, the most an int16 can hold
+constexpr int32_t kFlushBlocks = 16;      // few tokens: 4 results a column block and row
 
 // A register of codes holds rows 2h and 2h + 1 of a block in its two lanes. The transpose in unpack_panel puts
 // registers (block 0: rows 0|1), (0: 2|3), (1: 0|1), (1: 2|3) at elements 0, 1, 2, 3 of the lanes.
@@ -112,7 +111,9 @@ WF_ALWAYS_INLINE Planes planes_of(__m256i codes) {
            _mm256_and_si256(_mm256_srli_epi16(codes, 6), two_bits)}};
 }
 
-WF_ALWAYS_INLINE __m256i load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+WF_ALWAYS_INLINE __m256i load_codes(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 
 WF_ALWAYS_INLINE __m256i sixteen(const int8_t* q) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
@@ -126,10 +127,10 @@ WF_ALWAYS_INLINE __m256i four_columns(const int8_t* q) {
 
 // The four results of one block for two rows, added: at most 4 * 508.
 WF_ALWAYS_INLINE __m256i block_product(const Planes& rows, const __m256i* line) {
-  const __m256i even = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[0], line[0]),
-                                        _mm256_maddubs_epi16(rows.plane[1], line[1]));
-  const __m256i odd = _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[2], line[2]),
-                                       _mm256_maddubs_epi16(rows.plane[3], line[3]));
+  const __m256i even =
+      _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[0], line[0]), _mm256_maddubs_epi16(rows.plane[1], line[1]));
+  const __m256i odd =
+      _mm256_add_epi16(_mm256_maddubs_epi16(rows.plane[2], line[2]), _mm256_maddubs_epi16(rows.plane[3], line[3]));
   return _mm256_add_epi16(even, odd);
 }
 
@@ -225,7 +226,8 @@ WF_ALWAYS_INLINE void few_block_grouped(const FewTokens<T>& few, const uint16_t*
 template <int32_t T>
 WF_ALWAYS_INLINE void few_block_whole(const FewTokens<T>& few, const int32_t* totals, float* out) {
   __m256i dots[T][2];
-  for (int32_t t = 0; t < T; ++t) dots[t][0] = dots[t][1] = _mm256_sub_epi32(_mm256_setzero_si256(), once_a_lane(totals[t]));
+  for (int32_t t = 0; t < T; ++t)
+    dots[t][0] = dots[t][1] = _mm256_sub_epi32(_mm256_setzero_si256(), once_a_lane(totals[t]));
   for (int32_t first = 0; first < few.columns; first += kFlushBlocks) {
     const int32_t last = min_of(first + kFlushBlocks, few.columns);
     __m256i words[T][2];
@@ -275,17 +277,17 @@ inline void unpack_panel(const uint8_t* codes, int64_t row_stride, int32_t row_b
       Planes rows[4];
       for (int32_t i = 0; i < 4; ++i) {
         const int32_t source = half * 2 + i / 2;
-        rows[i] = planes_of(source < row_blocks
-                                ? load_codes(codes + source * row_stride + c * kBytesPerBlock + i % 2 * 32)
-                                : _mm256_setzero_si256());
+        rows[i] =
+            planes_of(source < row_blocks ? load_codes(codes + source * row_stride + c * kBytesPerBlock + i % 2 * 32)
+                                          : _mm256_setzero_si256());
       }
       for (int32_t p = 0; p < 4; ++p) {
         const __m256i in[4] = {rows[0].plane[p], rows[1].plane[p], rows[2].plane[p], rows[3].plane[p]};
         __m256i out[4];
         transpose_dwords(in, out);
         for (int32_t d = 0; d < 4; ++d)
-          _mm256_store_si256(
-              reinterpret_cast<__m256i*>(panel + (c * 16 + p * 4 + d) * (kPanelRows * 4) + half * 32), out[d]);
+          _mm256_store_si256(reinterpret_cast<__m256i*>(panel + (c * 16 + p * 4 + d) * (kPanelRows * 4) + half * 32),
+                             out[d]);
       }
     }
 }
@@ -303,8 +305,7 @@ WF_ALWAYS_INLINE void in_order(__m256i& sum) { __asm__("" : "+x"(sum)); }
 // is at most 4 column blocks, which is 64 results an int16 sum.
 template <int32_t T>
 inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
-                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
-                 float* sums) {
+                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks, float* sums) {
   for (int32_t first = 0; first < blocks; first += segment_blocks, scales += kPanelRows) {
     const int32_t last = min_of(first + segment_blocks, blocks);
     __m256i low[T], high[T];
@@ -356,9 +357,8 @@ int64_t burn_int8(int64_t rounds) {
 namespace wf {
 
 const Kernels kAvx2Kernels = {
-    "avx2",   quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
-    silu_mul, relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
-    attend_block, attend_block_f32,
+    "avx2",    quantize, ternary_gemm, ternary_dots, q8_gemm,    f16_gemm,  rms_norm,     silu_mul,
+    relu2_mul, add,      attend,       store_f16,    attend_f32, burn_int8, attend_block, attend_block_f32,
 };
 
 }  // namespace wf

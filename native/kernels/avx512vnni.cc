@@ -76,17 +76,16 @@ struct V {
 namespace wf {
 namespace {
 
-constexpr int32_t kPanelRows = 32;     // two registers of 16 rows
-constexpr int32_t kTileTokens = 6;     // 2 x 6 integer and 2 x 6 float sums of 32 registers
-constexpr int32_t kFewTokens = 4;      // measured: the panel wins from 5 tokens
+constexpr int32_t kPanelRows = 32;  // two registers of 16 rows
+constexpr int32_t kTileTokens = 6;  // 2 x 6 integer and 2 x 6 float sums of 32 registers
+constexpr int32_t kFewTokens = 4;   // measured: where both ways are equally fast
+constexpr int32_t kFewGroupedTokens = 4;
 constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 
 // Lane r of a register of codes is row r of a block, so after the 4 x 4 transpose of four blocks in unpack_panel
 // lane r, element b is row r of block b.
 constexpr int32_t position_of(int32_t block, int32_t row) { return block / 4 * 16 + row * 4 + block % 4; }
-constexpr int32_t row_at(int32_t position) {
-  return position / 16 * 16 + position % 4 * 4 + position / 4 % 4;
-}
+constexpr int32_t row_at(int32_t position) { return position / 16 * 16 + position % 4 * 4 + position / 4 % 4; }
 
 inline F in_row_order(F x) {  // a 4 x 4 transpose is its own inverse
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
@@ -187,9 +186,12 @@ WF_ALWAYS_INLINE void few_block_grouped(const FewTokens<T>& few, const uint16_t*
   for (; group + 4 <= groups; group += 4) {  // the scales of 4 groups x 4 rows in one register
     const F four = kScaled ? V::from_f16(scales + group * kRowsPerBlock) : V::set1(1.0f);
     add_group<T, kGroupBlocks>(few, group, _mm512_permutexvar_ps(lane, four), sums);
-    add_group<T, kGroupBlocks>(few, group + 1, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(4)), four), sums);
-    add_group<T, kGroupBlocks>(few, group + 2, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(8)), four), sums);
-    add_group<T, kGroupBlocks>(few, group + 3, _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(12)), four), sums);
+    add_group<T, kGroupBlocks>(few, group + 1,
+                               _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(4)), four), sums);
+    add_group<T, kGroupBlocks>(few, group + 2,
+                               _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(8)), four), sums);
+    add_group<T, kGroupBlocks>(few, group + 3,
+                               _mm512_permutexvar_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(12)), four), sums);
   }
   for (; group < groups; ++group) {
     F scale = V::set1(1.0f);
@@ -204,7 +206,7 @@ WF_ALWAYS_INLINE void few_block_grouped(const FewTokens<T>& few, const uint16_t*
 
 template <int32_t T, bool kGrouped, bool kScaled>
 WF_ALWAYS_INLINE void few_block(const TernaryMatrix* w, int32_t block, const int8_t* q, const int32_t* block_sums,
-                      const int32_t* totals, float* out) {
+                                const int32_t* totals, float* out) {
   const FewTokens<T> few{w->codes + static_cast<int64_t>(block) * w->column_blocks * kBytesPerBlock, q, block_sums,
                          w->column_blocks};
   if constexpr (!kGrouped) {
@@ -252,8 +254,7 @@ inline void unpack_panel(const uint8_t* codes, int64_t row_stride, int32_t row_b
 // block are written out: with group scales a loop of 16 turns would end, and be mispredicted, every 200 cycles.
 template <int32_t T>
 inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
-                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
-                 float* sums) {
+                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks, float* sums) {
   F low[T], high[T];
   for (int32_t t = 0; t < T; ++t) {
     low[t] = V::load(sums + t * kPanelRows);
@@ -314,9 +315,8 @@ int64_t burn_int8(int64_t rounds) {
 namespace wf {
 
 const Kernels kAvx512VnniKernels = {
-    "avx512vnni", quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
-    silu_mul,     relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
-    attend_block, attend_block_f32,
+    "avx512vnni", quantize, ternary_gemm, ternary_dots, q8_gemm,    f16_gemm,  rms_norm,     silu_mul,
+    relu2_mul,    add,      attend,       store_f16,    attend_f32, burn_int8, attend_block, attend_block_f32,
 };
 
 }  // namespace wf

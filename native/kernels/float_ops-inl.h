@@ -136,8 +136,8 @@ void store_f16(const float* x, int32_t n, uint16_t* out) {
 // ascending stream: four rows at a time share the loads of x but are four short streams, and that is three times
 // slower where the weights come from memory (8 against 25 GB/s with one core of a Zen 4).
 template <class W>
-inline void dense_one(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t begin,
-                      int32_t end, float* y) {
+inline void dense_one(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t begin, int32_t end,
+                      float* y) {
   for (int32_t row = begin; row < end; ++row) {
     const W* line = w + static_cast<int64_t>(row) * columns;
     F a = V::zero(), b = a, c = a, d = a;
@@ -148,8 +148,7 @@ inline void dense_one(const W* w, const float* row_scale, int32_t columns, const
       c = V::fma(widen(line + i + 2 * kLanes), V::load(x + i + 2 * kLanes), c);
       d = V::fma(widen(line + i + 3 * kLanes), V::load(x + i + 3 * kLanes), d);
     }
-    for (; i < columns; i += kLanes)
-      a = V::fma(widen_some(line + i, columns - i), widen_some(x + i, columns - i), a);
+    for (; i < columns; i += kLanes) a = V::fma(widen_some(line + i, columns - i), widen_some(x + i, columns - i), a);
     y[row] = V::sum(V::add(V::add(a, b), V::add(c, d))) * (row_scale ? row_scale[row] : 1.0f);
   }
 }
@@ -160,7 +159,7 @@ constexpr int32_t kDenseColumns = 256;  // ... for this many columns: 16 KiB, ha
 // 4 rows x T tokens over `count` columns; adds to y.
 template <int32_t T>
 WF_ALWAYS_INLINE void dense_tile(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
-                       const float* row_scale, float* y, int64_t y_stride) {
+                                 const float* row_scale, float* y, int64_t y_stride) {
   F sums[4][T];
   for (int32_t r = 0; r < 4; ++r)
     for (int32_t t = 0; t < T; ++t) sums[r][t] = V::zero();
@@ -173,8 +172,7 @@ WF_ALWAYS_INLINE void dense_tile(const float* w, const float* x, int64_t x_strid
     }
   }
   for (int32_t r = 0; r < rows; ++r)
-    for (int32_t t = 0; t < T; ++t)
-      y[t * y_stride + r] += V::sum(sums[r][t]) * (row_scale ? row_scale[r] : 1.0f);
+    for (int32_t t = 0; t < T; ++t) y[t * y_stride + r] += V::sum(sums[r][t]) * (row_scale ? row_scale[r] : 1.0f);
 }
 
 template <int32_t T>
@@ -193,8 +191,8 @@ inline void dense_tokens(const float* w, const float* x, int64_t x_stride, int32
 }
 
 template <class W>
-inline void dense(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
-                  int32_t begin, int32_t end, float* y, int64_t y_stride) {
+inline void dense(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
+                  int32_t end, float* y, int64_t y_stride) {
   if (tokens == 1) return dense_one(w, row_scale, columns, x, begin, end, y);
   alignas(64) float panel[kDenseRows * kDenseColumns];
   for (int32_t row = begin; row < end; row += kDenseRows) {
@@ -213,13 +211,13 @@ inline void dense(const W* w, const float* row_scale, int32_t columns, const flo
   }
 }
 
-void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
-             int32_t begin, int32_t end, float* y, int64_t y_stride) {
+void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
+             int32_t end, float* y, int64_t y_stride) {
   dense(w, row_scale, columns, x, tokens, begin, end, y, y_stride);
 }
 
-void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
-              float* y, int64_t y_stride) {
+void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end, float* y,
+              int64_t y_stride) {
   dense(w, nullptr, columns, x, tokens, begin, end, y, y_stride);
 }
 
@@ -227,8 +225,8 @@ void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens
 
 // scores[t] = scale * q . k_t; returns the largest.
 template <class Cache>
-inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length,
-                        float scale, float* scores) {
+inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length, float scale,
+                        float* scores) {
   float peak = -3.4e38f;
   for (int32_t t = 0; t < length; t += 4) {
     const int32_t count = min_of(4, length - t);
@@ -249,7 +247,7 @@ inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t 
 // out[d .. d + N * kLanes) = sum_t weights[t] * v_t, times `factor`.
 template <int32_t N, class Cache>
 WF_ALWAYS_INLINE void mix_values(const float* weights, const Cache* v, int64_t stride, int32_t length, float factor,
-                       float* out) {
+                                 float* out) {
   F even[N], odd[N];
   for (int32_t i = 0; i < N; ++i) even[i] = odd[i] = V::zero();
   int32_t t = 0;
@@ -261,15 +259,13 @@ WF_ALWAYS_INLINE void mix_values(const float* weights, const Cache* v, int64_t s
     }
   }
   if (t < length)
-    for (int32_t i = 0; i < N; ++i)
-      even[i] = V::fma(V::set1(weights[t]), widen(v + t * stride + i * kLanes), even[i]);
-  for (int32_t i = 0; i < N; ++i)
-    V::store(out + i * kLanes, V::mul(V::add(even[i], odd[i]), V::set1(factor)));
+    for (int32_t i = 0; i < N; ++i) even[i] = V::fma(V::set1(weights[t]), widen(v + t * stride + i * kLanes), even[i]);
+  for (int32_t i = 0; i < N; ++i) V::store(out + i * kLanes, V::mul(V::add(even[i], odd[i]), V::set1(factor)));
 }
 
 template <class Cache>
-inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim,
-                       int32_t length, float scale, float* scores, float* out) {
+inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim, int32_t length,
+                       float scale, float* scores, float* out) {
   const F peak = V::set1(score_keys(q, k, stride, head_dim, length, scale, scores));
   F sums = V::zero();
   int32_t t = 0;
@@ -289,14 +285,13 @@ inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t s
   for (; d + kLanes <= head_dim; d += kLanes) mix_values<1>(scores, v + d, stride, length, factor, out + d);
   if (d < head_dim) {
     F last = V::zero();
-    for (t = 0; t < length; ++t)
-      last = V::fma(V::set1(scores[t]), widen_tail(v + t * stride + d, head_dim - d), last);
+    for (t = 0; t < length; ++t) last = V::fma(V::set1(scores[t]), widen_tail(v + t * stride + d, head_dim - d), last);
     store_tail(out + d, V::mul(last, V::set1(factor)), head_dim - d);
   }
 }
 
-void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim,
-            int32_t length, float scale, float* scores, float* out) {
+void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
+            float scale, float* scores, float* out) {
   attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
 }
 

@@ -54,13 +54,13 @@ struct Kernels {
 
   // One head of attention for one query: out[d] = sum_t softmax_t(scale * q . k_t) v_t over t in [0, length).
   // k and v are float16 bits with `stride` elements between positions; scores is scratch of `length` floats.
-  void (*attend)(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim,
-                 int32_t length, float scale, float* scores, float* out);
+  void (*attend)(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
+                 float scale, float* scores, float* out);
   // float32 -> float16 bits, round half to even.
   void (*store_f16)(const float* x, int32_t n, uint16_t* out);
   // attend with a float32 cache.
-  void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim,
-                     int32_t length, float scale, float* scores, float* out);
+  void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
+                     float scale, float* scores, float* out);
   // Multiply-adds done by `rounds` rounds of the table's int8 multiply instruction on registers alone: nothing can be
   // faster. For measuring the machine, not for computing.
   int64_t (*burn_int8)(int64_t rounds);

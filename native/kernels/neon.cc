@@ -58,9 +58,10 @@ struct V {
 namespace wf {
 namespace {
 
-constexpr int32_t kPanelRows = 8;      // two registers of 4 rows
-constexpr int32_t kTileTokens = 8;     // 2 x 8 sums, 8 activations, 2 codes of 32 registers
-constexpr int32_t kFewTokens = 4;      // 4 rows x 4 tokens of sums
+constexpr int32_t kPanelRows = 8;   // two registers of 4 rows
+constexpr int32_t kTileTokens = 8;  // 2 x 8 sums, 8 activations, 2 codes of 32 registers
+constexpr int32_t kFewTokens = 4;   // 4 rows x 4 tokens of sums
+constexpr int32_t kFewGroupedTokens = 4;
 constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 
 constexpr int32_t position_of(int32_t block, int32_t row) { return block * kRowsPerBlock + row; }
@@ -76,7 +77,8 @@ struct Planes {
 
 WF_ALWAYS_INLINE Planes planes_of(uint8x16_t codes) {
   const uint8x16_t two_bits = vdupq_n_u8(3);
-  return {{vreinterpretq_s8_u8(vandq_u8(codes, two_bits)), vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(codes, 2), two_bits)),
+  return {{vreinterpretq_s8_u8(vandq_u8(codes, two_bits)),
+           vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(codes, 2), two_bits)),
            vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(codes, 4), two_bits)), vreinterpretq_s8_u8(vshrq_n_u8(codes, 6))}};
 }
 
@@ -165,8 +167,7 @@ WF_ALWAYS_INLINE void four_columns(const uint8_t* panel, const int8x16_t* values
 // 8 rows x T tokens: for 16 columns 8 loads of codes and T of activations feed 8 T sdot.
 template <int32_t T>
 inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
-                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
-                 float* sums) {
+                 const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks, float* sums) {
   for (int32_t first = 0; first < blocks; first += segment_blocks, scales += kPanelRows) {
     const int32_t last = min_of(first + segment_blocks, blocks);
     int32x4_t low[T], high[T];
@@ -212,9 +213,8 @@ int64_t burn_int8(int64_t rounds) {
 namespace wf {
 
 const Kernels kNeonDotprodKernels = {
-    "neon_dotprod", quantize,  ternary_gemm, ternary_dots, q8_gemm,   f16_gemm,   rms_norm,
-    silu_mul,       relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
-    attend_block, attend_block_f32,
+    "neon_dotprod", quantize, ternary_gemm, ternary_dots, q8_gemm,    f16_gemm,  rms_norm,     silu_mul,
+    relu2_mul,      add,      attend,       store_f16,    attend_f32, burn_int8, attend_block, attend_block_f32,
 };
 
 }  // namespace wf

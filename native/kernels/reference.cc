@@ -27,7 +27,7 @@ uint16_t half_of_float(float value) {
   memcpy(&word, &value, 4);
   const uint16_t sign = static_cast<uint16_t>((word >> 16) & 0x8000u);
   const uint32_t magnitude = word & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return sign | 0x7E00u;  // NaN
+  if (magnitude > 0x7F800000u) return sign | 0x7E00u;   // NaN
   if (magnitude >= 0x47800000u) return sign | 0x7C00u;  // 65536 and more: infinity
   if (magnitude < 0x38800000u) {                        // below 2^-14: a multiple of 2^-24
     float absolute;
@@ -57,8 +57,7 @@ int32_t dot(const TernaryMatrix* w, int32_t row, const int8_t* q, int32_t first,
 int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 
 float scaled_dot(const TernaryMatrix* w, int32_t row, const int8_t* q) {
-  if (w->group_blocks == 0)
-    return static_cast<float>(dot(w, row, q, 0, w->column_blocks)) * w->row_scales[row];
+  if (w->group_blocks == 0) return static_cast<float>(dot(w, row, q, 0, w->column_blocks)) * w->row_scales[row];
   const int32_t groups = (w->column_blocks + w->group_blocks - 1) / w->group_blocks;
   const uint16_t* scales = w->group_scales + static_cast<int64_t>(row / kRowsPerBlock) * groups * kRowsPerBlock;
   float sum = 0;
@@ -95,27 +94,28 @@ void ternary_gemm(const TernaryMatrix* w, const int8_t* q, const int32_t*, const
       y[t * y_stride + row] = scaled_dot(w, row, q + t * q_stride) * scales[t];
 }
 
-void ternary_dots(const TernaryMatrix* w, const int8_t* q, const int32_t*, int32_t tokens, int32_t begin,
-                  int32_t end, int32_t* dots, int64_t dots_stride) {
+void ternary_dots(const TernaryMatrix* w, const int8_t* q, const int32_t*, int32_t tokens, int32_t begin, int32_t end,
+                  int32_t* dots, int64_t dots_stride) {
   const int64_t q_stride = static_cast<int64_t>(w->column_blocks) * kColumnsPerBlock;
   for (int32_t t = 0; t < tokens; ++t)
     for (int32_t row = begin * kRowsPerBlock; row < min(end * kRowsPerBlock, w->rows); ++row)
       dots[t * dots_stride + row] = dot(w, row, q + t * q_stride, 0, w->column_blocks);
 }
 
-void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
-             int32_t begin, int32_t end, float* y, int64_t y_stride) {
+void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
+             int32_t end, float* y, int64_t y_stride) {
   for (int32_t t = 0; t < tokens; ++t)
     for (int32_t row = begin; row < end; ++row) {
       float sum = 0;
       for (int32_t i = 0; i < columns; ++i)
-        sum += static_cast<float>(w[static_cast<int64_t>(row) * columns + i]) * x[static_cast<int64_t>(t) * columns + i];
+        sum +=
+            static_cast<float>(w[static_cast<int64_t>(row) * columns + i]) * x[static_cast<int64_t>(t) * columns + i];
       y[t * y_stride + row] = sum * row_scale[row];
     }
 }
 
-void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
-              float* y, int64_t y_stride) {
+void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end, float* y,
+              int64_t y_stride) {
   for (int32_t t = 0; t < tokens; ++t)
     for (int32_t row = begin; row < end; ++row) {
       float sum = 0;
@@ -172,8 +172,8 @@ void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, 
   }
 }
 
-void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim,
-            int32_t length, float scale, float* scores, float* out) {
+void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
+            float scale, float* scores, float* out) {
   attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
 }
 
@@ -184,9 +184,8 @@ void attend_f32(const float* q, const float* k, const float* v, int64_t stride, 
 
 // One query after the other; the scores of one need `length` floats, kept here in two passes over the keys instead.
 template <class Cache>
-void attend_block_any(const float* q, int64_t q_stride, int32_t queries, int32_t group, const Cache* k,
-                      const Cache* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                      int64_t out_stride) {
+void attend_block_any(const float* q, int64_t q_stride, int32_t queries, int32_t group, const Cache* k, const Cache* v,
+                      int64_t stride, int32_t head_dim, int32_t length, float scale, float* out, int64_t out_stride) {
   for (int32_t i = 0; i < queries; ++i)
     for (int32_t h = 0; h < group; ++h) {
       const float* query = q + i * q_stride + h * head_dim;
@@ -214,9 +213,8 @@ void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t gro
   attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
 }
 
-void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
-                      const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                      int64_t out_stride) {
+void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k, const float* v,
+                      int64_t stride, int32_t head_dim, int32_t length, float scale, float* out, int64_t out_stride) {
   attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
 }
 
@@ -235,9 +233,8 @@ int64_t burn_int8(int64_t rounds) {
 }  // namespace
 
 const Kernels kReferenceKernels = {
-    "reference", quantize,  ternary_gemm, ternary_dots, q8_gemm, f16_gemm,  rms_norm,
-    silu_mul,    relu2_mul, add,          attend,       store_f16, attend_f32, burn_int8,
-    attend_block, attend_block_f32,
+    "reference", quantize, ternary_gemm, ternary_dots, q8_gemm,    f16_gemm,  rms_norm,     silu_mul,
+    relu2_mul,   add,      attend,       store_f16,    attend_f32, burn_int8, attend_block, attend_block_f32,
 };
 
 }  // namespace wf

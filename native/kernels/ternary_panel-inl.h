@@ -12,7 +12,8 @@
 // that delivers them is the limit.
 //
 // Each kernel file defines before it includes this one:
-//   kPanelRows, kTileTokens (tokens of the register tile), kFewTokens (the most tokens of the other way),
+//   kPanelRows, kTileTokens (tokens of the register tile),
+//   kFewTokens and kFewGroupedTokens (the most tokens of the other way without and with group scales),
 //   kSegmentBlocks (column blocks of a segment without group scales: 4 or 8),
 //   row_at(position): the panel's row held in that position, and its inverse position_of(row block, row),
 //   in_row_order(F): a vector of positions as a vector of rows,
@@ -65,13 +66,12 @@ inline void panel_tokens(const uint8_t* panel, const float* scales, const int8_t
                          int32_t tokens, float* sums) {
   int32_t t = 0;
   for (; t + T <= tokens; t += T)
-    tile<T>(panel, scales, q + t * q_stride, q_stride, block_sums + static_cast<int64_t>(t) * sums_stride,
-            sums_stride, blocks, segment_blocks, sums + t * kPanelRows);
+    tile<T>(panel, scales, q + t * q_stride, q_stride, block_sums + static_cast<int64_t>(t) * sums_stride, sums_stride,
+            blocks, segment_blocks, sums + t * kPanelRows);
   if constexpr (T > 1) {
     if (t < tokens)
-      panel_tokens<T - 1>(panel, scales, q + t * q_stride, q_stride,
-                          block_sums + static_cast<int64_t>(t) * sums_stride, sums_stride, blocks, segment_blocks,
-                          tokens - t, sums + t * kPanelRows);
+      panel_tokens<T - 1>(panel, scales, q + t * q_stride, q_stride, block_sums + static_cast<int64_t>(t) * sums_stride,
+                          sums_stride, blocks, segment_blocks, tokens - t, sums + t * kPanelRows);
   }
 }
 
@@ -117,8 +117,9 @@ inline void panel_product(const TernaryMatrix* w, const int8_t* q, const int32_t
                                 w->column_blocks, blocks, segment_blocks, tokens, sums);
     }
     const int32_t row = block * kRowsPerBlock;
-    const PanelOutput out{y, y_stride, row, min_of(row_blocks * kRowsPerBlock, w->rows - row), scales,
-                          w->group_blocks ? nullptr : w->row_scales};
+    const PanelOutput out{y,      y_stride,
+                          row,    min_of(row_blocks * kRowsPerBlock, w->rows - row),
+                          scales, w->group_blocks ? nullptr : w->row_scales};
     write_panel<kOutput>(sums, tokens, out);
   }
 }
@@ -161,11 +162,10 @@ inline void few_tokens(const TernaryMatrix* w, const int8_t* q, const int32_t* b
 }
 
 template <Output kOutput, class Y>
-inline void ternary_product(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums,
-                            const float* scales, int32_t tokens, int32_t begin, int32_t end, Y* y,
-                            int64_t y_stride) {
+inline void ternary_product(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, const float* scales,
+                            int32_t tokens, int32_t begin, int32_t end, Y* y, int64_t y_stride) {
   if (tokens <= 0) return;
-  if (tokens <= kFewTokens)
+  if (tokens <= (w->group_blocks ? kFewGroupedTokens : kFewTokens))
     return few_tokens<kOutput>(w, q, block_sums, scales, tokens, begin, end, y, y_stride);
   for (int32_t t = 0; t < tokens; t += kPanelTokens) {
     const int64_t blocks = static_cast<int64_t>(t) * w->column_blocks;

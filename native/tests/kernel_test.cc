@@ -44,8 +44,8 @@ struct Case {
   int rows, columns, tokens, group_size, offset;
   bool extreme;
   std::string text() const {
-    return std::to_string(rows) + " x " + std::to_string(columns) + ", " + std::to_string(tokens) +
-           " tokens, group " + std::to_string(group_size) + (extreme ? ", extreme" : "");
+    return std::to_string(rows) + " x " + std::to_string(columns) + ", " + std::to_string(tokens) + " tokens, group " +
+           std::to_string(group_size) + (extreme ? ", extreme" : "");
   }
 };
 
@@ -64,11 +64,18 @@ struct Product {
       codes.start[i] = 0;
       for (int p = 0; p < 4; ++p) codes.start[i] |= static_cast<uint8_t>((c.extreme ? 2 : uniform(0, 2)) << (2 * p));
     }
-    for (int i = 0; i < row_blocks * groups * 4; ++i) group_scales.start[i] = static_cast<uint16_t>(uniform(0x1000, 0x3C00));
+    for (int i = 0; i < row_blocks * groups * 4; ++i)
+      group_scales.start[i] = static_cast<uint16_t>(uniform(0x1000, 0x3C00));
     for (int i = 0; i < row_blocks * 4; ++i) row_scales.start[i] = 0.01f + fabsf(normal());
     for (int t = 0; t < c.tokens; ++t) fill_token(c, t);
-    matrix = {codes.start, groups ? group_scales.start : nullptr, groups ? nullptr : row_scales.start,
-              c.rows,      c.columns, row_blocks, column_blocks, c.group_size / 64};
+    matrix = {codes.start,
+              groups ? group_scales.start : nullptr,
+              groups ? nullptr : row_scales.start,
+              c.rows,
+              c.columns,
+              row_blocks,
+              column_blocks,
+              c.group_size / 64};
   }
 
   void fill_token(const Case& c, int t) {
@@ -95,7 +102,8 @@ struct Product {
 // reference with each group alone, times the number of roundings.
 double product_bound(const Product& p, const Case& c, int row, int token) {
   double sum = 0;
-  for (int column = 0; column < c.columns; ++column) sum += abs(p.q.start[static_cast<size_t>(token) * p.column_blocks * 64 + column]);
+  for (int column = 0; column < c.columns; ++column)
+    sum += abs(p.q.start[static_cast<size_t>(token) * p.column_blocks * 64 + column]);
   const double scale = c.group_size ? 1.0 : p.row_scales.start[row];  // the largest group scale above is 1
   return 2 * (p.groups + 4) * kEpsilon * sum * scale * p.token_scales.start[token];
 }
@@ -112,7 +120,8 @@ void check_product(const Kernels& kernels, const Case& c) {
   if (dots != expected_dots) fail(kernels, "ternary_dots " + c.text());
 
   Buffer<float> y(size, c.offset), expected(size, c.offset);
-  kernels.ternary_gemm(&p.matrix, p.q.start, p.block_sums.start, p.token_scales.start, c.tokens, first, last, y.start, stride);
+  kernels.ternary_gemm(&p.matrix, p.q.start, p.block_sums.start, p.token_scales.start, c.tokens, first, last, y.start,
+                       stride);
   wf::kReferenceKernels.ternary_gemm(&p.matrix, p.q.start, p.block_sums.start, p.token_scales.start, c.tokens, first,
                                      last, expected.start, stride);
   for (int t = 0; t < c.tokens; ++t)
@@ -133,7 +142,8 @@ void test_products(const Kernels& kernels, int repeats) {
     for (int group : groups)
       check_product(kernels, {uniform(1, 40), uniform(1, 300), tokens, group, uniform(0, 3), false});
   for (int i = 0; i < repeats; ++i)
-    check_product(kernels, {uniform(1, 70), uniform(1, 1200), uniform(1, 20), groups[i % 4], uniform(0, 3), i % 5 == 0});
+    check_product(kernels,
+                  {uniform(1, 70), uniform(1, 1200), uniform(1, 20), groups[i % 4], uniform(0, 3), i % 5 == 0});
   for (int tokens : {1, 2, 4, 5, 9, 97, 100})  // long rows: several panels, int16 flushes, all codes 2 and |q| = 127
     for (int group : groups) check_product(kernels, {33, 2624, tokens, group, 1, true});
 }
@@ -214,7 +224,8 @@ void test_dense(const Kernels& kernels) {
       const int64_t stride = rows + 1;
       Buffer<int8_t> w(static_cast<size_t>(rows) * columns, 1);
       Buffer<uint16_t> halves(static_cast<size_t>(rows) * columns, 1);
-      Buffer<float> x(static_cast<size_t>(tokens) * columns, 1), scales(rows, 1), y(tokens * stride, 1), expected(tokens * stride, 1);
+      Buffer<float> x(static_cast<size_t>(tokens) * columns, 1), scales(rows, 1), y(tokens * stride, 1),
+          expected(tokens * stride, 1);
       for (int i = 0; i < rows * columns; ++i) {
         w.start[i] = static_cast<int8_t>(uniform(-127, 127));
         const float value = normal();
@@ -225,10 +236,12 @@ void test_dense(const Kernels& kernels) {
       // |w| <= 127 with scale 0.01, and |half|, |x| < 6 for these normal numbers
       kernels.q8_gemm(w.start, scales.start, columns, x.start, tokens, first, last, y.start, stride);
       reference.q8_gemm(w.start, scales.start, columns, x.start, tokens, first, last, expected.start, stride);
-      check_close(kernels, "q8_gemm", y.start, expected.start, tokens * stride, 0, 2 * columns * kEpsilon * columns * 1.27 * 6);
+      check_close(kernels, "q8_gemm", y.start, expected.start, tokens * stride, 0,
+                  2 * columns * kEpsilon * columns * 1.27 * 6);
       kernels.f16_gemm(halves.start, columns, x.start, tokens, first, last, y.start, stride);
       reference.f16_gemm(halves.start, columns, x.start, tokens, first, last, expected.start, stride);
-      check_close(kernels, "f16_gemm", y.start, expected.start, tokens * stride, 0, 2 * columns * kEpsilon * columns * 36);
+      check_close(kernels, "f16_gemm", y.start, expected.start, tokens * stride, 0,
+                  2 * columns * kEpsilon * columns * 36);
     }
 }
 
@@ -237,7 +250,8 @@ void test_attend(const Kernels& kernels) {
   for (int head_dim : {1, 8, 20, 64, 80, 128})
     for (int length : {1, 2, 3, 4, 5, 15, 16, 33, 100}) {
       const int64_t stride = head_dim + uniform(0, 5);
-      Buffer<float> q(head_dim, 1), k(length * stride, 1), v(length * stride, 1), scores(length, 1), out(head_dim, 1), expected(head_dim, 1);
+      Buffer<float> q(head_dim, 1), k(length * stride, 1), v(length * stride, 1), scores(length, 1), out(head_dim, 1),
+          expected(head_dim, 1);
       Buffer<uint16_t> k16(length * stride, 1), v16(length * stride, 1);
       for (int i = 0; i < head_dim; ++i) q.start[i] = normal();
       for (int i = 0; i < length * stride; ++i) k.start[i] = normal(), v.start[i] = normal();
@@ -295,7 +309,8 @@ void test_select() {
   const Kernels* tables[8];
   const char* reason = nullptr;
   const int count = wf::runnable_kernels(tables, 8);
-  if (count < 1 || tables[count - 1] != &wf::kReferenceKernels) fail(wf::kReferenceKernels, "the reference must be last");
+  if (count < 1 || tables[count - 1] != &wf::kReferenceKernels)
+    fail(wf::kReferenceKernels, "the reference must be last");
   if (wf::select_kernels("auto", &reason) != tables[0] || !reason) fail(*tables[0], "auto must be the first table");
   for (int i = 0; i < count; ++i)
     if (wf::select_kernels(tables[i]->name, &reason) != tables[i]) fail(*tables[i], "must be found by name");
