@@ -104,6 +104,18 @@ def test_errors_have_their_exit_codes(
     assert message in printed and len(printed.splitlines()) == 1
 
 
+def test_interrupting_a_verb_is_exit_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wrinklefree.cli import doctor
+
+    def interrupt() -> None:
+        """Ctrl-C in the middle of the work."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run", interrupt)
+    assert front.main(["doctor"]) == 130
+    assert capsys.readouterr().err.strip() == "wf: interrupted"
+
+
 def test_debug_shows_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(verb: str, words: list[str]) -> int:
         assert words == ["a"]

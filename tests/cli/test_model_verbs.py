@@ -73,7 +73,7 @@ def test_export_says_what_each_tensor_costs(
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--no-verify", "--embedding", "f16"]) == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if "model.embed_tokens" in line)
-    assert "float32" in row and "66,048" in row and "F16" in row and "33,024" in row
+    assert "F32" in row and "66,048" in row and "F16" in row and "33,024" in row
     assert "not verified" in printed
 
 

@@ -134,6 +134,29 @@ def _damage(directory: Path, name: str) -> None:
     write_safetensors(directory / "model.safetensors", arrays)
 
 
+def test_a_thousand_greedy_tokens(tmp_path: Path) -> None:
+    """The training graph, the file and the engine give the same 1,024 tokens, or the first difference is a tie."""
+    source = toys.write(tmp_path / "src", subln="identity", max_position_embeddings=2048, initializer_range=0.05)
+    export(source, tmp_path / "out", verify=False)
+    engine = Engine.load(tmp_path / "out", threads=1, kv_type="float32")
+    found = compare_engine_with_torch(engine, load_checkpoint(source)[0], ["Once upon"], greedy_tokens=1024)
+    assert found.passed and found.greedy_tokens == 1024
+    assert found.greedy_tokens_equal == 1024 or found.differences[0].explained
+
+
+def test_a_bfloat16_checkpoint_exports_its_own_codes(tmp_path: Path) -> None:
+    """Latents stored in bfloat16: the codes are those that its training graph used, and the report names the type."""
+    source = toys.write(tmp_path / "src", dtype=torch.bfloat16)
+    report = export(source, tmp_path / "out", threads=1)
+    assert report.agreement is not None and report.agreement.passed
+    by_name = {change.name: change for change in report.tensors}
+    assert by_name["model.norm"].source_type == "BF16" and by_name["model.norm"].source_bytes == 2 * 64
+    model, _, _ = load_checkpoint(source, torch.bfloat16)
+    weights = open_packed(tmp_path / "out").weights
+    for name, layer in bit_linears(model):
+        np.testing.assert_array_equal(weights.array(f"{name}.weight"), pack_codes(layer.ternary()[0].numpy()))
+
+
 def test_one_wrong_code_is_noticed(tmp_path: Path) -> None:
     source = toys.write(tmp_path / "src")
     export(source, tmp_path / "out", verify=False)
@@ -257,6 +280,8 @@ def test_golden_bytes(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "src" / "tokenizer.json").write_text("{}")
+    latents = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    write_safetensors(tmp_path / "src" / "model.safetensors", latents)
     info = replace(packed_toys.INFO, subln="ones")
     write_packed(tmp_path / "out", tmp_path / "src", packed_toys.CONFIG, info, walk(model))
     assert {name: sha256(tmp_path / "out" / name) for name in GOLDEN} == GOLDEN

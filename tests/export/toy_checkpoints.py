@@ -47,9 +47,16 @@ def model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return toy
 
 
-def write(out: Path, family: str = "llama", spec: TernarySpec = GROUPS, subln: str = "none", **changes: Any) -> Path:
+def write(
+    out: Path,
+    family: str = "llama",
+    spec: TernarySpec = GROUPS,
+    subln: str = "none",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> Path:
     """Write a converted checkpoint directory and return it."""
-    toy = model(family, **changes)
+    toy = model(family, **changes).to(dtype)
     sequences = torch.arange(64).reshape(2, 32)
     convert_model(toy, spec, subln=subln, sequences=sequences)  # type: ignore[arg-type]
     for _, layer in bit_linears(toy):

@@ -71,6 +71,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
     app.command(help=f"{VERBS[verb]}\n\n{module.run.__doc__ or ''}", context_settings=settings)(module.run)
     try:
         code = app(args=words, prog_name=f"wf {verb}", standalone_mode=False)
+    except typer.Abort:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except Exception as error:
         # typer's usage errors (an unknown option, a missing argument) have no stable name to import.
         format_message = getattr(error, "format_message", None)

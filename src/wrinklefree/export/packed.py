@@ -18,7 +18,7 @@ from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.files import json_bytes, sha256, space_errors, write_bytes
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS, PackedInfo, packed_tensors
 from wrinklefree.artifact.packing import pack_codes, pack_group_scales, quantize_q8
-from wrinklefree.artifact.safetensors_file import SafetensorsWriter
+from wrinklefree.artifact.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
 from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.export.walk import Entry, Norm, Table, TernaryLayer
@@ -42,7 +42,8 @@ def write_packed(
 ) -> list[TensorChange]:
     """Write a packed directory into the existing, empty ``directory``; return what became of each part.
 
-    ``source`` gives the tokenizer and generation settings, copied byte for byte; ``config`` is its config.json.
+    ``source`` is the checkpoint the entries come from: its tokenizer and generation settings are copied byte for
+    byte, its file says what each tensor cost there; ``config`` is its config.json.
 
     Raises: FormatError when the engine could not run such a config; InputError for lack of space or when the
     entries are not the tensors that the config announces.
@@ -56,6 +57,7 @@ def write_packed(
     surplus = sorted(present - wanted.keys())
     if missing or surplus:
         raise FormatError(f"{place}: the model lacks {missing[:2]} or has {surplus[:2]} beyond what its config says")
+    stored = SafetensorsFile(source / WEIGHTS).tensors
     changes = []
     with SafetensorsWriter(directory / WEIGHTS, [wanted[n][0] for n in wanted if n in present]) as writer:
         for entry in parts:
@@ -63,7 +65,7 @@ def write_packed(
             for name, array in _arrays(entry, info):
                 writer.write(name, array)
                 written += array.nbytes
-            changes.append(_change(entry, info, written))
+            changes.append(_change(entry, info, stored, written))
     _copy_files(source, directory)
     files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
     settings = {key: value for key, value in config.items() if key != "wrinklefree"}
@@ -120,16 +122,15 @@ def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
     return half
 
 
-def _change(entry: Entry, info: PackedInfo, written_bytes: int) -> TensorChange:
+def _change(entry: Entry, info: PackedInfo, stored: Mapping[str, TensorInfo], written_bytes: int) -> TensorChange:
+    before = [stored[name] for part in ("weight", "weight_scale", "bias") if (name := f"{entry.name}.{part}") in stored]
     if isinstance(entry, TernaryLayer):
-        parameters = [p for p in entry.layer.parameters(recurse=False)]
         kind = f"2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
+    elif isinstance(entry, Norm):
+        kind = "F32"
     else:
-        parameters = [entry.parameter]
-        kind = "F32" if isinstance(entry, Norm) else {"q8": "I8, F32 scale per row", "f16": "F16"}[info.embedding]
-    source_type = str(parameters[0].dtype).removeprefix("torch.")
-    source_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    return TensorChange(entry.name, source_type, source_bytes, kind, written_bytes)
+        kind = {"q8": "I8, F32 scale per row", "f16": "F16"}[info.embedding]
+    return TensorChange(entry.name, before[0].dtype, sum(t.num_bytes for t in before), kind, written_bytes)
 
 
 def _per(info: PackedInfo) -> str:
