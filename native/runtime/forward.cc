@@ -5,6 +5,10 @@
 
 namespace wf {
 
+namespace {
+int64_t block_bytes(const Linear& linear) { return int64_t{linear.matrix.column_blocks} * kBytesPerBlock; }
+}  // namespace
+
 template <typename F>
 void Pass::each_token(Worker& worker, F&& f) const noexcept {
   if (count_ == 1) {
@@ -17,9 +21,13 @@ void Pass::each_token(Worker& worker, F&& f) const noexcept {
   });
 }
 
-int64_t Pass::grain(const Worker& worker, int64_t total) const {
-  // about four pieces a thread: little left to wait for when a core is slow, little overhead of handing out
-  return std::max<int64_t>(4, total / (4 * worker.count()));
+int64_t Pass::grain(const Worker& worker, int64_t total, int64_t bytes) const {
+  // About four pieces a thread, so that little is left to wait for when a core is slow. For one token a piece is at
+  // most some microseconds of memory traffic, so that a longer wait means that a core was taken away.
+  constexpr int64_t kMostBytes = 128 << 10;
+  const int64_t piece = std::max<int64_t>(4, total / (4 * worker.count()));
+  if (count_ == 1) return std::min(piece, std::max<int64_t>(4, kMostBytes / std::max<int64_t>(bytes, 1)));
+  return (piece + kPanelGrain - 1) / kPanelGrain * kPanelGrain;
 }
 
 void Pass::run(Worker& worker) noexcept {
@@ -103,7 +111,7 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
                         {layer.v, shared.v.data(), shared.kv_stride}};
   int64_t total = 0;
   for (const Part& part : parts) total += part.linear.matrix.row_blocks;
-  worker.chunks(total, grain(worker, total), [&](int64_t begin, int64_t end) {
+  worker.chunks(total, grain(worker, total, block_bytes(layer.q)), [&](int64_t begin, int64_t end) {
     int64_t offset = 0;
     for (const Part& part : parts) {
       const int64_t blocks = part.linear.matrix.row_blocks;
@@ -117,22 +125,16 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
   const int32_t heads = c_.config.num_attention_heads;
   const int32_t all_heads = heads + c_.config.num_key_value_heads;
   const int64_t turns = static_cast<int64_t>(count_) * all_heads;
-  worker.chunks(turns, grain(worker, turns), [&](int64_t begin, int64_t end) {
+  worker.chunks(turns, grain(worker, turns, 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       rotate_and_store(index, layer, static_cast<int32_t>(i / all_heads), static_cast<int32_t>(i % all_heads));
     }
   });
-  const int64_t queries = static_cast<int64_t>(count_) * heads;
-  const int64_t piece = count_ == 1 ? 1 : heads;
-  worker.chunks(queries, piece, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      attend(worker, index, static_cast<int32_t>(i / heads), static_cast<int32_t>(i % heads));
-    }
-  });
+  attend_all(worker, index);
 
   quantize_rows(worker, shared.attention.data(), c_.config.q_width(), shared.q_stride, layer.attn_sub_norm);
   const int64_t blocks = layer.o.matrix.row_blocks;
-  worker.chunks(blocks, grain(worker, blocks), [&](int64_t begin, int64_t end) {
+  worker.chunks(blocks, grain(worker, blocks, block_bytes(layer.o)), [&](int64_t begin, int64_t end) {
     product(s, layer.o, begin, end, shared.hidden.data(), shared.hidden_stride);
   });
 }
@@ -166,6 +168,48 @@ void Pass::rotate_and_store(int32_t index, const Layer& layer, int32_t token, in
   }
 }
 
+void Pass::attend_all(Worker& worker, int32_t index) noexcept {
+  const int32_t heads = c_.config.num_attention_heads;
+  const int32_t window = c_.config.windows[static_cast<size_t>(index)];
+  if (count_ == 1 || window != 0 || !attend_block_takes(c_.config.head_dim)) {
+    const int64_t queries = static_cast<int64_t>(count_) * heads;
+    worker.chunks(queries, count_ == 1 ? 1 : heads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        attend(worker, index, static_cast<int32_t>(i / heads), static_cast<int32_t>(i % heads));
+      }
+    });
+    return;
+  }
+  constexpr int32_t kQueries = 32;
+  const int32_t blocks = (count_ + kQueries - 1) / kQueries;
+  worker.chunks(static_cast<int64_t>(blocks) * c_.config.num_key_value_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      // the last queries see the most keys: first, so that a thread does not start on them when the others are done
+      const int32_t first = (blocks - 1 - static_cast<int32_t>(i) % blocks) * kQueries;
+      attend_block(index, first, std::min(kQueries, count_ - first), static_cast<int32_t>(i) / blocks);
+    }
+  });
+}
+
+void Pass::attend_block(int32_t index, int32_t first, int32_t queries, int32_t kv_head) noexcept {
+  const int32_t head_dim = c_.config.head_dim;
+  const int32_t group = c_.config.num_attention_heads / c_.config.num_key_value_heads;
+  const int32_t length = start_ + first + 1;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const int64_t stride = c_.shared.q_stride;
+  const int64_t offset = first * stride + static_cast<int64_t>(kv_head) * group * head_dim;
+  const float* query = c_.shared.q.data() + offset;
+  float* out = c_.shared.attention.data() + offset;
+  if (c_.kv_type == KvType::kF16) {
+    c_.kernels.attend_block(query, stride, queries, group, c_.cache.keys_f16(index, kv_head, 0),
+                            c_.cache.values_f16(index, kv_head, 0), head_dim, head_dim, length, scale, out, stride);
+  } else {
+    c_.kernels.attend_block_f32(query, stride, queries, group, c_.cache.keys_f32(index, kv_head, 0),
+                                c_.cache.values_f32(index, kv_head, 0), head_dim, head_dim, length, scale, out,
+                                stride);
+  }
+}
+
 void Pass::attend(Worker& worker, int32_t index, int32_t token, int32_t head) noexcept {
   const int32_t head_dim = c_.config.head_dim;
   const int32_t kv_head = head / (c_.config.num_attention_heads / c_.config.num_key_value_heads);
@@ -194,7 +238,7 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   const int32_t stride = shared.middle_stride;
   const auto combine = c_.config.activation == Activation::kSilu ? c_.kernels.silu_mul : c_.kernels.relu2_mul;
   const int64_t blocks = layer.gate.matrix.row_blocks;
-  worker.chunks(blocks, grain(worker, blocks), [&](int64_t begin, int64_t end) {
+  worker.chunks(blocks, grain(worker, blocks, 2 * block_bytes(layer.gate)), [&](int64_t begin, int64_t end) {
     product(s, layer.gate, begin, end, shared.gate.data(), stride);
     product(s, layer.up, begin, end, shared.up.data(), stride);
     const auto row = static_cast<int32_t>(begin) * kRowsPerBlock;
@@ -206,7 +250,7 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   });
   quantize_rows(worker, shared.gate.data(), middle, stride, layer.ffn_sub_norm);
   const int64_t out_blocks = layer.down.matrix.row_blocks;
-  worker.chunks(out_blocks, grain(worker, out_blocks), [&](int64_t begin, int64_t end) {
+  worker.chunks(out_blocks, grain(worker, out_blocks, block_bytes(layer.down)), [&](int64_t begin, int64_t end) {
     product(s, layer.down, begin, end, shared.hidden.data(), shared.hidden_stride);
   });
 }
@@ -227,7 +271,8 @@ void Pass::head(Worker& worker) noexcept {
   const Table& table = c_.weights.head;
   constexpr int64_t kRows = 16;
   const int64_t groups = (vocabulary + kRows - 1) / kRows;
-  worker.chunks(groups, grain(worker, groups), [&](int64_t begin, int64_t end) {
+  const int64_t bytes = kRows * hidden * (table.q8 != nullptr ? 1 : 2);
+  worker.chunks(groups, grain(worker, groups, bytes), [&](int64_t begin, int64_t end) {
     const auto row = static_cast<int32_t>(begin * kRows);
     const auto last = static_cast<int32_t>(std::min<int64_t>(end * kRows, vocabulary));
     if (table.q8 != nullptr) {

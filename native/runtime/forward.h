@@ -35,6 +35,9 @@ class Pass {
   void embed(Worker& worker) noexcept;
   void attention(Worker& worker, int32_t index, const Layer& layer) noexcept;
   void rotate_and_store(int32_t index, const Layer& layer, int32_t token, int32_t head) noexcept;
+  void attend_all(Worker& worker, int32_t index) noexcept;
+  // `queries` tokens from `first` on, all query heads of one key-value head.
+  void attend_block(int32_t index, int32_t first, int32_t queries, int32_t kv_head) noexcept;
   void attend(Worker& worker, int32_t index, int32_t token, int32_t head) noexcept;
   void mlp(Worker& worker, const Layer& layer) noexcept;
   void head(Worker& worker) noexcept;
@@ -46,7 +49,8 @@ class Pass {
   void quantize(TokenScratch& scratch, int32_t token, const float* input, int32_t width) noexcept;
   void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, float* out,
                int32_t stride) noexcept;
-  int64_t grain(const Worker& worker, int64_t total) const;
+  // Row blocks of `bytes` each to hand out at once, of `total`.
+  int64_t grain(const Worker& worker, int64_t total, int64_t bytes) const;
 
   const PassContext& c_;
   const int32_t* tokens_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "errors.h"
 #include "forward.h"
@@ -72,6 +73,7 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
       kv_type_(options.kv_type),
       context_(choose_context(config_, options)),
       pool_(options.threads == 0 ? available_cores() : checked_option("threads", options.threads, 1, kMostThreads)),
+      decode_threads_(pool_.size()),
       shared_(config_) {
   const char* reason = nullptr;
   kernels_ = select_kernels(options.kernels.c_str(), &reason);
@@ -110,6 +112,19 @@ void Model::truncate(int32_t slot, int32_t length) {
   cache.set_length(length);
 }
 
+void Model::run_pass(Pass& pass, int32_t count) {
+  const auto job = [&pass](Worker& worker) { pass.run(worker); };
+  if (count > 1) {  // pieces of work long enough to wait for
+    pool_.run(pool_.size(), job);
+    return;
+  }
+  const int64_t stalls = pool_.stalls();
+  const auto start = std::chrono::steady_clock::now();
+  pool_.run(decode_threads_.count(), job);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  decode_threads_.record(taken.count(), pool_.stalls() - stalls);
+}
+
 void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {
   const std::lock_guard<std::mutex> lock(mutex_);
   KvCache& cache = checked_slot(slot);
@@ -136,7 +151,7 @@ void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf
     const LogitsOf part = want == LogitsOf::kLast && !last ? LogitsOf::kNone : want;
     float* out = want == LogitsOf::kAll ? logits + done * config_.vocab_size : logits;
     Pass pass(context, tokens + done, size, part, out);
-    pool_.run([&pass](Worker& worker) { pass.run(worker); });
+    run_pass(pass, size);
     cache.set_length(cache.length() + size);
   }
 }

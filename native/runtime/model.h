@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "active_threads.h"
 #include "kernels/kernels.h"
 #include "kv_cache.h"
 #include "model_config.h"
@@ -23,6 +24,8 @@ struct ModelOptions {
   std::string kernels = "auto";
   KvType kv_type = KvType::kF16;
 };
+
+class Pass;
 
 enum class LogitsOf : uint8_t { kNone, kLast, kAll };
 
@@ -57,6 +60,7 @@ class Model {
 
  private:
   KvCache& checked_slot(int32_t slot) const;
+  void run_pass(Pass& pass, int32_t count);
 
   ModelConfig config_;
   Weights weights_;
@@ -67,6 +71,7 @@ class Model {
   int32_t context_;
   std::vector<std::unique_ptr<KvCache>> slots_;
   ThreadPool pool_;
+  ActiveThreads decode_threads_;
   SharedScratch shared_;
   std::vector<TokenScratch> private_;  // by thread, for one token
   std::vector<std::vector<float>> scores_;  // by thread, [context]

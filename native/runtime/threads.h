@@ -24,10 +24,10 @@ class Worker {
   int index() const { return index_; }
   int count() const;
 
-  // Returns when every thread of the pool has called it; orders all memory between them.
+  // Returns when every thread of the job has called it; orders all memory between them.
   void barrier() noexcept;
 
-  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over all threads, then waits at a
+  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over the threads of the job, then waits at a
   // barrier. All threads must call it with the same numbers.
   template <typename F>
   void chunks(int64_t total, int64_t grain, F&& f) noexcept;
@@ -46,39 +46,51 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // Runs job(Worker&) on every thread, the caller included, and returns when all are done. The job must not throw.
-  // Throws InputError in a process forked after the pool was made: fork copies no threads.
+  // Runs job(Worker&) on `active` threads, the caller included, and returns when all are done; the others sleep on.
+  // The job must not throw. Throws InputError in a process forked after the pool was made: fork copies no threads.
   template <typename F>
-  void run(F&& job) {
-    run_erased([](void* context, Worker& worker) { (*static_cast<F*>(context))(worker); }, &job);
+  void run(int active, F job) {
+    run_erased(active, [](void* context, Worker& worker) { (*static_cast<F*>(context))(worker); }, &job);
   }
+
+  // How often a thread waited for longer than a chunk of work takes. Grows fast when cores are taken away.
+  int64_t stalls() const { return stalls_.load(std::memory_order_relaxed); }
 
  private:
   friend class Worker;
   using Job = void (*)(void* context, Worker& worker);
 
-  void run_erased(Job job, void* context);
+  // The number of the last job a thread was asked to join; each on its own cache line.
+  struct alignas(64) Start {
+    std::atomic<int> job{0};
+  };
+
+  void run_erased(int active, Job job, void* context);
   void worker_loop(int index) noexcept;
-  void wait_for_change(std::atomic<int>& value, int old, int spins) noexcept;
+  void stop() noexcept;
+  // Spins, then sleeps, until value is not old; true when it slept.
+  static bool wait_for_change(std::atomic<int>& value, int old, int spins) noexcept;
 
   const int size_;
   const pid_t owner_;
+  int active_;  // threads of the present job
   Job job_ = nullptr;
   void* context_ = nullptr;
+  std::vector<Start> starts_;  // by thread; the caller's is not used
   std::vector<std::thread> threads_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<int64_t> stalls_{0};
   // Each on its own cache line: they are written at different times by different threads.
-  alignas(64) std::atomic<int> started_{0};  // counts jobs
-  alignas(64) std::atomic<bool> stopping_{false};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> epoch_{0};
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
-inline int Worker::count() const { return pool_.size_; }
+inline int Worker::count() const { return pool_.active_; }
 
 template <typename F>
 void Worker::chunks(int64_t total, int64_t grain, F&& f) noexcept {
-  if (pool_.size_ == 1) {
+  if (pool_.active_ == 1) {
     if (total > 0) f(int64_t{0}, total);
     return;
   }

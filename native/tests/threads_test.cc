@@ -19,11 +19,13 @@ void require(bool fact, const char* what) {
 void check(int threads, int64_t size, int64_t grain, int layers) {
   wf::ThreadPool pool(threads);
   require(pool.size() == threads, "size");
-  for (int job = 0; job < 20; ++job) {
+  for (int job = 0; job < 60; ++job) {
     std::vector<std::vector<int64_t>> values(static_cast<size_t>(layers) + 1);
     for (auto& layer : values) layer.assign(static_cast<size_t>(size), 0);
     for (int64_t i = 0; i < size; ++i) values[0][static_cast<size_t>(i)] = i + job;
-    pool.run([&](wf::Worker& worker) {
+    const int active = job % 3 == 0 ? threads : 1 + job % threads;  // the others sleep through this job
+    pool.run(active, [&](wf::Worker& worker) {
+      if (worker.index() == 0) require(worker.count() == active, "count");
       for (int layer = 0; layer < layers; ++layer) {
         const auto& last = values[static_cast<size_t>(layer)];
         auto& next = values[static_cast<size_t>(layer) + 1];
