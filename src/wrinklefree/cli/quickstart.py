@@ -11,7 +11,7 @@ from wrinklefree.cli.output import Output, progress
 
 
 def run(
-    out: Annotated[Path, typer.Option(help="directory for everything it makes")] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="directory for everything it makes")] = Path("quickstart-out"),
     minutes: Annotated[float, typer.Option(help="bound on the whole job; more gives a better model")] = 7.0,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[Path | None, typer.Option(help="write report.json here too (- is standard output)")] = None,

