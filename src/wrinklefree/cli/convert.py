@@ -37,7 +37,7 @@ def run(
             metavar="TEXT|none", help="text to fit on: a file, a directory, or python-docs; none rounds plainly"
         ),
     ] = "python-docs",
-    tokens: Annotated[int, typer.Option(min=SEQUENCE_TOKENS, help="tokens of the text to fit on")] = 24_576,
+    tokens: Annotated[int, typer.Option(min=SEQUENCE_TOKENS, help="tokens of the text to fit on")] = 12_288,
     scale: Annotated[str, typer.Option(help="one scale for each tensor, row or group")] = "group",
     group_size: Annotated[int, typer.Option(help="columns for each scale of --scale group: 64, 128 or 256")] = 64,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="bound on the time to fit")] = None,
@@ -68,7 +68,7 @@ def convert(
     spec: TernarySpec,
     subln: str = "none",
     calibration: str = "python-docs",
-    tokens: int = 24_576,
+    tokens: int = 12_288,
     minutes: float | None = None,
     seed: int = 0,
     *,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wrinklefree.cli.output import Output
+from wrinklefree.cli.output import Output, progress
 
 if TYPE_CHECKING:
     from wrinklefree.export.export import ExportReport
@@ -30,7 +30,8 @@ def run(
     output = Output(json)
     from wrinklefree.export.export import export
 
-    report = export(source, out, format, embedding, verify, threads)  # type: ignore[arg-type]
+    with progress("export") as show:
+        report = export(source, out, format, embedding, verify, threads, show=show)  # type: ignore[arg-type]
     output.table("what changed", ("part", "count", "was", "bytes", "is now", "bytes now"), _changes(report))
     for line in _summary(report):
         output.line(line)

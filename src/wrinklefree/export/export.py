@@ -65,8 +65,11 @@ def export(
     verify: bool = True,
     threads: int | None = None,
     greedy_tokens: int = 32,
+    show: Callable[[float, str], None] = lambda share, what: None,
 ) -> ExportReport:
     """Write the converted model in ``src_dir`` as ``out_dir``, which must not exist, and return the report.
+
+    ``show`` is told the share done, from 0 to 1, and what is going on.
 
     Raises: InputError for a wrong source, an unknown format, an existing output or lack of space;
     VerificationError when the result does not behave like its source. Either leaves nothing under ``out_dir``.
@@ -80,12 +83,16 @@ def export(
     with new_directory(out) as directory, _torch_threads(threads):
         config = _checkpoint_config(source)
         Tokenizer.load(source)
+        show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
         info = _packed_info(checkpoint, embedding)
+        show(0.2, "ternarising and writing")
         tensors = FORMATS[format](directory, source, config, info, walk(model))
         codes = agreement = None
         if verify:
+            show(0.4, "reading back")
             codes = check_codes(directory, model)
+            show(0.6, "comparing with the source")
             agreement = _compare(directory, model, embedding, threads, greedy_tokens)
         ternary = {
             entry.name: entry.shape[0] * entry.shape[1] for entry in walk(model) if isinstance(entry, TernaryLayer)
