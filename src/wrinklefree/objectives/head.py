@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from wrinklefree.errors import InputError
 from wrinklefree.objectives.base import LogitObjective
 
-# Logits of one chunk, for student or teacher, in float32: large enough for the matrix product, small against a model.
-_CHUNK_BYTES = 64 * 1024 * 1024
+# Logits of one chunk, for student or teacher, in float32. Large enough for the matrix product; small enough that the
+# allocator reuses the memory (glibc maps anew, page by page, what is over 32 MB: 20 % of the time at 64 MB).
+_CHUNK_BYTES = 24 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,26 @@ def chunk_tokens(vocabulary: int) -> int:
 def head_pass(
     inputs: HeadInputs, terms: Sequence[HeadTerm], tokens_per_chunk: int | None = None
 ) -> tuple[Tensor, HeadSums]:
-    """Return the total, sum of factor * objective (scalar float32, differentiable), and the detached sums."""
+    """Return the total, sum of factor * objective (scalar float32, differentiable), and the detached sums.
+
+    Raises: InputError for a head that is not a plain linear layer without bias.
+    """
+    head = inputs.head
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise InputError(f"lm_head: found {head}, only a linear layer without bias is supported")
     sums = HeadSums()
-    parameters = [parameter for parameter in inputs.head.parameters() if parameter.requires_grad]
-    size = tokens_per_chunk or chunk_tokens(int(inputs.head.out_features))  # type: ignore[arg-type]
-    total = _HeadPass.apply(inputs.states, inputs, terms, size, sums, *parameters)
+    size = tokens_per_chunk or chunk_tokens(head.out_features)
+    total = _HeadPass.apply(inputs.states, head.weight, inputs, terms, size, sums)
     return total, sums
 
 
-def _chunk_total(inputs: HeadInputs, states: Tensor, rows: slice, terms: Sequence[HeadTerm], sums: HeadSums) -> Tensor:
-    student = inputs.head(states).float()
+def _chunk_total(inputs: HeadInputs, student: Tensor, rows: slice, terms: Sequence[HeadTerm], sums: HeadSums) -> Tensor:
+    """Evaluate every objective on a chunk of the student's float32 logits [n, V]; return the weighted total."""
     teacher = None
     if inputs.teacher_states is not None and inputs.teacher_head is not None:
         with torch.no_grad():
             teacher = inputs.teacher_head(inputs.teacher_states[rows]).float()
-    total = torch.zeros((), dtype=torch.float32, device=states.device)
+    total = torch.zeros((), dtype=torch.float32, device=student.device)
     for term in terms:
         with torch.set_grad_enabled(torch.is_grad_enabled() and term.factor != 0.0):
             value, metrics = term.objective.chunk(student, teacher, inputs.targets[rows])
@@ -94,36 +102,39 @@ class _HeadPass(torch.autograd.Function):
     def forward(
         ctx: Any,
         states: Tensor,
+        weight: Tensor,
         inputs: HeadInputs,
         terms: Sequence[HeadTerm],
         size: int,
         sums: HeadSums,
-        *parameters: Tensor,
     ) -> Tensor:
-        # Float32 whatever the model's dtype: thousands of chunks' contributions are added up here.
-        parameter_gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-        state_gradient = torch.zeros_like(states)
+        ctx.wants_states, ctx.wants_weight = (
+            needed and any(term.factor for term in terms) for needed in ctx.needs_input_grad[:2]
+        )
+        # Float32 whatever the model's dtype: many chunks' contributions are added up here.
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.wants_weight else None
+        state_gradient = torch.zeros_like(states) if ctx.wants_states else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        wanted = any(ctx.needs_input_grad) and any(term.factor for term in terms)
         for start in range(0, states.shape[0], size):
             rows = slice(start, start + size)
-            with torch.set_grad_enabled(wanted):
-                chunk = states[rows].detach().requires_grad_(wanted)
-                value = _chunk_total(inputs, chunk, rows, terms, sums)
-            if wanted:
-                gradients = torch.autograd.grad(value, [chunk, *parameters])
-                state_gradient[rows] = gradients[0]
-                for kept, gradient in zip(parameter_gradients, gradients[1:], strict=True):
-                    kept += gradient
+            logits = F.linear(states[rows], weight).float()
+            with torch.set_grad_enabled(ctx.wants_states or ctx.wants_weight):
+                logits.requires_grad_(torch.is_grad_enabled())
+                value = _chunk_total(inputs, logits, rows, terms, sums)
+                gradient = torch.autograd.grad(value, logits)[0] if value.requires_grad else None
             total += value.detach()
-        ctx.save_for_backward(state_gradient, *parameter_gradients)
-        ctx.dtypes = [parameter.dtype for parameter in parameters]
+            if gradient is not None and state_gradient is not None:
+                state_gradient[rows] = gradient.to(weight.dtype) @ weight
+            if gradient is not None and weight_gradient is not None:
+                weight_gradient.addmm_(gradient.t(), states[rows].float())
+        ctx.save_for_backward(state_gradient, weight_gradient)
+        ctx.dtypes = (states.dtype, weight.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        state_gradient, *parameter_gradients = ctx.saved_tensors
         scaled = [
-            (gradient * upstream[0]).to(dtype) for gradient, dtype in zip(parameter_gradients, ctx.dtypes, strict=True)
+            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (state_gradient * upstream[0].to(state_gradient.dtype), None, None, None, None, *scaled)
+        return (*scaled, None, None, None, None)

@@ -58,13 +58,16 @@ class LogitsKD:
 
     def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert teacher is not None
-        log_q = F.log_softmax(student / self.temperature, dim=-1)
-        log_p = F.log_softmax(teacher / self.temperature, dim=-1)
+        log_q, log_p = self._log_softmax(student), self._log_softmax(teacher)
         per_token = self._divergence(log_p, log_q, teacher, targets)
         if self.temperature_squared:
             per_token = per_token * self.temperature**2
         same = (student.detach().argmax(dim=-1) == teacher.argmax(dim=-1)).sum()
         return per_token.sum(), {"top1_agreement": same.float()}
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        # At temperature 1 the division would only be another pass over the largest tensor there is.
+        return F.log_softmax(logits if self.temperature == 1.0 else logits / self.temperature, dim=-1)
 
     def _divergence(self, log_p: Tensor, log_q: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Return the divergence of each token, [n]."""
