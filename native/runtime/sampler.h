@@ -1,5 +1,6 @@
 // Choosing the next token from logits. No step sorts the whole vocabulary.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -39,15 +40,12 @@ class Sampler {
   Sample sample(const float* logits, int32_t logprobs);
 
  private:
-  struct Candidate {
-    int32_t token;
-    float logit;
-    float weight;
-  };
-
-  void select_top_k(const float* logits);
-  void keep_top_p(double total);
   int32_t draw(const float* logits, float peak);
+  // Fills ids_ (in rising order) and weights_ = exp((logit - peak) / temperature) of the tokens that top-k leaves.
+  void weigh(const float* logits, float peak);
+  // The least weight that top-p keeps, and of equal ones the last place in weights_ that it keeps.
+  std::pair<float, size_t> top_p_bound() const;
+  void drop_light();  // sets the weights of tokens that top-p or min-p excludes to 0
   void add_logprobs(const float* logits, float peak, int32_t logprobs, Sample& sample) const;
 
   const int32_t vocabulary_;
@@ -56,7 +54,8 @@ class Sampler {
   std::vector<bool> seen_flags_;
   std::vector<int32_t> seen_;
   std::vector<float> penalized_;
-  std::vector<Candidate> candidates_;
+  std::vector<int32_t> ids_;  // empty: place and token are the same
+  std::vector<float> weights_;
 };
 
 }  // namespace wf
