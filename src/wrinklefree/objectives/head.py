@@ -49,13 +49,17 @@ class HeadSums:
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """States [N, D] of the predicting tokens, their targets [N], and the heads that turn states into logits."""
+    """States [N, D] of the predicting tokens, their targets [N], and the heads that turn states into logits.
+
+    ``dtype``: of the student's matrix products when it is not the weight's own (mixed precision).
+    """
 
     states: Tensor
     head: nn.Module
     targets: Tensor
     teacher_states: Tensor | None = None
     teacher_head: nn.Module | None = None
+    dtype: torch.dtype | None = None
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -115,18 +119,22 @@ class _HeadPass(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.wants_weight else None
         state_gradient = torch.zeros_like(states) if ctx.wants_states else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
+        narrow = weight.to(inputs.dtype or weight.dtype)  # once, not for each chunk
         for start in range(0, states.shape[0], size):
             rows = slice(start, start + size)
-            logits = F.linear(states[rows], weight).float()
+            chunk = states[rows].to(narrow.dtype)
+            logits = F.linear(chunk, narrow).float()
             with torch.set_grad_enabled(ctx.wants_states or ctx.wants_weight):
                 logits.requires_grad_(torch.is_grad_enabled())
                 value = _chunk_total(inputs, logits, rows, terms, sums)
                 gradient = torch.autograd.grad(value, logits)[0] if value.requires_grad else None
             total += value.detach()
             if gradient is not None and state_gradient is not None:
-                state_gradient[rows] = gradient.to(weight.dtype) @ weight
-            if gradient is not None and weight_gradient is not None:
-                weight_gradient.addmm_(gradient.t(), states[rows].float())
+                state_gradient[rows] = (gradient.to(narrow.dtype) @ narrow).to(states.dtype)
+            if gradient is not None and weight_gradient is not None and narrow.dtype == torch.float32:
+                weight_gradient.addmm_(gradient.t(), chunk)
+            elif gradient is not None and weight_gradient is not None:
+                weight_gradient += gradient.to(narrow.dtype).t() @ chunk
         ctx.save_for_backward(state_gradient, weight_gradient)
         ctx.dtypes = (states.dtype, weight.dtype)
         return total

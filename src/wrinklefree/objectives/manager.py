@@ -141,15 +141,33 @@ class ObjectiveManager:
         objectives = {name: self.terms[name].objective for name in names}
         wants = frozenset[str]().union(*(objective.needs.states for objective in objectives.values()))
         output = forward(student, seen, wants)
+        kind = seen.input_ids.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # Losses are float32 also in mixed precision; only the head's large products follow it.
+        with torch.autocast(kind, enabled=False):
+            return self._losses(seen, output, objectives, factors, teacher, tally, dtype)
+
+    def _losses(
+        self,
+        batch: TokenBatch,
+        output: ForwardOutput,
+        objectives: dict[str, Objective],
+        factors: dict[str, float],
+        teacher: ForwardOutput | None,
+        tally: Tally,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
         parts: dict[str, Tensor] = {}
         on_logits = [
-            HeadTerm(n, o, factors.get(n, 0.0)) for n, o in objectives.items() if isinstance(o, LogitObjective)
+            HeadTerm(name, objective, factors.get(name, 0.0))
+            for name, objective in objectives.items()
+            if isinstance(objective, LogitObjective)
         ]
         if on_logits:
-            parts["logits"] = self._logit_loss(output, seen, on_logits, teacher, tally)
+            parts["logits"] = self._logit_loss(output, batch, on_logits, teacher, tally, dtype)
         for name, objective in objectives.items():
             if isinstance(objective, StateObjective):
-                result = objective.loss(Context(seen, output, teacher))
+                result = objective.loss(Context(batch, output, teacher))
                 tally.add(name, result.sum, result.metrics)
                 parts[name] = factors.get(name, 0.0) * result.sum
                 others = [part for other, part in parts.items() if other != name]
@@ -166,6 +184,7 @@ class ObjectiveManager:
         terms: list[HeadTerm],
         teacher: ForwardOutput | None,
         tally: Tally,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         mask = predicted(batch)
         taught = any(term.name in self.taught for term in terms)
@@ -175,6 +194,7 @@ class ObjectiveManager:
             targets=batch.labels[:, 1:][mask].long(),
             teacher_states=teacher.final[:, :-1][mask] if taught and teacher is not None else None,
             teacher_head=teacher.head if taught and teacher is not None else None,
+            dtype=dtype,
         )
         total, sums = head_pass(inputs, terms, self.tokens_per_chunk)
         for term in terms:
