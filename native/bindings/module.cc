@@ -56,8 +56,9 @@ ModelOptions make_options(int32_t threads, int32_t context, int32_t slots, const
 }
 
 std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads, int32_t context, int32_t slots,
-                                  const std::string& kernels, const std::string& kv_type) {
-  const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+                                  const std::string& kernels, const std::string& kv_type, bool keep_mapped) {
+  ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+  options.keep_mapped = keep_mapped;
   const nb::gil_scoped_release release;
   return Model::load(directory, options);
 }
@@ -140,7 +141,7 @@ struct BoundSampler {
 void bind_model(nb::module_& module) {
   nb::class_<Model>(module, "Model", "A model in memory with one KV cache for each slot.")
       .def_static("load", &load_model, "directory"_a, "threads"_a = 0, "context"_a = 0, "slots"_a = 1,
-                  "kernels"_a = "auto", "kv_type"_a = "float16", "Loads a packed directory.")
+                  "kernels"_a = "auto", "kv_type"_a = "float16", "keep_mapped"_a = false, "Loads a packed directory.")
       .def_static("random", &random_model, "config_json"_a, "granularity"_a = "tensor", "group_size"_a = 64,
                   "seed"_a = 0, "threads"_a = 0, "kernels"_a = "auto", "context"_a = 0, "slots"_a = 1,
                   "kv_type"_a = "float16", "Random weights of the architecture of a config.json text.")

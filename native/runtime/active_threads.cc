@@ -14,7 +14,8 @@ constexpr int kBadJobs = 3;  // more bad than good ones by this many start a tri
 
 ActiveThreads::ActiveThreads(int threads) : hold_jobs_(kFirstHold) {
   for (const int count : {threads, threads - 1, threads / 2, 1}) {
-    const bool known = std::any_of(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.threads == count; });
+    const auto same = [count](const Choice& choice) { return choice.threads == count; };
+    const bool known = std::any_of(choices_.begin(), choices_.end(), same);
     if (count >= 1 && !known) choices_.push_back({count, 0});
   }
 }

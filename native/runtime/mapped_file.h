@@ -1,4 +1,4 @@
-// A file mapped read-only, or a small one read whole.
+// The bytes of a file: mapped read-only, in memory, or of a small one as text.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -6,8 +6,9 @@
 
 namespace wf {
 
-// Offsets and sizes are 64 bits. The mapping stays valid when the file is replaced by rename (what our writers do);
-// a program that truncates the file in place while it is mapped breaks every process that maps it.
+// Offsets and sizes are 64 bits. A mapping stays valid when the file is replaced by rename (what our writers do); a
+// program that truncates the file in place while it is mapped breaks every process that maps it. read_into_memory ends
+// that dependence.
 class MappedFile {
  public:
   // Throws FormatError when the path cannot be opened or is no ordinary, non-empty file.
@@ -16,12 +17,22 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  // Replaces the mapping by a copy in huge pages where the system grants them: 7 % more tokens/s for the 135M shape
+  // (fewer page table look-ups), for memory of its own and the time of one read. data() changes; 2 MiB aligned.
+  // Throws FormatError when the file changes under way or is larger than the machine's memory, std::bad_alloc.
+  void read_into_memory();
+
   const std::string& path() const { return path_; }
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
  private:
+  void unmap();
+
   std::string path_;
+  int descriptor_ = -1;
+  void* mapping_ = nullptr;  // what munmap gets
+  size_t mapped_bytes_ = 0;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -54,7 +54,8 @@ std::unique_ptr<Model> Model::load(const std::string& directory, const ModelOpti
   const JsonValue root = parse_config_text(read_small_file(config_path, kLargestConfig), config_path);
   const PackingConfig packing = parse_packing_config(root, config_path);
   ModelConfig config = parse_model_config(root, config_path);
-  return std::make_unique<Model>(std::move(config), packing, file_source(directory + "/model.safetensors"), options);
+  std::unique_ptr<TensorSource> source = file_source(directory + "/model.safetensors", options.keep_mapped);
+  return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
 }
 
 std::unique_ptr<Model> Model::random(const std::string& config_json, const PackingConfig& packing, uint64_t seed,

@@ -23,6 +23,7 @@ struct ModelOptions {
   int32_t slots = 1;
   std::string kernels = "auto";
   KvType kv_type = KvType::kF16;
+  bool keep_mapped = false;  // see SafetensorsFile
 };
 
 class Pass;

@@ -1,4 +1,4 @@
-// A strict reader of one safetensors file over a mapping. The rules are those of the reference reader: header of at
+// A strict reader of one safetensors file. The rules are those of the reference reader: header of at
 // most 100 MB, offsets in order, no gap, no overlap, the whole file covered, shape x type equal to the bytes.
 #pragma once
 #include <cstddef>
@@ -21,8 +21,9 @@ struct TensorEntry {
 
 class SafetensorsFile {
  public:
+  // keep_mapped: the tensors stay in the page cache, shared with other processes; else they are read into memory.
   // Throws FormatError for whatever the rules above do not allow.
-  explicit SafetensorsFile(const std::string& path);
+  SafetensorsFile(const std::string& path, bool keep_mapped);
 
   const std::string& path() const { return file_.path(); }
   const std::unordered_map<std::string, TensorEntry>& tensors() const { return tensors_; }

@@ -38,7 +38,8 @@ std::pair<float, int32_t> find_peak(const float* logits, int32_t count) {
   }
   const float peak = *std::max_element(peaks, peaks + kLanes);
   if (std::any_of(nans, nans + kLanes, [](int32_t nan) { return nan != 0; }) || !std::isfinite(peak)) {
-    throw FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export it again");
+    throw FormatError(
+        "logits: found NaN or infinity; the model's weights overflow float32, train or export it again");
   }
   return {peak, static_cast<int32_t>(std::find(logits, logits + count, peak) - logits)};
 }
@@ -188,8 +189,10 @@ std::pair<float, size_t> Sampler::top_p_bound() const {
   for (size_t i = 0; i < weights_.size(); ++i) {
     if (bin_of(weights_[i]) == bin) range.emplace_back(weights_[i], i);
   }
-  std::sort(range.begin(), range.end(),
-            [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); });
+  const auto heavier = [](const std::pair<float, size_t>& one, const std::pair<float, size_t>& other) {
+    return one.first > other.first || (one.first == other.first && one.second < other.second);
+  };
+  std::sort(range.begin(), range.end(), heavier);
   for (const auto& candidate : range) {
     sum += candidate.first;
     if (sum >= wanted) return candidate;

@@ -63,7 +63,7 @@ bool all_finite(const std::byte* data, Dtype dtype, uint64_t count) {
 
 class FileSource : public TensorSource {
  public:
-  explicit FileSource(const std::string& path) : file_(path) {}
+  FileSource(const std::string& path, bool keep_mapped) : file_(path, keep_mapped) {}
 
   bool has(const std::string& name) const override { return file_.tensors().count(name) != 0; }
 
@@ -191,7 +191,9 @@ class RandomSource : public TensorSource {
 
 }  // namespace
 
-std::unique_ptr<TensorSource> file_source(const std::string& path) { return std::make_unique<FileSource>(path); }
+std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped) {
+  return std::make_unique<FileSource>(path, keep_mapped);
+}
 
 std::unique_ptr<TensorSource> random_source(const ModelConfig& config, uint64_t seed) {
   return std::make_unique<RandomSource>(config, seed);

@@ -31,7 +31,7 @@ class TensorSource {
   virtual void finish() const = 0;
 };
 
-std::unique_ptr<TensorSource> file_source(const std::string& path);
+std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped);
 // Random weights of the architecture `config` describes. Memory: the size of the packed model.
 std::unique_ptr<TensorSource> random_source(const ModelConfig& config, uint64_t seed);
 

@@ -27,8 +27,8 @@ class Worker {
   // Returns when every thread of the job has called it; orders all memory between them.
   void barrier() noexcept;
 
-  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over the threads of the job, then waits at a
-  // barrier. All threads must call it with the same numbers.
+  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over the threads of the job, then
+  // waits at a barrier. All threads must call it with the same numbers.
   template <typename F>
   void chunks(int64_t total, int64_t grain, F&& f) noexcept;
 

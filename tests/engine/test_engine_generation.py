@@ -4,6 +4,7 @@ tokens (instead of the sampler) where the text must be known.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -357,3 +358,17 @@ def test_forked_process_gets_an_error_not_a_hang(toy: Path) -> None:
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60).returncode == 7
+
+
+def test_default_threads_are_the_cores_this_process_may_use() -> None:
+    program = (
+        "import os\n"
+        "from wrinklefree import _native\n"
+        "print(_native.available_cores())\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(_native.available_cores())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    all_cores, one_core = map(int, done.stdout.split())
+    assert 1 <= all_cores <= len(os.sched_getaffinity(0))
+    assert one_core == 1

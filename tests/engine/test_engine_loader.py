@@ -394,3 +394,22 @@ def test_short_fuzz_run() -> None:
 def test_tokenizer_files_do_not_concern_the_loader(copy: Path) -> None:
     add_tokenizer(copy)
     assert load(copy).vocab_size == 256
+
+
+def test_weights_in_memory_and_mapped_are_the_same(copy: Path) -> None:
+    tokens = np.arange(5, dtype=np.int32)
+    rows = np.empty((2, 256), np.float32)
+    for row, keep_mapped in zip(rows, (False, True), strict=True):
+        _native.Model.load(str(copy), threads=1, keep_mapped=keep_mapped).forward(0, tokens, row)
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+def test_a_file_cut_off_after_loading_does_no_harm(copy: Path) -> None:
+    # In a mapping the missing pages would end the process with SIGBUS.
+    model = load(copy)
+    before, after = np.empty((2, 256), np.float32)
+    model.forward(0, np.arange(5, dtype=np.int32), before)
+    os.truncate(copy / "model.safetensors", 0)
+    model.truncate(0, 0)
+    model.forward(0, np.arange(5, dtype=np.int32), after)
+    np.testing.assert_array_equal(before, after)
