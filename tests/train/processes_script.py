@@ -1,4 +1,7 @@
-"""Train a toy in N processes over gloo and print, from each, what must not depend on N. Usage: processes_script.py N"""
+"""Train a toy in N processes over gloo; each writes DIRECTORY/RANK with what must not depend on N.
+
+Usage: processes_script.py N DIRECTORY
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from wrinklefree.train.position import Budget, Schedule
 from wrinklefree.train.session import LoopConfig
 
 
-def main(processes: int) -> None:
+def main(processes: int, directory: Path) -> None:
     fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto")
     fabric.launch()
     student, teacher = toy_model(1, ternary=True), toy_model(2)
@@ -32,9 +35,9 @@ def main(processes: int) -> None:
     )  # fmt: skip
     weights = torch.cat([p.detach().flatten() for p in student.parameters()]).double()
     out = (weights.sum().item(), weights.norm().item(), result.figures["loss"], result.position.tokens)
-    print("RESULT", *out, flush=True)
+    (directory / str(fabric.global_rank)).write_text(" ".join(map(str, out)))
     fabric.barrier()  # the launcher ends the others when the first process ends
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -77,6 +77,15 @@ def test_a_ternary_student_approaches_its_teacher() -> None:
     assert "next_token/ce" in figures[-1]  # reported beside, at weight 0
 
 
+def test_mixed_precision_learns_and_keeps_float32_parameters() -> None:
+    student = toy_model(1, ternary=True)
+    figures = train_toy(student, ce_manager(), 40, precision="bf16-mixed")
+    exact = train_toy(toy_model(1, ternary=True), ce_manager(), 1)
+    assert figures[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02) and figures[0]["loss"] != exact[0]["loss"]
+    assert figures[-1]["loss"] < 0.6 * figures[0]["loss"]
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+
+
 def test_one_batch_of_8_equals_four_accumulated_of_2() -> None:
     """Sequences hold different numbers of targets, so a mean of means would differ; the sums may not."""
     weights = []

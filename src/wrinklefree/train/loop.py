@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -35,6 +35,8 @@ from wrinklefree.train.metrics import Metrics, say
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import LoopConfig, MixedStream, RunResult, Session, Stream, StudentModule, resume, save
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 
 def run(
     student: nn.Module,
@@ -50,16 +52,18 @@ def run(
     warmup: StrengthWarmup | None = None,
     metrics: Metrics | None = None,
     fabric: Fabric | None = None,
+    precision: Precision = "32-true",
     on_step: Callable[[Position, Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train ``student`` in place until the budget is used up or Ctrl-C; resume from ``config.state_dir`` if it can.
 
     Ctrl-C (or SIGTERM) ends the step in progress, saves, and says so. The student's strength lambda is left where
-    the schedule put it.
+    the schedule put it. Without a ``fabric`` it runs on the CPU, with ``precision`` of the student's products (the
+    parameters keep their dtype).
 
     Raises: InputError for settings that contradict each other, TrainingError when training diverges.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=precision)
     session = Session(
         student, fabric.setup_module(StudentModule(student)), stream, optimizer, manager, config, budget, teacher,
         curriculum or Curriculum(manager.base_weights), schedule or Schedule(), warmup or StrengthWarmup(), fabric,

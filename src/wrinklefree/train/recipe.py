@@ -124,11 +124,15 @@ class LogRecipe:
 
 @dataclass(frozen=True)
 class DeviceRecipe:
-    """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes; ``strategy``."""
+    """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes; ``strategy``.
+
+    ``precision`` bf16-mixed computes the products of a float32 student in bfloat16.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
     strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
 # What may differ between the two halves of an interrupted run.

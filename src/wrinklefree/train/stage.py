@@ -72,8 +72,9 @@ def train(
     """
     out = out or Path(recipe.out or f"runs/{recipe.stage}-{recipe.identity}")
     _claim(out, recipe)
+    device = recipe.device
     fabric = Fabric(
-        accelerator=recipe.device.accelerator, devices=recipe.device.devices, strategy=recipe.device.strategy
+        accelerator=device.accelerator, devices=device.devices, strategy=device.strategy, precision=device.precision
     )
     fabric.launch()
     if fabric.global_rank == 0:
