@@ -34,13 +34,9 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARACTERS:
-            raise FormatError(
-                f"chat template: found {len(source)} characters, allowed are {MAX_TEMPLATE_CHARACTERS}"
-            )
+            raise FormatError(f"chat template: found {len(source)} characters, allowed are {MAX_TEMPLATE_CHARACTERS}")
         self.source = source
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
@@ -138,9 +134,7 @@ def _bounded(items: Iterable[Any]) -> list[Any]:
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     # jinja2's own filter escapes <, > and & for HTML, which would change a prompt.
     allowed = {key: options[key] for key in ("separators", "sort_keys") if key in options}
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=min(indent, 16) if indent else indent, **allowed
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent, 16) if indent else indent, **allowed)
 
 
 def _raise_exception(message: str) -> None:

@@ -120,9 +120,7 @@ class Tokenizer:
             try:
                 return ChatTemplate(read_bytes(path, 4 * MAX_TEMPLATE_CHARACTERS).decode())
             except UnicodeDecodeError as error:
-                raise FormatError(
-                    f"{path}: found bytes that are not UTF-8 at offset {error.start}"
-                ) from error
+                raise FormatError(f"{path}: found bytes that are not UTF-8 at offset {error.start}") from error
         source = self._config.get("chat_template")
         if isinstance(source, list):  # several named templates
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
