@@ -1,0 +1,87 @@
+"""The engine against the model code of transformers: the same toy weights, dequantised, in the class of each family,
+with int8 activations put before its linear layers. An opinion about rotary embedding, norms, windows and head order
+that is not our own; test_engine_logits.py, which compares with our own reference, explains the tolerances.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference_model import ReferenceModel
+from toy_models import make_toy, toy_config
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
+from wrinklefree.engine import Engine
+
+
+class Int8ActivationLinear(torch.nn.Linear):
+    """A linear layer whose input is rounded to 127 steps of its largest value, token by token."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+        return super().forward((x * scale).round() / scale)
+
+
+def dequantised(name: str, tensor: Any, reference: ReferenceModel) -> Any:
+    """A tensor of the packed file as float32 under the same name."""
+    scale = reference.tensors.get(name + "_scale")
+    if tensor.dtype == np.int8:
+        return tensor * scale[:, None]
+    if tensor.dtype != np.uint8:
+        return tensor.astype(np.float32)
+    rows, columns = reference.widths[name.split(".")[-2]]
+    codes = unpack_codes(tensor, rows, columns).astype(np.float32)
+    if scale.dtype != np.float16:
+        return codes * (scale if scale.size == 1 else scale[:, None])
+    group_size = reference.config["wrinklefree"]["group_size"]
+    by_column = np.repeat(unpack_group_scales(scale, rows).astype(np.float32), group_size, axis=1)[:, :columns]
+    return codes * by_column
+
+
+def transformers_model(name: str, directory: Path) -> Any:
+    reference = ReferenceModel(directory)
+    config = AutoConfig.for_model(**toy_config(name))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    state = {
+        key: torch.from_numpy(np.ascontiguousarray(dequantised(key, tensor, reference)))
+        for key, tensor in reference.tensors.items()
+        if not key.endswith("_scale")
+    }
+    found = model.load_state_dict(state, strict=False)
+    assert not found.unexpected_keys
+    assert set(found.missing_keys) <= {"lm_head.weight"}
+    for key, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and key != "lm_head":
+            module.__class__ = Int8ActivationLinear
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama_group_128", "llama3_rope_untied", "linear_rope_f16_head", "bias_everywhere", "qwen2", "qwen3", "bitnet"],
+)
+def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
+    directory = make_toy(tmp_path, name, seed=3)
+    tokens = [int(t) for t in np.random.default_rng(4).integers(0, 250, 100)]
+    with torch.no_grad():
+        wanted = transformers_model(name, directory)(torch.tensor([tokens])).logits[0].numpy()
+    found = Engine.load(directory, kv_type="float32").logits(tokens)
+    errors = np.abs(found - wanted).max(axis=1) / wanted.std()
+    assert errors[0] < 1e-4
+    assert np.median(errors) < 0.05
+    assert errors.max() < 0.5
+
+
+def test_window_equals_transformers(tmp_path: Path) -> None:
+    directory = make_toy(tmp_path, "mistral_window", seed=3)
+    tokens = [int(t) for t in np.random.default_rng(4).integers(0, 250, 100)]
+    with torch.no_grad():
+        wanted = transformers_model("mistral_window", directory)(torch.tensor([tokens])).logits[0].numpy()
+    errors = np.abs(Engine.load(directory, kv_type="float32").logits(tokens) - wanted).max(axis=1) / wanted.std()
+    assert np.median(errors) < 0.05
+    assert errors.max() < 0.5
