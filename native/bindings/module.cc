@@ -63,9 +63,9 @@ std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads,
   return Model::load(directory, options);
 }
 
-std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity,
-                                    int64_t group_size, uint64_t seed, int32_t threads, const std::string& kernels,
-                                    int32_t context, int32_t slots, const std::string& kv_type) {
+std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity, int64_t group_size,
+                                    uint64_t seed, int32_t threads, const std::string& kernels, int32_t context,
+                                    int32_t slots, const std::string& kv_type) {
   const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
   const PackingConfig packing = make_packing_config(granularity, group_size, "Model.random");
   const nb::gil_scoped_release release;
@@ -174,12 +174,18 @@ void bind_sampler(nb::module_& module) {
           },
           "vocabulary"_a, "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
           "repetition_penalty"_a = 1.0f, "seed"_a = 0)
-      .def("accept", [](BoundSampler& self, const Tokens& tokens) {
-             self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
-           }, "tokens"_a)
-      .def("sample", [](BoundSampler& self, const LogitsRow& logits, int32_t logprobs) {
-             return sample(self.sampler, logits, self.vocabulary, logprobs);
-           }, "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])");
+      .def(
+          "accept",
+          [](BoundSampler& self, const Tokens& tokens) {
+            self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+          },
+          "tokens"_a)
+      .def(
+          "sample",
+          [](BoundSampler& self, const LogitsRow& logits, int32_t logprobs) {
+            return sample(self.sampler, logits, self.vocabulary, logprobs);
+          },
+          "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])");
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 namespace wf {
 
 namespace {
-constexpr int kTrialJobs = 4;       // for each choice
-constexpr int kFirstHold = 32;      // jobs between trials, doubled while all threads stay the worse choice
+constexpr int kTrialJobs = 4;   // for each choice
+constexpr int kFirstHold = 32;  // jobs between trials, doubled while all threads stay the worse choice
 constexpr int kLongestHold = 512;
 constexpr int64_t kStallsOfABadJob = 2;
 constexpr int kBadJobs = 3;  // more bad than good ones by this many start a trial

@@ -88,8 +88,8 @@ void Pass::product(const TokenScratch& s, const Linear& linear, int64_t begin, i
                    int32_t stride) noexcept {
   const auto first = static_cast<int32_t>(begin);
   const auto last = static_cast<int32_t>(end);
-  c_.kernels.ternary_gemm(&linear.matrix, s.quantized.data(), s.block_sums.data(), s.scales.data(), count_, first,
-                          last, out, stride);
+  c_.kernels.ternary_gemm(&linear.matrix, s.quantized.data(), s.block_sums.data(), s.scales.data(), count_, first, last,
+                          out, stride);
   if (linear.bias == nullptr) return;
   const int32_t row = first * kRowsPerBlock;
   const int32_t rows = std::min(last * kRowsPerBlock, linear.matrix.rows) - row;
@@ -205,8 +205,7 @@ void Pass::attend_block(int32_t index, int32_t first, int32_t queries, int32_t k
                             c_.cache.values_f16(index, kv_head, 0), head_dim, head_dim, length, scale, out, stride);
   } else {
     c_.kernels.attend_block_f32(query, stride, queries, group, c_.cache.keys_f32(index, kv_head, 0),
-                                c_.cache.values_f32(index, kv_head, 0), head_dim, head_dim, length, scale, out,
-                                stride);
+                                c_.cache.values_f32(index, kv_head, 0), head_dim, head_dim, length, scale, out, stride);
   }
 }
 
@@ -226,8 +225,8 @@ void Pass::attend(Worker& worker, int32_t index, int32_t token, int32_t head) no
     c_.kernels.attend(query, c_.cache.keys_f16(index, kv_head, first), c_.cache.values_f16(index, kv_head, first),
                       head_dim, head_dim, length, scale, scores, out);
   } else {
-    c_.kernels.attend_f32(query, c_.cache.keys_f32(index, kv_head, first),
-                          c_.cache.values_f32(index, kv_head, first), head_dim, head_dim, length, scale, scores, out);
+    c_.kernels.attend_f32(query, c_.cache.keys_f32(index, kv_head, first), c_.cache.values_f32(index, kv_head, first),
+                          head_dim, head_dim, length, scale, scores, out);
   }
 }
 

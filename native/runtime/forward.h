@@ -13,8 +13,8 @@ struct PassContext {
   KvCache& cache;
   KvType kv_type;
   SharedScratch& shared;
-  std::vector<TokenScratch>& own;            // by thread
-  std::vector<std::vector<float>>& scores;   // by thread
+  std::vector<TokenScratch>& own;           // by thread
+  std::vector<std::vector<float>>& scores;  // by thread
 };
 
 class Pass {

@@ -19,13 +19,20 @@ const JsonValue* JsonValue::find(std::string_view key) const {
 
 const char* kind_name(JsonValue::Kind kind) {
   switch (kind) {
-    case JsonValue::Kind::kNull: return "null";
-    case JsonValue::Kind::kBool: return "a boolean";
-    case JsonValue::Kind::kInteger: return "an integer";
-    case JsonValue::Kind::kReal: return "a number";
-    case JsonValue::Kind::kString: return "a string";
-    case JsonValue::Kind::kArray: return "an array";
-    case JsonValue::Kind::kObject: return "an object";
+    case JsonValue::Kind::kNull:
+      return "null";
+    case JsonValue::Kind::kBool:
+      return "a boolean";
+    case JsonValue::Kind::kInteger:
+      return "an integer";
+    case JsonValue::Kind::kReal:
+      return "a number";
+    case JsonValue::Kind::kString:
+      return "a string";
+    case JsonValue::Kind::kArray:
+      return "an array";
+    case JsonValue::Kind::kObject:
+      return "an object";
   }
   return "a value";
 }
@@ -117,13 +124,18 @@ class Parser {
     skip_space();
     JsonValue value;
     switch (peek()) {
-      case '{': parse_object(depth, value); return value;
-      case '[': parse_array(depth, value); return value;
+      case '{':
+        parse_object(depth, value);
+        return value;
+      case '[':
+        parse_array(depth, value);
+        return value;
       case '"':
         value.kind = JsonValue::Kind::kString;
         value.string = parse_string();
         return value;
-      default: break;
+      default:
+        break;
     }
     if (take_word("null")) return value;
     if (take_word("true") || take_word("false")) {

@@ -45,7 +45,7 @@ class KvCache {
   }
 
   size_t heads_, head_dim_, context_;
-  size_t half_;   // elements of K
+  size_t half_;  // elements of K
   size_t bytes_;
   void* memory_ = nullptr;
   int32_t length_ = 0;

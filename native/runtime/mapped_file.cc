@@ -26,7 +26,7 @@ OpenFile open_file(const std::string& path) {
   // O_NONBLOCK: opening a named pipe must fail the check below, not wait for a writer.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) throw FormatError(message(path, ": cannot be opened (", std::strerror(errno), ")"));
-  struct stat info {};
+  struct stat info{};
   const bool known = ::fstat(descriptor, &info) == 0;
   if (!known || !S_ISREG(info.st_mode)) {
     ::close(descriptor);
@@ -39,8 +39,7 @@ OpenFile open_file(const std::string& path) {
 void read_exactly(int descriptor, const std::string& path, char* out, size_t size) {
   constexpr size_t kPiece = size_t{256} << 20;  // read() takes less than 2 GiB at a time
   for (size_t done = 0; done < size;) {
-    const ssize_t count =
-        ::pread(descriptor, out + done, std::min(kPiece, size - done), static_cast<off_t>(done));
+    const ssize_t count = ::pread(descriptor, out + done, std::min(kPiece, size - done), static_cast<off_t>(done));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw FormatError(message(path, ": cannot be read (", std::strerror(errno), ")"));
     if (count == 0) throw FormatError(message(path, ": became shorter while it was read; try again"));

@@ -137,8 +137,8 @@ void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf
   }
   for (int64_t i = 0; i < count; ++i) {
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size) {
-      throw InputError(message("tokens: found ", tokens[i], " at index ", i, ", allowed are 0 to ",
-                               config_.vocab_size - 1));
+      throw InputError(
+          message("tokens: found ", tokens[i], " at index ", i, ", allowed are 0 to ", config_.vocab_size - 1));
     }
   }
   const PassContext context{config_, weights_, *kernels_, cache, kv_type_, shared_, private_, scores_};

@@ -74,7 +74,7 @@ class Model {
   ThreadPool pool_;
   ActiveThreads decode_threads_;
   SharedScratch shared_;
-  std::vector<TokenScratch> private_;  // by thread, for one token
+  std::vector<TokenScratch> private_;       // by thread, for one token
   std::vector<std::vector<float>> scores_;  // by thread, [context]
   mutable std::mutex mutex_;
 };

@@ -15,7 +15,7 @@ enum class Granularity : uint8_t { kTensor, kRow, kGroup };
 struct RopeConfig {
   RopeKind kind = RopeKind::kDefault;
   double theta = 10000;
-  double factor = 1;  // kLinear, kLlama3
+  double factor = 1;                                                                    // kLinear, kLlama3
   double low_frequency_factor = 1, high_frequency_factor = 4, original_context = 8192;  // kLlama3
 };
 
@@ -31,12 +31,12 @@ struct ModelConfig {
   float rms_norm_eps = 0;
   RopeConfig rope;
   Activation activation = Activation::kSilu;
-  bool qk_norm = false;        // RMSNorm of each head of q and k before RoPE
-  bool sub_norms = false;      // config.json says there are attn_sub_norm and ffn_sub_norm
-  bool qkv_bias = false;       // q, k and v must have a bias
-  bool o_bias = false;         // ... and o
-  bool mlp_bias = false;       // ... and gate, up and down
-  bool tie_known = false;      // config.json has tie_word_embeddings
+  bool qk_norm = false;    // RMSNorm of each head of q and k before RoPE
+  bool sub_norms = false;  // config.json says there are attn_sub_norm and ffn_sub_norm
+  bool qkv_bias = false;   // q, k and v must have a bias
+  bool o_bias = false;     // ... and o
+  bool mlp_bias = false;   // ... and gate, up and down
+  bool tie_known = false;  // config.json has tie_word_embeddings
   bool tie_word_embeddings = false;
   std::vector<int32_t> windows;  // by layer: positions a query may look back on, itself included; 0 is all
 

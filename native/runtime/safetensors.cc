@@ -20,8 +20,21 @@ constexpr JsonLimits kHeaderLimits{kLargestHeader, 4, kMostTensors * 10};
 
 uint64_t bytes_per_element(std::string_view dtype, std::string_view place) {
   static constexpr std::array<std::pair<std::string_view, uint64_t>, 15> kSizes{{
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4}, {"I16", 2}, {"I8", 1},
-      {"U64", 8}, {"U32", 4}, {"U16", 2}, {"U8", 1},   {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
+      {"F64", 8},
+      {"F32", 4},
+      {"F16", 2},
+      {"BF16", 2},
+      {"I64", 8},
+      {"I32", 4},
+      {"I16", 2},
+      {"I8", 1},
+      {"U64", 8},
+      {"U32", 4},
+      {"U16", 2},
+      {"U8", 1},
+      {"BOOL", 1},
+      {"F8_E4M3", 1},
+      {"F8_E5M2", 1},
   }};
   for (const auto& [name, size] : kSizes) {
     if (name == dtype) return size;

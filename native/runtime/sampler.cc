@@ -38,15 +38,14 @@ std::pair<float, int32_t> find_peak(const float* logits, int32_t count) {
   }
   const float peak = *std::max_element(peaks, peaks + kLanes);
   if (std::any_of(nans, nans + kLanes, [](int32_t nan) { return nan != 0; }) || !std::isfinite(peak)) {
-    throw FormatError(
-        "logits: found NaN or infinity; the model's weights overflow float32, train or export it again");
+    throw FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export it again");
   }
   return {peak, static_cast<int32_t>(std::find(logits, logits + count, peak) - logits)};
 }
 
 // values[i] = exp(values[i]) for values <= 0, to two units of the last place, without calls so that it becomes vector
-// code: 2^n * e^r with |r| <= ln(2) / 2 and the Taylor polynomial of degree 7 (its remainder is 2e-9). Below -87.7 it is
-// 0: there n is -127, and 2^n comes out as the float of all bits 0.
+// code: 2^n * e^r with |r| <= ln(2) / 2 and the Taylor polynomial of degree 7 (its remainder is 2e-9). Below -87.7 it
+// is 0: there n is -127, and 2^n comes out as the float of all bits 0.
 void exp_below_zero(float* values, size_t count) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   // a loop of its own: in one with the rest the compiler makes a branch of it

@@ -17,10 +17,14 @@ struct DtypeInfo {
 
 DtypeInfo info(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kU8: return {"U8", 1};
-    case Dtype::kI8: return {"I8", 1};
-    case Dtype::kF16: return {"F16", 2};
-    case Dtype::kF32: return {"F32", 4};
+    case Dtype::kU8:
+      return {"U8", 1};
+    case Dtype::kI8:
+      return {"I8", 1};
+    case Dtype::kF16:
+      return {"F16", 2};
+    case Dtype::kF32:
+      return {"F32", 4};
   }
   return {"?", 1};
 }
@@ -75,8 +79,7 @@ class FileSource : public TensorSource {
     throw FormatError(message(place(name), ": found ", quoted(entry.dtype), ", a packed model has U8, I8, F16, F32"));
   }
 
-  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape,
-                       Role role) override {
+  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) override {
     const TensorEntry& entry = find(name);
     if (entry.dtype != info(dtype).name || entry.shape != shape) {
       throw FormatError(message(place(name), ": found ", quoted(entry.dtype), " ", shape_text(entry.shape),
@@ -100,8 +103,9 @@ class FileSource : public TensorSource {
   void finish() const override {
     for (const auto& item : file_.tensors()) {
       if (used_.count(item.first) == 0) {
-        throw FormatError(place(item.first) + ": config.json has no use for this tensor; leaving it out would change "
-                                              "the model, so it is refused");
+        throw FormatError(place(item.first) +
+                          ": config.json has no use for this tensor; leaving it out would change "
+                          "the model, so it is refused");
       }
     }
   }
@@ -147,8 +151,7 @@ class RandomSource : public TensorSource {
 
   Dtype dtype(const std::string&) const override { return Dtype::kI8; }
 
-  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape,
-                       Role role) override {
+  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) override {
     const uint64_t count = element_count(shape, name);
     const uint64_t bytes = checked_product(count, info(dtype).bytes, name);
     // uint64_t elements: new aligns them for every type, and 7 bytes of tail are within one element.
@@ -174,10 +177,10 @@ class RandomSource : public TensorSource {
         const auto half = static_cast<uint16_t>(0x2400u | (random >> 32 & 0x3ffu));
         std::memcpy(data + 2 * i, &half, 2);
       } else {
-        const float value = role == Role::kNorm          ? 0.5f + unit
-                            : role == Role::kBias        ? unit - 0.5f
-                            : role == Role::kTableScale  ? 0.0002f + 0.0001f * unit
-                                                         : 0.02f + 0.02f * unit;
+        const float value = role == Role::kNorm         ? 0.5f + unit
+                            : role == Role::kBias       ? unit - 0.5f
+                            : role == Role::kTableScale ? 0.0002f + 0.0001f * unit
+                                                        : 0.02f + 0.02f * unit;
         std::memcpy(data + 4 * i, &value, 4);
       }
     }

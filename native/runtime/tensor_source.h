@@ -25,8 +25,7 @@ class TensorSource {
   virtual Dtype dtype(const std::string& name) const = 0;
   // The first byte of the tensor, valid as long as the source. Throws FormatError when the tensor is absent, has
   // another type or shape, or holds a value that no kernel may see (code 3, infinities, NaN).
-  virtual const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape,
-                               Role role) = 0;
+  virtual const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) = 0;
   // Throws FormatError when there are tensors that nobody asked for: a part of the model would be left out.
   virtual void finish() const = 0;
 };

@@ -93,8 +93,7 @@ Table Weights::load_table(const ModelConfig& config, const std::string& name) {
   const auto columns = static_cast<uint64_t>(config.hidden_size);
   Table table;
   if (source_->has(name) && source_->dtype(name) == Dtype::kF16) {
-    table.f16 =
-        reinterpret_cast<const uint16_t*>(source_->get(name, Dtype::kF16, {rows, columns}, Role::kTable));
+    table.f16 = reinterpret_cast<const uint16_t*>(source_->get(name, Dtype::kF16, {rows, columns}, Role::kTable));
     bytes_per_token += rows * columns * 2;
     return table;
   }

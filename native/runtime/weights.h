@@ -19,12 +19,12 @@ struct Linear {
 
 struct Layer {
   Linear q, k, v, o, gate, up, down;
-  const float* input_norm = nullptr;      // [D]
-  const float* post_norm = nullptr;       // [D]
-  const float* attn_sub_norm = nullptr;   // [heads * head_dim], or null
-  const float* ffn_sub_norm = nullptr;    // [intermediate], or null
-  const float* q_norm = nullptr;          // [head_dim], or null
-  const float* k_norm = nullptr;          // [head_dim], or null
+  const float* input_norm = nullptr;     // [D]
+  const float* post_norm = nullptr;      // [D]
+  const float* attn_sub_norm = nullptr;  // [heads * head_dim], or null
+  const float* ffn_sub_norm = nullptr;   // [intermediate], or null
+  const float* q_norm = nullptr;         // [head_dim], or null
+  const float* k_norm = nullptr;         // [head_dim], or null
 };
 
 // An embedding or head [V, D]: int8 codes with a scale a row, or float16.
