@@ -309,6 +309,17 @@ def test_a_model_without_files(toy: Path) -> None:
     assert engine.bytes_per_token > 256 * 64
 
 
+def test_end_tokens_without_a_tokenizer() -> None:
+    plain = Engine.random({**toy_config("llama_tensor"), "eos_token_id": None}, threads=1)
+    tokens = plain.generate([3], greedy(6)).run().tokens
+    ends = Engine.random({**toy_config("llama_tensor"), "eos_token_id": [tokens[2], 9]}, threads=1)
+    generation = ends.generate([3], greedy(6)).run()
+    assert generation.tokens == tokens[: tokens.index(tokens[2]) + 1]
+    assert generation.finish_reason == "stop"
+    ignoring = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    assert ends.generate([3], ignoring).run().tokens == tokens
+
+
 def test_load_errors(tmp_path: Path, toy: Path) -> None:
     with pytest.raises(InputError, match="found no directory"):
         Engine.load(tmp_path / "nowhere")

@@ -176,7 +176,8 @@ class Engine:
 
     def _steps(self, ids: NDArray[np.int32], params: SamplingParams) -> Iterator[Step]:
         tokenizer = self.tokenizer if self.has_tokenizer else None
-        ends = frozenset(() if params.ignore_eos or tokenizer is None else tokenizer.eos_ids)
+        own = _config_eos(self.config) if tokenizer is None else tokenizer.eos_ids
+        ends = frozenset(() if params.ignore_eos else own)
         sampler = load_native().Sampler(
             self.vocab_size,
             temperature=params.temperature,
