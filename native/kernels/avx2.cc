@@ -88,12 +88,11 @@ constexpr int32_t kFlushBlocks = 16;      // few tokens: 4 results a column bloc
 
 // A register of codes holds rows 2h and 2h + 1 of a block in its two lanes. The transpose in unpack_panel puts
 // registers (block 0: rows 0|1), (0: 2|3), (1: 0|1), (1: 2|3) at elements 0, 1, 2, 3 of the lanes.
-constexpr int32_t position_of(int32_t block, int32_t row) {
-  return block / 2 * 8 + row % 2 * 4 + block % 2 * 2 + row / 2;
-}
 constexpr int32_t row_at(int32_t position) { return position / 8 * 8 + position % 4 * 2 + position / 4 % 2; }
 
 inline F in_row_order(F x) { return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
+inline F in_position_order(F x) { return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)); }
 
 inline __m128 four_halves(const uint16_t* p) {
   return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -84,12 +84,13 @@ constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 
 // Lane r of a register of codes is row r of a block, so after the 4 x 4 transpose of four blocks in unpack_panel
 // lane r, element b is row r of block b.
-constexpr int32_t position_of(int32_t block, int32_t row) { return block / 4 * 16 + row * 4 + block % 4; }
 constexpr int32_t row_at(int32_t position) { return position / 16 * 16 + position % 4 * 4 + position / 4 % 4; }
 
 inline F in_row_order(F x) {  // a 4 x 4 transpose is its own inverse
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
 }
+
+inline F in_position_order(F x) { return in_row_order(x); }
 
 inline void four_from_f16(const uint16_t* p, float* out) {
   _mm_storeu_ps(out, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

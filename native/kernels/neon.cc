@@ -64,9 +64,9 @@ constexpr int32_t kFewTokens = 4;   // 4 rows x 4 tokens of sums
 constexpr int32_t kFewGroupedTokens = 4;
 constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 
-constexpr int32_t position_of(int32_t block, int32_t row) { return block * kRowsPerBlock + row; }
 constexpr int32_t row_at(int32_t position) { return position; }
 WF_ALWAYS_INLINE F in_row_order(F x) { return x; }
+WF_ALWAYS_INLINE F in_position_order(F x) { return x; }
 
 inline void four_from_f16(const uint16_t* p, float* out) { vst1q_f32(out, V::from_f16(p)); }
 

@@ -15,8 +15,8 @@
 //   kPanelRows, kTileTokens (tokens of the register tile),
 //   kFewTokens and kFewGroupedTokens (the most tokens of the other way without and with group scales),
 //   kSegmentBlocks (column blocks of a segment without group scales: 4 or 8),
-//   row_at(position): the panel's row held in that position, and its inverse position_of(row block, row),
-//   in_row_order(F): a vector of positions as a vector of rows,
+//   row_at(position): the panel's row held in that position,
+//   in_row_order(F) and in_position_order(F): a vector of positions as a vector of rows, and back,
 //   four_from_f16, unpack_panel, tile<T>, few_block<T, kGrouped, kScaled>.
 #include "kernels/kernels.h"
 
@@ -87,12 +87,18 @@ inline void panel_scales(const TernaryMatrix* w, int32_t block, int32_t row_bloc
   for (int32_t b = 0; b < kPanelBlocks; ++b) {
     const int32_t source = block + min_of(b, row_blocks - 1);  // missing rows: any scale, their sums are dropped
     const uint16_t* line = w->group_scales + (static_cast<int64_t>(source) * groups + first_segment) * kRowsPerBlock;
-    for (int32_t s = 0; s < segments; ++s) {
-      float four[kRowsPerBlock];
-      four_from_f16(line + s * kRowsPerBlock, four);
-      for (int32_t r = 0; r < kRowsPerBlock; ++r) scales[s * kPanelRows + position_of(b, r)] = four[r];
-    }
+    for (int32_t s = 0; s < segments; ++s)
+      four_from_f16(line + s * kRowsPerBlock, scales + s * kPanelRows + b * kRowsPerBlock);
   }
+  for (int32_t i = 0; i < segments * kPanelRows; i += kLanes)
+    V::store(scales + i, in_position_order(V::load(scales + i)));
+}
+
+// Asks for the codes of a panel while another one is being multiplied: unpacking reads a short piece of each row
+// block, which the hardware's own prefetching of long streams does not see coming.
+inline void prefetch_panel(const uint8_t* codes, int64_t row_stride, int32_t row_blocks, int32_t blocks) {
+  for (int32_t b = 0; b < row_blocks; ++b)
+    for (int32_t c = 0; c < blocks; ++c) __builtin_prefetch(codes + b * row_stride + c * kBytesPerBlock, 0, 2);
 }
 
 // Rows of the blocks [begin, end) for up to kPanelTokens tokens.
@@ -112,6 +118,14 @@ inline void panel_product(const TernaryMatrix* w, const int8_t* q, const int32_t
       const int32_t blocks = min_of(kPanelColumnBlocks, w->column_blocks - first);
       const int32_t segments = (blocks + segment_blocks - 1) / segment_blocks;
       unpack_panel(w->codes + block * row_stride + first * kBytesPerBlock, row_stride, row_blocks, blocks, panel);
+      const int32_t next = first + kPanelColumnBlocks;
+      if (next < w->column_blocks) {
+        prefetch_panel(w->codes + block * row_stride + next * kBytesPerBlock, row_stride, row_blocks,
+                       min_of(kPanelColumnBlocks, w->column_blocks - next));
+      } else if (block + kPanelBlocks < end) {
+        prefetch_panel(w->codes + (block + kPanelBlocks) * row_stride, row_stride,
+                       min_of(kPanelBlocks, end - block - kPanelBlocks), min_of(kPanelColumnBlocks, w->column_blocks));
+      }
       panel_scales<kOutput>(w, block, row_blocks, first / segment_blocks, segments, panel_scale);
       panel_tokens<kTileTokens>(panel, panel_scale, q + first * kColumnsPerBlock, q_stride, block_sums + first,
                                 w->column_blocks, blocks, segment_blocks, tokens, sums);
