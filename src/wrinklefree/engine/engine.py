@@ -252,6 +252,13 @@ class Engine:
         return np.ascontiguousarray(ids, np.int32)
 
 
+def _config_eos(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the end tokens of a config.json, for a model without tokenizer files."""
+    found = config.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return tuple(token for token in ids if isinstance(token, int))
+
+
 def _options(threads: int | None, context: int | None, kernels: str, slots: int, kv_type: str) -> dict[str, int | str]:
     if threads is not None:
         _check_int("threads", threads, 1, 256)
