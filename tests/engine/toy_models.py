@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "hidden_act": "silu",
     "tie_word_embeddings": True,
-    "eos_token_id": 0,
+    "eos_token_id": None,
 }
 LLAMA3 = {
     "rope_type": "llama3",
