@@ -11,8 +11,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,15 @@ def _forget_gguf(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _quiet_loading(place: str) -> Iterator[None]:
-    """Turn what transformers raises over a missing or broken model into our errors; no progress bars of its own."""
+    """Turn what transformers raises over a missing or broken model into our errors; no progress bars of its own.
+
+    Its bar over GGUF tensors cannot be switched off, so what it writes to standard error while it loads is dropped.
+    """
     before = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     except InputError:
         raise
     except SafetensorError as error:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from wrinklefree.data.stream import PackedStream
@@ -86,7 +85,7 @@ def distill(
         teacher=teacher,
         curriculum=curriculum,
         schedule=Schedule("linear", warmup_ratio=0.05),
-        fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true"),
+        precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         on_step=on_step,
     )
     student.requires_grad_(True)
