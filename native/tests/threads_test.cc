@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "runtime/active_threads.h"
 #include "runtime/threads.h"
 
 namespace {
@@ -42,9 +43,37 @@ void check(int threads, int64_t size, int64_t grain, int layers) {
   }
 }
 
+// How often each number of threads is used in `jobs` jobs, when a job of n threads takes seconds(n) and waits long
+// `stalls` times if n is more than 1.
+template <typename Seconds>
+std::vector<int> use(wf::ActiveThreads& chooser, int threads, int jobs, int64_t stalls, Seconds seconds) {
+  std::vector<int> used(static_cast<size_t>(threads) + 1);
+  for (int i = 0; i < jobs; ++i) {
+    const int count = chooser.count();
+    ++used[static_cast<size_t>(count)];
+    chooser.record(seconds(count), count > 1 ? stalls : 0);
+  }
+  return used;
+}
+
+void check_active_threads() {
+  wf::ActiveThreads chooser(8);
+  const auto quiet = [](int n) { return 1.0 / n; };
+  const auto crowded = [](int n) { return n > 4 ? 1.0 : 1.0 / n; };  // more than four wait for a stolen core
+  require(use(chooser, 8, 500, 0, quiet)[8] == 500, "all threads without stalls");
+  const std::vector<int> used = use(chooser, 8, 2000, 50, crowded);
+  require(used[4] > 1800, "the fastest number while cores are taken");
+  use(chooser, 8, 600, 0, quiet);  // as long as one decision may stand
+  require(use(chooser, 8, 500, 0, quiet)[8] == 500, "all threads again afterwards");
+  require(use(chooser, 8, 1000, 50, quiet)[8] > 600, "stalls alone do not matter, times do");
+  wf::ActiveThreads single(1);
+  require(use(single, 1, 10, 50, quiet)[1] == 10, "one thread");
+}
+
 }  // namespace
 
 int main() {
+  check_active_threads();
   require(wf::available_cores() >= 1, "available_cores");
   for (const int threads : {1, 2, 3, 8}) {
     check(threads, 1, 1, 10);
