@@ -1,14 +1,17 @@
 #include "bench/machine.h"
 
+#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -78,6 +81,28 @@ void fill_random(uint8_t* out, int64_t bytes, uint8_t mask) {
   }
 }
 
+// Memory as the engine keeps weights in: huge pages where the system gives them.
+class Pages {
+ public:
+  explicit Pages(int64_t bytes) : bytes_((static_cast<size_t>(bytes) + kHuge - 1) / kHuge * kHuge) {
+    memory_ = static_cast<uint8_t*>(std::aligned_alloc(kHuge, bytes_));
+    if (!memory_) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(memory_, bytes_, MADV_HUGEPAGE);
+#endif
+    std::memset(memory_, 1, bytes_);
+  }
+  ~Pages() { std::free(memory_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  uint8_t* data() { return memory_; }
+
+ private:
+  static constexpr size_t kHuge = 2 << 20;
+  size_t bytes_;
+  uint8_t* memory_;
+};
+
 struct Activations {
   Activations(const Kernels& kernels, int32_t columns, int32_t tokens)
       : blocks((columns + kColumnsPerBlock - 1) / kColumnsPerBlock),
@@ -101,11 +126,11 @@ struct Activations {
 
 double read_gb_per_second(int threads, int64_t bytes, double seconds) {
   const int64_t words = bytes / 8 / threads;
-  std::unique_ptr<uint64_t[]> memory(new uint64_t[static_cast<size_t>(words) * threads]);
-  std::memset(memory.get(), 1, static_cast<size_t>(words) * threads * 8);
+  Pages pages(words * threads * 8);
+  const auto* memory = reinterpret_cast<const uint64_t*>(pages.data());
   std::atomic<uint64_t> sink{0};
   const double best = best_of(seconds, [&] {
-    return run_together(threads, [&](int thread) { sink += sum_words(memory.get() + thread * words, words); });
+    return run_together(threads, [&](int thread) { sink += sum_words(memory + thread * words, words); });
   });
   return static_cast<double>(words) * threads * 8 / best * 1e-9;
 }
@@ -129,9 +154,11 @@ ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns
   const int32_t groups = group_size ? (columns + group_size - 1) / group_size : 0;
   const int64_t code_bytes = static_cast<int64_t>(row_blocks) * x.blocks * kBytesPerBlock;
   const int64_t group_count = static_cast<int64_t>(row_blocks) * groups * kRowsPerBlock;
-  std::vector<uint8_t> codes(static_cast<size_t>(code_bytes) * copies);
+  Pages codes(code_bytes * copies);
   fill_random(codes.data(), code_bytes * copies, 0x55);  // codes 0 and 1
-  std::vector<uint16_t> group_scales(static_cast<size_t>(group_count) * copies, 0x3C00);
+  Pages scale_pages(group_count * copies * 2);
+  auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
+  std::fill(group_scales, group_scales + group_count * copies, uint16_t{0x3C00});  // 1.0
   std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
   std::vector<float> y(static_cast<size_t>(tokens) * rows);
   const auto passes = static_cast<int32_t>((1 << 20) / (code_bytes * copies * tokens) + 1);  // long enough to time
@@ -141,7 +168,7 @@ ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns
       for (int32_t visit = 0; visit < copies * passes; ++visit) {
         const int32_t copy = visit % copies;
         const TernaryMatrix w{codes.data() + copy * code_bytes,
-                              groups ? group_scales.data() + copy * group_count : nullptr,
+                              groups ? group_scales + copy * group_count : nullptr,
                               groups ? nullptr : row_scales.data(),
                               rows,
                               columns,
@@ -160,15 +187,16 @@ ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns
 ProductSpeed head_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t tokens, int threads,
                         double seconds) {
   const int64_t bytes = static_cast<int64_t>(rows) * columns;
-  std::vector<int8_t> w(static_cast<size_t>(bytes));
-  fill_random(reinterpret_cast<uint8_t*>(w.data()), bytes, 0x7F);
+  Pages pages(bytes);
+  fill_random(pages.data(), bytes, 0x7F);
+  const auto* w = reinterpret_cast<const int8_t*>(pages.data());
   std::vector<float> scales(rows, 0.01f), x(static_cast<size_t>(tokens) * columns, 0.5f);
   std::vector<float> y(static_cast<size_t>(tokens) * rows);
   const double best = best_of(seconds, [&] {
     return run_together(threads, [&](int thread) {
       const int32_t begin = static_cast<int32_t>(static_cast<int64_t>(rows) * thread / threads);
       const int32_t end = static_cast<int32_t>(static_cast<int64_t>(rows) * (thread + 1) / threads);
-      kernels.q8_gemm(w.data(), scales.data(), columns, x.data(), tokens, begin, end, y.data(), rows);
+      kernels.q8_gemm(w, scales.data(), columns, x.data(), tokens, begin, end, y.data(), rows);
     });
   });
   return {best, static_cast<double>(bytes) / best * 1e-9, static_cast<double>(bytes) * tokens / best * 1e-9};
