@@ -36,7 +36,7 @@ def naive_feedback(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> n
 def test_the_output_error_is_far_below_plain_rounding(spec: TernarySpec) -> None:
     x = correlated(192)
     weight = torch.randn(40, 192, generator=torch.Generator().manual_seed(1)) * 0.1
-    result = ternarize_with_feedback(weight, x.t() @ x, spec)
+    result = ternarize_with_feedback(weight, inverse_factor(x.t() @ x, 0.05), spec)
     codes, scale = ternarize(result.latent, spec, result.scale)
     assert tuple(scale.shape) == spec.scale_shape(40, 192)
 
@@ -54,7 +54,7 @@ def test_codes_are_those_of_the_algorithm_written_out() -> None:
     weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(2)) * 0.1
     gram = x.t() @ x
     spec = TernarySpec("row")
-    result = ternarize_with_feedback(weight, gram, spec, damping=0.05)
+    result = ternarize_with_feedback(weight, inverse_factor(gram, 0.05), spec)
     damped = gram.double() + torch.eye(96) * (0.05 * gram.diagonal().mean() + 1e-8)
     scale = expand_scale(result.scale, spec, 96).expand(16, 96).numpy()
     expected = naive_feedback(weight.numpy(), damped.numpy(), scale)
@@ -74,7 +74,7 @@ def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
 def test_inputs_that_are_always_zero_do_no_harm() -> None:
     x = correlated(64)
     x[:, 10] = 0.0
-    result = ternarize_with_feedback(torch.randn(4, 64), x.t() @ x, TernarySpec("group", 64))
+    result = ternarize_with_feedback(torch.randn(4, 64), inverse_factor(x.t() @ x, 0.05), TernarySpec("group", 64))
     assert torch.isfinite(result.latent).all()
     assert torch.isfinite(result.scale).all()
 

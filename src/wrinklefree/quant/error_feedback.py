@@ -66,13 +66,11 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).to(gram.dtype)
 
 
-def ternarize_with_feedback(weight: Tensor, gram: Tensor, spec: TernarySpec, damping: float = 0.05) -> Ternarized:
-    """Return the ternarised ``weight [O, I]`` that keeps ``weight @ x`` for inputs of the Gram matrix ``gram [I, I]``.
+def ternarize_with_feedback(weight: Tensor, factor: Tensor, spec: TernarySpec) -> Ternarized:
+    """Return the ternarised ``weight [O, I]`` that keeps ``weight @ x`` for the inputs behind ``factor [I, I]``.
 
-    Both float32. Rows are independent, so matrices that share their inputs may be stacked unless one scale spans them
-    (granularity ``tensor``).
+    Both float32. ``factor`` is `inverse_factor` of the inputs' Gram matrix; matrices with the same inputs share it.
     """
-    factor = inverse_factor(gram, damping)
     # The cost of an error in column j, once later columns have made up for it: error^2 / U_jj^2.
     importance = factor.diagonal().square().reciprocal()
     columns = weight.shape[1]

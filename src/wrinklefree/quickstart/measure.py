@@ -74,7 +74,9 @@ def _torch_threads(threads: int) -> Iterator[None]:
 
 
 def directory_bytes(path: Path) -> int:
-    """Return the bytes of the files in a directory."""
+    """Return the bytes of a file, or of the files in a directory."""
+    if path.is_file():
+        return path.stat().st_size
     return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
 
 

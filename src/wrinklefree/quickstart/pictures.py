@@ -91,6 +91,7 @@ def _bars(axes: Any, report: dict[str, Any]) -> None:
     ):
         inner = axes.inset_axes(place)
         labels = ("source\nQ4_1", "packed") if unit == "MB" else ("torch\nfloat32", "engine")
-        bars = inner.bar(labels, (before, after), color=(_BEFORE, _AFTER))
+        bars = inner.bar((0, 1), (before, after), color=(_BEFORE, _AFTER))
+        inner.set_xticks((0, 1), labels)
         inner.bar_label(bars, fmt="%.0f")
         inner.set_title(title, fontsize=9)

@@ -44,8 +44,8 @@ from wrinklefree.quickstart.source import NAME, bundled_model
 from wrinklefree.train.interrupt import stop_requested
 
 QUESTION = "What is a list in Python?"
-# Export, verification, measuring and reporting come behind the training.
-_AFTER_TRAINING_SECONDS = 75.0
+# Of the fixed work, what comes behind the training: export, verification, measuring, reporting.
+_AFTER_TRAINING_SHARE = 0.6
 Show = Callable[[float, str], None]
 
 
@@ -79,22 +79,29 @@ class _Job:
 
 
 def run_quickstart(
-    out: Path, minutes: float = Settings.minutes, threads: int | None = None, show: Show = lambda share, what: None
+    out: Path,
+    minutes: float = Settings.minutes,
+    threads: int | None = None,
+    show: Show = lambda share, what: None,
+    *,
+    settings: Settings | None = None,
+    source: Path | None = None,
 ) -> dict[str, Any]:
     """Do the job in about ``minutes`` into the directory ``out``; return what stands in ``out/report.json``.
 
     A second call with the same settings goes on after the last finished phase, or starts clean after a complete run.
+    ``settings`` replaces all defaults, ``minutes`` included; ``source`` the bundled model.
 
     Raises: InputError when ``out`` is not ours or ``minutes`` too few, MissingDependencyError without the model.
     """
     started = time.monotonic()
-    settings = Settings(minutes=minutes)
-    source = bundled_model()
+    settings = settings or Settings(minutes=minutes)
+    source = source or bundled_model()
     if threads is not None:
         torch.set_num_threads(threads)
     journal, found = Journal.open(out, settings.to_json())
     show(0.0, found)
-    job = _Job(out, settings, journal, show, started + 60.0 * minutes, source)
+    job = _Job(out, settings, journal, show, started + 60.0 * settings.minutes, source)
     _load(job)
     losses = _baselines(job)
     student = _calibrated(job)
@@ -182,11 +189,11 @@ def _distilled(job: _Job, student: Any) -> Any:
         return load_checkpoint(directory)[0]
     assert job.sequences is not None
     with job.phase("distill"):
-        left = job.deadline - time.monotonic() - _AFTER_TRAINING_SECONDS
-        planned = (1.0 - job.settings.calibration_share) * job.settings.fitting_seconds
+        # What is really left decides, so that a fast calibration gives its time to distillation.
+        left = job.deadline - time.monotonic() - _AFTER_TRAINING_SHARE * job.settings.fixed_seconds
         stream = PackedStream([job.sequences], job.settings.seed)
         result = distill(
-            student, job.original, stream, job.settings, max(15.0, min(planned, left)),
+            student, job.original, stream, job.settings, max(5.0, left),
             lambda share, what: job.show(share, f"distil: {what}"),
         )  # fmt: skip
     lines = "".join(json_bytes(entry).decode().replace("\n", "") + "\n" for entry in result.curve)
@@ -235,7 +242,7 @@ def _measured(job: _Job, student: Any, losses: dict[str, float], exported: Expor
         "perplexity": {**perplexity, "engine": float(np.exp(by_engine))},
         "agreement_engine_vs_torch": exported.agreement.to_json(),
         "bytes": {
-            "source": job.source.stat().st_size,
+            "source": directory_bytes(job.source),
             "packed": (packed / "model.safetensors").stat().st_size,
             "packed_directory": directory_bytes(packed),
         },

@@ -8,19 +8,19 @@ from typing import Any
 from wrinklefree.errors import InputError
 from wrinklefree.quant.ternary import TernarySpec
 
-# Loading, measuring, exporting, verifying and reporting, on two cores. What is left is fitted and trained in.
-FIXED_SECONDS = 110.0
 MIN_MINUTES = 2.5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``minutes`` bounds the whole job. ``calibration_share`` of what the fixed work leaves goes to calibration, the
-    rest to distillation. ``sequence_tokens`` is the length of calibration and training sequences;
-    ``calibration_sequences`` and ``batch_sequences`` count them. ``check_tokens`` held-out tokens score each model.
+    """``minutes`` bounds the whole job. ``fixed_seconds`` of it go to loading, measuring, exporting, verifying and
+    reporting; ``calibration_share`` of the rest to calibration, and what is then left to distillation.
+    ``sequence_tokens`` is the length of calibration and training sequences; ``calibration_sequences`` and
+    ``batch_sequences`` count them. ``check_tokens`` held-out tokens score each model.
     """
 
     minutes: float = 7.0
+    fixed_seconds: float = 110.0
     calibration_share: float = 0.4
     sequence_tokens: int = 256
     calibration_sequences: int = 48
@@ -45,7 +45,7 @@ class Settings:
     @property
     def fitting_seconds(self) -> float:
         """What calibration and distillation may take together."""
-        return max(30.0, 60.0 * self.minutes - FIXED_SECONDS)
+        return max(10.0, 60.0 * self.minutes - self.fixed_seconds)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,7 +21,7 @@ from wrinklefree.models.convert import check_convertible, convert_layer
 from wrinklefree.models.precision import fast_matmul_dtype
 from wrinklefree.models.subln import SublnInit, decoder_layers, fit_identity_gains
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
-from wrinklefree.quant.error_feedback import fit_scales, ternarize_with_feedback
+from wrinklefree.quant.error_feedback import fit_scales, inverse_factor, ternarize_with_feedback
 from wrinklefree.quant.ternary import TernarySpec
 
 # Projections that see the same input are rounded with one Gram matrix; the groups stand in the order of the data.
@@ -108,9 +108,9 @@ def _round_layer(
     for stage in _STAGES:
         members = [by_name[name] for name in stage]
         if config.error_feedback:
-            gram = runner.gram(layer, members[0], x)
+            factor = inverse_factor(runner.gram(layer, members[0], x), config.damping)
             for linear in members:
-                result = ternarize_with_feedback(linear.weight.detach().float(), gram, spec, config.damping)
+                result = ternarize_with_feedback(linear.weight.detach().float(), factor, spec)
                 linear.weight = nn.Parameter(result.latent.to(linear.weight.dtype), requires_grad=False)
                 linear.set_scale(result.scale)
         elif config.fit_scales:
