@@ -4,7 +4,8 @@
 //
 // `V` has: F (the vector), kLanes, kTileTokens (tokens of the register tile of the dense product), zero, set1,
 // load, store, add, sub, mul, div, max, fma(a, b, c) = a * b + c, round (half to even), pow2 (2^n of a whole n in
-// [-126, 127]), sqrt1 (of one float), sum, peak, from_i8, from_f16, to_i8 (of whole numbers in [-127, 127]), to_f16.
+// [-126, 127]), sqrt1 (of one float), sum, sum4 (four sums to memory), peak, transpose (of kLanes vectors), from_i8,
+// from_f16, to_i8 (of whole numbers in [-127, 127]), to_f16; and kAttendRows (see attend_block-inl.h).
 #include "kernels/kernels.h"
 
 // Sums live in registers across these calls; the compiler's own guess keeps some of them out of line, which sends
@@ -223,23 +224,52 @@ void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens
 
 // --------------------------------------------------------------------------------------------------- attention
 
-// scores[t] = scale * q . k_t; returns the largest.
+// scores[t] = q . k_t. Four keys at a time, so that their sums across a register are taken together.
 template <class Cache>
-inline float score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length, float scale,
-                        float* scores) {
-  float peak = -3.4e38f;
-  for (int32_t t = 0; t < length; t += 4) {
-    const int32_t count = min_of(4, length - t);
-    F sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-    for (int32_t d = 0; d < head_dim; d += kLanes) {
-      const F part = widen_some(q + d, head_dim - d);
-      for (int32_t j = 0; j < 4; ++j)
-        sums[j] = V::fma(widen_some(k + (t + min_of(j, count - 1)) * stride + d, head_dim - d), part, sums[j]);
+inline void score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length,
+                       float* scores) {
+  int32_t t = 0;
+  for (; t + 4 <= length; t += 4) {
+    const Cache* line = k + t * stride;
+    F a = V::zero(), b = a, c = a, d = a;
+    int32_t i = 0;
+    for (; i + kLanes <= head_dim; i += kLanes) {
+      const F part = V::load(q + i);
+      a = V::fma(widen(line + i), part, a);
+      b = V::fma(widen(line + stride + i), part, b);
+      c = V::fma(widen(line + 2 * stride + i), part, c);
+      d = V::fma(widen(line + 3 * stride + i), part, d);
     }
-    for (int32_t j = 0; j < count; ++j) {
-      scores[t + j] = V::sum(sums[j]) * scale;
-      peak = scores[t + j] > peak ? scores[t + j] : peak;
+    if (i < head_dim) {
+      const F part = widen_tail(q + i, head_dim - i);
+      a = V::fma(widen_tail(line + i, head_dim - i), part, a);
+      b = V::fma(widen_tail(line + stride + i, head_dim - i), part, b);
+      c = V::fma(widen_tail(line + 2 * stride + i, head_dim - i), part, c);
+      d = V::fma(widen_tail(line + 3 * stride + i, head_dim - i), part, d);
     }
+    V::sum4(a, b, c, d, scores + t);
+  }
+  for (; t < length; ++t) {
+    F sum = V::zero();
+    for (int32_t i = 0; i < head_dim; i += kLanes)
+      sum = V::fma(widen_some(k + t * stride + i, head_dim - i), widen_some(q + i, head_dim - i), sum);
+    scores[t] = V::sum(sum);
+  }
+}
+
+// Multiplies the scores by `scale` and returns the largest.
+inline float scale_scores(float* scores, int32_t length, float scale) {
+  F peaks = V::set1(-3.4e38f);
+  int32_t t = 0;
+  for (; t + kLanes <= length; t += kLanes) {
+    const F score = V::mul(V::load(scores + t), V::set1(scale));
+    V::store(scores + t, score);
+    peaks = V::max(peaks, score);
+  }
+  float peak = V::peak(peaks);
+  for (; t < length; ++t) {
+    scores[t] *= scale;
+    peak = scores[t] > peak ? scores[t] : peak;
   }
   return peak;
 }
@@ -266,7 +296,8 @@ WF_ALWAYS_INLINE void mix_values(const float* weights, const Cache* v, int64_t s
 template <class Cache>
 inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim, int32_t length,
                        float scale, float* scores, float* out) {
-  const F peak = V::set1(score_keys(q, k, stride, head_dim, length, scale, scores));
+  score_keys(q, k, stride, head_dim, length, scores);
+  const F peak = V::set1(scale_scores(scores, length, scale));
   F sums = V::zero();
   int32_t t = 0;
   for (; t + kLanes <= length; t += kLanes) {

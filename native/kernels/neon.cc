@@ -27,6 +27,7 @@ struct V {
   static F pow2(F n) { return vreinterpretq_f32_s32(vshlq_n_s32(vcvtnq_s32_f32(vaddq_f32(n, set1(127.0f))), 23)); }
   static float sqrt1(float x) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(x)), 0); }
   static float sum(F x) { return vaddvq_f32(x); }
+  static void sum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
   static float peak(F x) { return vmaxvq_f32(x); }
   static F from_i8(const int8_t* p) {
     int32_t four;
