@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,6 +75,23 @@ class _TernaryWeight(torch.autograd.Function):
         return gradient * inside, scale_gradient, None
 
 
+@dataclass
+class _Held:
+    """``codes`` [O, I] in the latents' dtype and ``scale`` expanded to them, of one `held_codes` block (or none)."""
+
+    block: object | None
+    codes: Tensor
+    scale: Tensor
+    product: Tensor | None = None
+
+    def quantized(self) -> Tensor:
+        """Return codes * scale [O, I], without gradient."""
+        if self.product is None:
+            with torch.no_grad():
+                self.product = self.codes * self.scale
+        return self.product
+
+
 class BitLinear(nn.Linear):
     """A linear layer with ternary weights and int8 inputs.
 
@@ -98,7 +116,7 @@ class BitLinear(nn.Linear):
         self.strength = strength
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
-        self._cache: tuple[object, Tensor, Tensor] | None = None
+        self._cache: _Held | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: TernarySpec, strength: QuantStrength) -> BitLinear:
@@ -130,12 +148,14 @@ class BitLinear(nn.Linear):
         strength = self.strength.value
         if strength == 0.0:
             return self.weight
-        codes, expanded = self._codes_and_scale()
+        held = self._held()
+        if not torch.is_grad_enabled():
+            return held.quantized() if strength == 1.0 else torch.lerp(self.weight, held.quantized(), strength)
         if self.weight_scale is None:
             # Straight-through: value codes * scale, gradient of the identity.
-            return self.weight + strength * (codes * expanded - self.weight).detach()
+            return self.weight + strength * (held.quantized() - self.weight).detach()
         live = expand_scale(_straight_storable(self.weight_scale, self.spec), self.spec, self.in_features)
-        quantized: Tensor = _TernaryWeight.apply(self.weight, live.to(self.weight.dtype), codes)
+        quantized: Tensor = _TernaryWeight.apply(self.weight, live.to(self.weight.dtype), held.codes)
         return quantized if strength == 1.0 else torch.lerp(self.weight, quantized, strength)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,19 +165,19 @@ class BitLinear(nn.Linear):
         quantized = fake_quantize_activation(x, self.strength.value)
         return F.linear(quantized, self.effective_weight().to(x.dtype), self.bias)
 
-    def _codes_and_scale(self) -> tuple[Tensor, Tensor]:
-        """Codes (in the latents' dtype) and expanded scale; computed once for a `held_codes` block."""
-        held = self.strength.held
-        if held is not None and self._cache is not None and self._cache[0] is held:
-            return self._cache[1], self._cache[2]
+    def _held(self) -> _Held:
+        """The codes and scales of now; computed once for a `held_codes` block."""
+        block = self.strength.held
+        if block is not None and self._cache is not None and self._cache.block is block:
+            return self._cache
         with torch.no_grad():
             scale = self.weight_scale
             stored = absmean_scale(self.weight, self.spec) if scale is None else storable(scale, self.spec)
             expanded = expand_scale(stored, self.spec, self.in_features)
             codes = round_clip(self.weight.float(), expanded).to(self.weight.dtype)
-            expanded = expanded.to(self.weight.dtype)
-        self._cache = None if held is None else (held, codes, expanded)
-        return codes, expanded
+            held = _Held(block, codes, expanded.to(self.weight.dtype))
+        self._cache = None if block is None else held
+        return held
 
 
 def _straight_storable(scale: Tensor, spec: TernarySpec) -> Tensor:

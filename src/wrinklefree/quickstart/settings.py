@@ -31,7 +31,7 @@ class Settings:
     norm_rate: float = 3.0
     layerwise_share: float = 0.1
     layerwise_weight: float = 0.3
-    check_tokens: int = 6_000
+    check_tokens: int = 4_096
     greedy_tokens: int = 128
     seed: int = 0
     spec: TernarySpec = field(default_factory=TernarySpec)
