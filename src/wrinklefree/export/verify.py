@@ -70,13 +70,15 @@ class Agreement:
     """How closely the engine follows its source over all prompts and the tokens generated from them.
 
     ``noise_cosine_min`` is how far rounding noise alone moves the source's logits. ``greedy_tokens_equal`` counts,
-    for each prompt, the tokens before its first difference.
+    for each prompt, the tokens before its first difference; ``same_choices`` counts the tokens of the engine's text
+    that the source, reading the same text, would have chosen too.
     """
 
     logit_cosine_min: float
     noise_cosine_min: float
     logit_max_abs_difference: float
     greedy_tokens_equal: int
+    same_choices: int
     greedy_tokens: int
     differences: tuple[Difference, ...]
 
@@ -96,6 +98,7 @@ class Agreement:
             "noise_cosine_min": self.noise_cosine_min,
             "logit_max_abs_difference": self.logit_max_abs_difference,
             "greedy_tokens_equal": self.greedy_tokens_equal,
+            "same_choices": self.same_choices,
             "of": self.greedy_tokens,
             "differences": [{**asdict(d), "explained": d.explained} for d in self.differences],
         }
@@ -148,7 +151,7 @@ def compare_engine_with_torch(
     ``embedding`` says. Load the engine with ``kv_type="float32"`` for the sharpest answer.
     """
     half_cache = _has_half_cache(engine)
-    cosine, noise_cosine, largest, equal, total = 1.0, 1.0, 0.0, 0, 0
+    cosine, noise_cosine, largest, equal, same, total = 1.0, 1.0, 0.0, 0, 0, 0
     differences = []
     with exported_tables(model, embedding), full_strength(model), torch.no_grad():
         for prompt in prompts:
@@ -161,7 +164,9 @@ def compare_engine_with_torch(
             cosine = min(cosine, _lowest_cosine(source, ours))
             noise_cosine = min(noise_cosine, *(_lowest_cosine(source, other) for other in noisy))
             largest = max(largest, float(np.abs(source - ours).max()))
-            found = _first_difference(source[len(start) - 1 :].argmax(axis=1), tokens)
+            chosen = source[len(start) - 1 :].argmax(axis=1)
+            found = _first_difference(chosen, tokens)
+            same += int((chosen == np.asarray(tokens)).sum())
             equal += len(tokens) if found is None else found
             total += len(tokens)
             if found is not None:
@@ -170,7 +175,7 @@ def compare_engine_with_torch(
                 moved = max(float(np.abs(_gaps(other, pair) - _gaps(source, pair)).max()) for other in noisy)
                 wrong, right = (engine.tokenizer.decode([token], skip_special=False) for token in pair)
                 differences.append(Difference(prompt, found, wrong, right, float(_gaps(source, pair)[place]), moved))
-    return Agreement(cosine, noise_cosine, largest, equal, total, tuple(differences))
+    return Agreement(cosine, noise_cosine, largest, equal, same, total, tuple(differences))
 
 
 @contextmanager

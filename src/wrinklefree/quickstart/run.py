@@ -34,6 +34,7 @@ from wrinklefree.export.export import ExportReport, export
 from wrinklefree.models.calibration import CalibrationConfig, calibrate
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, save_checkpoint
+from wrinklefree.models.precision import fast_matmul_dtype
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.quickstart.distill import distill
 from wrinklefree.quickstart.journal import Journal
@@ -177,7 +178,10 @@ def _calibration_sequences(job: _Job) -> Tensor:
     """Sequences drawn over the whole training text; the last one is padded and left out."""
     assert job.sequences is not None
     order = np.random.default_rng(job.settings.seed).permutation(len(job.sequences) - 1)
-    return job.sequences.batch(order[: job.settings.calibration_sequences]).input_ids
+    count = job.settings.calibration_sequences
+    if fast_matmul_dtype()[0] == torch.float32:
+        count = max(1, count // 2)  # without bfloat16 a layer's forwards alone would use up its time
+    return job.sequences.batch(order[:count]).input_ids
 
 
 def _distilled(job: _Job, student: Any) -> Any:

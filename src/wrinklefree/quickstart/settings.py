@@ -32,7 +32,7 @@ class Settings:
     layerwise_share: float = 0.1
     layerwise_weight: float = 0.3
     check_tokens: int = 4_096
-    greedy_tokens: int = 128
+    greedy_tokens: int = 172
     seed: int = 0
     spec: TernarySpec = field(default_factory=TernarySpec)
 

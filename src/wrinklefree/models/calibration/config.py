@@ -27,7 +27,7 @@ class CalibrationConfig:
     learning_rate: float = 1e-3
     scale_rate: float = 0.3
     norm_rate: float = 3.0
-    gram_sequences: int = 64
+    gram_sequences: int = 32
     max_seconds: float | None = None
     seed: int = 0
 

@@ -24,6 +24,8 @@ from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
 from wrinklefree.quant.error_feedback import fit_scales, inverse_factor, ternarize_with_feedback
 from wrinklefree.quant.ternary import TernarySpec
 
+# Sequences on which a layer's error after rounding is reported; the one after training is that of all.
+_REPORTED = 8
 # Projections that see the same input are rounded with one Gram matrix; the groups stand in the order of the data.
 _STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
@@ -71,7 +73,7 @@ def calibrate(
         if subln == "identity":
             _at_zero(layer, lambda layer=layer, x=quantized: runner.all(layer, x), norms)  # type: ignore[misc]
         _round_layer(layer, runner, quantized[: config.gram_sequences], spec, strength, config)
-        rounded = relative_error(runner.all(layer, quantized), target)
+        rounded = relative_error(runner.all(layer, quantized[:_REPORTED]), target[:_REPORTED])
         steps = train_block(layer, runner, quantized, target, config, generator, deadline)
         quantized, full = runner.all(layer, quantized), target
         seconds = time.monotonic() - layer_started
