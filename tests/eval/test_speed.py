@@ -50,7 +50,7 @@ def test_progress_runs_from_nought_towards_one() -> None:
     seen: list[float] = []
     options = SpeedOptions(threads=(1, 2), prompt=4, decode=2, repeat=1)
     measure_speed(shape="toy", options=options, progress=lambda share, text: seen.append(share))
-    assert seen == pytest.approx([i / 8 for i in range(8)])  # 2 threads x (limits, loading, two tests)
+    assert seen == pytest.approx([i / 10 for i in range(10)])  # 2 threads x (loading, limits twice, two tests)
 
 
 def test_rates_follow_from_speeds() -> None:
