@@ -71,13 +71,13 @@ void Pass::norm_and_quantize(Worker& worker, const float* added, const float* no
 }
 
 void Pass::quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride,
-                         const float* norm) noexcept {
+                         const float* norm, float epsilon) noexcept {
   TokenScratch& s = scratch(worker);
   each_token(worker, [&](int32_t t) {
     const float* row = input + static_cast<int64_t>(t) * stride;
     if (norm != nullptr) {
       float* normed = s.normed.data() + static_cast<int64_t>(t) * width;
-      c_.kernels.rms_norm(row, norm, c_.config.rms_norm_eps, width, normed);
+      c_.kernels.rms_norm(row, norm, epsilon, width, normed);
       row = normed;
     }
     quantize(s, t, row, width);
@@ -132,7 +132,8 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
   });
   attend_all(worker, index);
 
-  quantize_rows(worker, shared.attention.data(), c_.config.q_width(), shared.q_stride, layer.attn_sub_norm);
+  quantize_rows(worker, shared.attention.data(), c_.config.q_width(), shared.q_stride, layer.attn_sub_norm,
+                layer.attn_sub_eps);
   const int64_t blocks = layer.o.matrix.row_blocks;
   worker.chunks(blocks, grain(worker, blocks, block_bytes(layer.o)), [&](int64_t begin, int64_t end) {
     product(s, layer.o, begin, end, shared.hidden.data(), shared.hidden_stride);
@@ -247,7 +248,7 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
       combine(gate, shared.up.data() + static_cast<int64_t>(t) * stride + row, rows, gate);
     }
   });
-  quantize_rows(worker, shared.gate.data(), middle, stride, layer.ffn_sub_norm);
+  quantize_rows(worker, shared.gate.data(), middle, stride, layer.ffn_sub_norm, layer.ffn_sub_eps);
   const int64_t out_blocks = layer.down.matrix.row_blocks;
   worker.chunks(out_blocks, grain(worker, out_blocks, block_bytes(layer.down)), [&](int64_t begin, int64_t end) {
     product(s, layer.down, begin, end, shared.hidden.data(), shared.hidden_stride);

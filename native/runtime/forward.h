@@ -45,7 +45,8 @@ class Pass {
   // residual += added (when given); quantized = quantise(rms_norm(residual)).
   void norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept;
   // quantized = quantise(input), after `norm` when there is one.
-  void quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride, const float* norm) noexcept;
+  void quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride, const float* norm,
+                     float epsilon) noexcept;
   void quantize(TokenScratch& scratch, int32_t token, const float* input, int32_t width) noexcept;
   void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, float* out,
                int32_t stride) noexcept;

@@ -141,6 +141,7 @@ class RandomSource : public TensorSource {
 
   bool has(const std::string& name) const override {
     const auto contains = [&](const char* part) { return name.find(part) != std::string::npos; };
+    if (contains(".eps")) return false;
     if (contains("_sub_norm")) return config_.sub_norms;
     if (contains("q_norm") || contains("k_norm")) return config_.qk_norm;
     if (contains("lm_head")) return config_.tie_known && !config_.tie_word_embeddings;

@@ -48,6 +48,8 @@ Layer Weights::load_layer(const ModelConfig& config, const std::string& prefix) 
   layer.attn_sub_norm =
       load_optional(attention + "attn_sub_norm.weight", config.q_width(), config.sub_norms, Role::kNorm);
   layer.ffn_sub_norm = load_optional(mlp + "ffn_sub_norm.weight", middle, config.sub_norms, Role::kNorm);
+  layer.attn_sub_eps = load_epsilon(attention + "attn_sub_norm.eps", config.rms_norm_eps);
+  layer.ffn_sub_eps = load_epsilon(mlp + "ffn_sub_norm.eps", config.rms_norm_eps);
   if (config.qk_norm) {
     layer.q_norm = load_vector(attention + "q_norm.weight", config.head_dim, Role::kNorm);
     layer.k_norm = load_vector(attention + "k_norm.weight", config.head_dim, Role::kNorm);
@@ -106,6 +108,13 @@ Table Weights::load_table(const ModelConfig& config, const std::string& name) {
 const float* Weights::load_vector(const std::string& name, int32_t size, Role role) {
   bytes_per_token += static_cast<uint64_t>(size) * sizeof(float);
   return reinterpret_cast<const float*>(source_->get(name, Dtype::kF32, {static_cast<uint64_t>(size)}, role));
+}
+
+float Weights::load_epsilon(const std::string& name, float otherwise) {
+  if (!source_->has(name)) return otherwise;
+  const float epsilon = *load_vector(name, 1, Role::kNorm);
+  if (!(epsilon >= 0.0f)) throw FormatError(message(name, ": found ", epsilon, ", an epsilon cannot be negative"));
+  return epsilon;
 }
 
 const float* Weights::load_optional(const std::string& name, int32_t size, bool needed, Role role) {

@@ -23,6 +23,8 @@ struct Layer {
   const float* post_norm = nullptr;      // [D]
   const float* attn_sub_norm = nullptr;  // [heads * head_dim], or null
   const float* ffn_sub_norm = nullptr;   // [intermediate], or null
+  float attn_sub_eps = 0.0f;             // epsilon of these two norms: their own, else the model's
+  float ffn_sub_eps = 0.0f;
   const float* q_norm = nullptr;         // [head_dim], or null
   const float* k_norm = nullptr;         // [head_dim], or null
 };
@@ -53,6 +55,7 @@ class Weights {
   Linear load_linear(const std::string& name, int32_t rows, int32_t columns, bool bias_needed);
   Table load_table(const ModelConfig& config, const std::string& name);
   const float* load_vector(const std::string& name, int32_t size, Role role);
+  float load_epsilon(const std::string& name, float otherwise);
   const float* load_optional(const std::string& name, int32_t size, bool needed, Role role);
 
   PackingConfig packing_;

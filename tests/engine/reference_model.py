@@ -63,7 +63,8 @@ class ReferenceModel:
     def norm(self, x: Array, name: str) -> Array:
         """RMSNorm over the last axis. Source: arXiv 1910.07467, equation 4."""
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean_square + self.dtype(self.config["rms_norm_eps"])) * self.tensors[name + ".weight"]
+        epsilon = self.tensors[name + ".eps"][0] if name + ".eps" in self.tensors else self.config["rms_norm_eps"]
+        return x / np.sqrt(mean_square + self.dtype(epsilon)) * self.tensors[name + ".weight"]
 
     def linear(self, name: str, x: Array) -> Array:
         """A ternary linear [T, O] of x [T, I]: per-token absmax int8 activations, exact integer products."""

@@ -131,6 +131,9 @@ def write_toy(
         if subln != "none":
             norm(prefix + "self_attn.attn_sub_norm", heads * head_dim)
             norm(prefix + "mlp.ffn_sub_norm", middle)
+            if config["model_type"] != "bitnet":
+                # An epsilon of its own, as large as the inputs, for one of the two: the other takes the model's.
+                tensors[prefix + "mlp.ffn_sub_norm.eps"] = np.array([0.5], np.float32)
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", tensors)
     packing = {

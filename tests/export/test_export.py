@@ -261,8 +261,8 @@ def test_a_layer_left_in_full_precision_is_refused(tmp_path: Path) -> None:
 
 # Any change of these bytes is a change of the format: raise PACKED_FORMAT_VERSION and say so in docs/formats.md.
 GOLDEN = {
-    "model.safetensors": "b3f92e19c8a11a8a4d2c18b75eb8dc44729fdfcebaef9732c5ff8608b78dbde0",
-    "config.json": "3d61e04e75c19b2b1ebbec2f0ad19b09ebcb71ba8fd3a6683862ec0065b63578",
+    "model.safetensors": "27c65b7c0a47a95c64d75c20007c44c431f930fc7ba0c1623321e609d005e8f7",
+    "config.json": "3ea997bdf8ce55f1fa83931d1c92ae467b73a780e58a3b2062415d7ee3e1eab6",
 }
 
 

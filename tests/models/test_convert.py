@@ -71,8 +71,7 @@ def test_identity_subln_keeps_the_function_where_ones_do_not() -> None:
         convert_model(student, SPEC, subln, tokens(8), strength=0.0)  # type: ignore[arg-type]
         both = teacher(tokens()).logits.flatten(), student(tokens()).logits.flatten()
         cosines[subln] = float(torch.cosine_similarity(*both, dim=0).detach())
-    # A toy of random weights has no structure that would keep the tokens' lengths alike; real models exceed 0.99.
-    assert cosines["identity"] > 0.95
+    assert cosines["identity"] > 0.99
     assert cosines["identity"] > cosines["ones"]
 
 

@@ -149,6 +149,8 @@ def packed_tensors(config: ModelConfig, info: PackedInfo) -> Iterator[tuple[Tens
         yield TensorInfo(f"{name}.bias", "F32", (packed.rows,)), True
     for name, size in _norms(config, info.subln):
         yield TensorInfo(f"{name}.weight", "F32", (size,)), False
+        if name.endswith("_sub_norm"):
+            yield TensorInfo(f"{name}.eps", "F32", (1,)), True
 
 
 def _norms(config: ModelConfig, subln: str) -> Iterator[tuple[str, int]]:

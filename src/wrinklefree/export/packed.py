@@ -84,6 +84,8 @@ def dequantized(table: NDArray[np.float32], embedding: str) -> NDArray[np.float3
 
 def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
     yield f"{entry.name}.weight"
+    if isinstance(entry, Norm) and entry.eps is not None:
+        yield f"{entry.name}.eps"
     if isinstance(entry, TernaryLayer):
         yield f"{entry.name}.weight_scale"
         if entry.layer.bias is not None:
@@ -96,6 +98,8 @@ def _arrays(entry: Entry, info: PackedInfo) -> Iterator[tuple[str, NDArray[Any]]
     """Yield the tensors of one part as they are written."""
     if isinstance(entry, Norm):
         yield f"{entry.name}.weight", entry.values()
+        if entry.eps is not None:
+            yield f"{entry.name}.eps", entry.eps.detach().float().cpu().numpy()
     elif isinstance(entry, Table):
         values = entry.values()
         if info.embedding == "f16":
@@ -122,8 +126,11 @@ def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
     return half
 
 
+_PARTS = ("weight", "weight_scale", "bias", "eps")
+
+
 def _change(entry: Entry, info: PackedInfo, stored: Mapping[str, TensorInfo], written_bytes: int) -> TensorChange:
-    before = [stored[name] for part in ("weight", "weight_scale", "bias") if (name := f"{entry.name}.{part}") in stored]
+    before = [stored[name] for part in _PARTS if (name := f"{entry.name}.{part}") in stored]
     if isinstance(entry, TernaryLayer):
         kind = f"2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
     elif isinstance(entry, Norm):

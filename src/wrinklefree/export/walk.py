@@ -67,10 +67,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Norm:
-    """The gains of an RMSNorm, ``[D]``."""
+    """The gains of an RMSNorm, ``[D]``, and its epsilon ``[1]`` where that is its own (SubLN)."""
 
     name: str
     parameter: nn.Parameter
+    eps: Tensor | None = None
 
     def values(self) -> NDArray[np.float32]:
         """Return the gains in float32."""
@@ -94,7 +95,7 @@ def walk(model: nn.Module) -> Iterator[Entry]:
             if not (tied and name == "lm_head"):
                 yield Table(name, own["weight"])
         elif "norm" in name.rpartition(".")[2] and set(own) == {"weight"} and own["weight"].ndim == 1:
-            yield Norm(name, own["weight"])
+            yield Norm(name, own["weight"], dict(module.named_buffers(recurse=False)).get("eps"))
         elif own:
             raise InputError(
                 f"{name}.{min(own)}: a {type(module).__name__} stayed in full precision; convert the whole model first"

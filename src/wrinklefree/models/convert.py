@@ -15,7 +15,7 @@ from wrinklefree.models.subln import (
     SubLayerNorm,
     SublnInit,
     decoder_layers,
-    fit_identity_gains,
+    fit_identity,
     insert_layer_norms,
 )
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength, bit_linears
@@ -45,7 +45,7 @@ def convert_model(
         norms += convert_layer(layer, family, spec, shared, eps if subln != "none" else None)
     if subln == "identity":
         assert sequences is not None
-        fit_identity_gains(norms, lambda: [model(sequence[None]) for sequence in sequences])
+        fit_identity(norms, lambda: [model(sequence[None]) for sequence in sequences])
     shared.value = strength
     return shared
 

@@ -205,8 +205,8 @@ def _load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], place: str
 
 def _forget_gguf(model: PreTrainedModel) -> None:
     """A model read from GGUF is plain float; transformers refuses to save it until it forgets where it came from."""
-    model.hf_quantizer = None
-    model.is_quantized = False
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 

@@ -16,17 +16,24 @@ from torch import Tensor, nn
 
 from wrinklefree.models.families import Family
 
+# Relative change of a norm's output that `fit_identity` allows, root mean square over tokens weighted by their length.
+IDENTITY_TOLERANCE = 0.01
 SublnInit = Literal["identity", "ones", "none"]
 SUBLN_INITS: tuple[SublnInit, ...] = ("identity", "ones", "none")
 
 
 class SubLayerNorm(nn.Module):
-    """RMSNorm: ``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, computed in float32."""
+    """RMSNorm: ``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, computed in float32.
+
+    ``eps`` ``[1]`` is in the checkpoint, because `fit_identity` chooses it for each norm.
+    """
+
+    eps: Tensor
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size, dtype=dtype))
-        self.eps = eps
+        self.register_buffer("eps", torch.tensor([eps], dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -67,20 +74,22 @@ def insert_layer_norms(layer: nn.Module, family: Family, eps: float) -> list[Sub
 
 
 @torch.no_grad()
-def fit_identity_gains(norms: list[SubLayerNorm], run: Callable[[], object]) -> None:
-    """Set the gains so that each norm, on average over the tokens that ``run`` sends through it, returns its input.
+def fit_identity(norms: list[SubLayerNorm], run: Callable[[], object]) -> None:
+    """Fit each norm so that it returns its input, nearly, for the tokens that ``run`` sends through it.
 
-    One gain for all channels keeps the direction of every token's vector; the mean of the tokens' root mean square
-    is the gain with the least squared change of their length. The norms are passed through while measuring, so each
-    sees the inputs of the unchanged model.
+    The norms are passed through while measuring, so each sees the inputs of the unchanged model. One gain serves all
+    channels, which keeps the direction of every token's vector; what changes is the vectors' length, and the gain with
+    the least squared change is fitted. Tokens of very different length (the attention sinks of a pretrained model are
+    hundreds of times longer than the rest) cannot all keep theirs under one gain: then epsilon is raised until the
+    change is at most ``IDENTITY_TOLERANCE``, which makes the norm linear for short tokens and normalising for long
+    ones.
+
+    Differs: arXiv 2510.13998 starts from gains of one and lets training repair the function.
     """
-    total = {id(norm): 0.0 for norm in norms}
-    tokens = {id(norm): 0 for norm in norms}
+    lengths: dict[int, list[Tensor]] = {id(norm): [] for norm in norms}
 
     def measure(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        rms = inputs[0].double().square().mean(dim=-1).sqrt()
-        total[id(norm)] += float(rms.sum())
-        tokens[id(norm)] += rms.numel()
+        lengths[id(norm)].append(inputs[0].double().square().mean(dim=-1).flatten())
         return inputs[0]
 
     handles = [norm.register_forward_hook(measure) for norm in norms]
@@ -90,4 +99,19 @@ def fit_identity_gains(norms: list[SubLayerNorm], run: Callable[[], object]) -> 
         for handle in handles:
             handle.remove()
     for norm in norms:
-        norm.weight.fill_(total[id(norm)] / max(1, tokens[id(norm)]))
+        gain, eps = _identity(torch.cat(lengths[id(norm)]), float(norm.eps))
+        norm.weight.fill_(gain)
+        norm.eps.fill_(eps)
+
+
+def _identity(mean_squares: Tensor, eps: float) -> tuple[float, float]:
+    """Return gain and epsilon for tokens of these mean squares [N]: the smallest epsilon within the tolerance."""
+    if not float(mean_squares.sum()):
+        return 1.0, eps  # nothing ever comes through
+    while True:
+        factor = torch.rsqrt(mean_squares + eps)
+        gain = float((mean_squares * factor).sum() / (mean_squares * factor.square()).sum())
+        change = float((mean_squares * (gain * factor - 1).square()).sum() / mean_squares.sum())
+        if change <= IDENTITY_TOLERANCE**2:
+            return gain, eps
+        eps = max(4 * eps, 1e-3 * float(mean_squares.mean()))

@@ -57,10 +57,10 @@ def _markdown(report: dict[str, Any], phases: dict[str, Any]) -> str:
         f"{speed['engine']:.1f} tok/s ({report['machine']['kernels']}), "
         f"{speed['engine'] / speed['torch_fp32']:.1f} times |",
         "",
-        f"Engine against torch: on the same text both choose the same greedy token {agreement['same_choices']} times of "
-        f"{agreement['of']}; {agreement['greedy_tokens_equal']} tokens lie before the first differences. The lowest "
-        f"cosine of their logits is {agreement['logit_cosine_min']:.5f}; float32 rounding noise alone moves torch's own "
-        f"as far as {agreement['noise_cosine_min']:.5f}.",
+        f"Engine against torch: on the same text both choose the same greedy token {agreement['same_choices']} times "
+        f"of {agreement['of']}; {agreement['greedy_tokens_equal']} tokens lie before the first differences. The lowest "
+        f"cosine of their logits is {agreement['logit_cosine_min']:.5f}; float32 rounding noise alone moves torch's "
+        f"own as far as {agreement['noise_cosine_min']:.5f}.",
         *_differences(agreement),
         "",
         f"> {report['answer']['question']}",
@@ -84,8 +84,8 @@ def _markdown(report: dict[str, Any], phases: dict[str, Any]) -> str:
 
 def _differences(agreement: dict[str, Any]) -> list[str]:
     return [
-        f"Behind `{found['prompt'].strip()!r}` the first difference is token {found['position']}: a tie, the two logits lie "
-        f"{found['logit_gap']:.2g} apart and rounding noise moves them by {found['error_bound']:.2g}."
+        f"Behind `{found['prompt'].strip()!r}` the first difference is token {found['position']}: a tie, the two "
+        f"logits lie {found['logit_gap']:.2g} apart and rounding noise moves them by {found['error_bound']:.2g}."
         for found in agreement["differences"]
     ]
 
