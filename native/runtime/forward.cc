@@ -70,8 +70,8 @@ void Pass::norm_and_quantize(Worker& worker, const float* added, const float* no
   });
 }
 
-void Pass::quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride,
-                         const float* norm, float epsilon) noexcept {
+void Pass::quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride, const float* norm,
+                         float epsilon) noexcept {
   TokenScratch& s = scratch(worker);
   each_token(worker, [&](int32_t t) {
     const float* row = input + static_cast<int64_t>(t) * stride;

@@ -25,8 +25,8 @@ struct Layer {
   const float* ffn_sub_norm = nullptr;   // [intermediate], or null
   float attn_sub_eps = 0.0f;             // epsilon of these two norms: their own, else the model's
   float ffn_sub_eps = 0.0f;
-  const float* q_norm = nullptr;         // [head_dim], or null
-  const float* k_norm = nullptr;         // [head_dim], or null
+  const float* q_norm = nullptr;  // [head_dim], or null
+  const float* k_norm = nullptr;  // [head_dim], or null
 };
 
 // An embedding or head [V, D]: int8 codes with a scale a row, or float16.

@@ -43,7 +43,7 @@ def _summary(out: Path, report: dict[str, Any]) -> list[str]:
         f"greedy tokens equal {agreement['greedy_tokens_equal']} of {agreement['of']}",
         f"{size['source']:,} bytes of source, {size['packed']:,} packed",
         f"decode: engine {speed['engine']:.1f} tokens/s, torch float32 {speed['torch_fp32']:.1f}",
-        f"it answers {report['answer']['question']!r}: {report['answer']['text']}",
+        f"it goes on: {report['answer']['prompt']} {' '.join(report['answer']['text'].split())}",
     ]
     if report.get("partial"):
         lines.append(f"PARTIAL: {report['partial']}")

@@ -32,6 +32,7 @@ from transformers.utils import logging as hf_logging
 
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.convert import convert_model
+from wrinklefree.models.subln import SublnInit
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.version import CHECKPOINT_FORMAT_VERSION
@@ -121,7 +122,7 @@ def load_checkpoint(
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tensors = load_file(path / WEIGHTS)
-    subln = "ones" if info.subln != "none" else "none"
+    subln: SublnInit = "ones" if info.subln != "none" else "none"
     convert_model(model, info.spec, subln=subln, strength=info.strength)
     for name, layer in bit_linears(model):
         if f"{name}.weight_scale" in tensors:

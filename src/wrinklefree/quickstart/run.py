@@ -44,7 +44,7 @@ from wrinklefree.quickstart.settings import Settings
 from wrinklefree.quickstart.source import NAME, bundled_model
 from wrinklefree.train.interrupt import stop_requested
 
-QUESTION = "What is a list in Python?"
+PROMPT = "In Python, a list is"
 # Of the fixed work, what comes behind the training: export, verification, measuring, reporting.
 _AFTER_TRAINING_SHARE = 0.6
 Show = Callable[[float, str], None]
@@ -252,7 +252,7 @@ def _measured(job: _Job, student: Any, losses: dict[str, float], exported: Expor
         },
         "bits_per_ternary_weight": exported.bits_per_ternary_weight,
         "decode_tok_s": speed,
-        "answer": {"question": QUESTION, "text": answer},
+        "answer": {"prompt": PROMPT, "text": answer},
         "seconds": job.seconds,
         "machine": machine(engine),
         "settings": job.settings.to_json(),
@@ -261,7 +261,6 @@ def _measured(job: _Job, student: Any, losses: dict[str, float], exported: Expor
 
 
 def _answer(engine: Engine) -> str:
-    """Ask the finished model something, with its own chat template."""
-    prompt = engine.tokenizer.apply_chat([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
-    params = SamplingParams(max_tokens=96, temperature=0.0)
-    return "".join(step.text for step in engine.generate(engine.tokenizer.encode(prompt), params)).strip()
+    """Let the finished model go on with a text of the kind it was fitted on; chatting was not."""
+    params = SamplingParams(max_tokens=64, temperature=0.0, repetition_penalty=1.15)
+    return "".join(step.text for step in engine.generate(engine.tokenizer.encode(PROMPT), params)).strip()

@@ -19,7 +19,7 @@ from wrinklefree.models.calibration.block_training import train_block
 from wrinklefree.models.calibration.config import CalibrationConfig, CalibrationReport, LayerReport
 from wrinklefree.models.convert import check_convertible, convert_layer
 from wrinklefree.models.precision import fast_matmul_dtype
-from wrinklefree.models.subln import SublnInit, decoder_layers, fit_identity
+from wrinklefree.models.subln import SubLayerNorm, SublnInit, decoder_layers, fit_identity
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
 from wrinklefree.quant.error_feedback import fit_scales, inverse_factor, ternarize_with_feedback
 from wrinklefree.quant.ternary import TernarySpec
@@ -85,8 +85,8 @@ def calibrate(
     return CalibrationReport(sequences.numel(), time.monotonic() - started, why, reports)
 
 
-def _at_zero(layer: nn.Module, run: Callable[[], object], norms: list) -> None:  # type: ignore[type-arg]
-    """Fit the gains of SubLN on the unrounded layer."""
+def _at_zero(layer: nn.Module, run: Callable[[], object], norms: list[SubLayerNorm]) -> None:
+    """Fit SubLN on the unrounded layer."""
     linears = [module for module in layer.modules() if isinstance(module, BitLinear)]
     shared = linears[0].strength
     shared.value = 0.0
