@@ -110,10 +110,10 @@ def run_quickstart(
     student = _distilled(job, student)
     exported = _exported(job)
     report = _measured(job, student, losses, exported)
-    report["seconds"]["total"] = round(time.monotonic() - started, 2)
-    write_bytes(out / "report.json", json_bytes(report))
     with job.phase("report"):
         write_report(out, report, job.original, student, journal.phases)
+    report["seconds"]["total"] = round(time.monotonic() - started, 2)
+    write_bytes(out / "report.json", json_bytes(report))
     if job.partial is None:
         journal.complete()
     return report
