@@ -24,6 +24,10 @@ from wrinklefree.train.loop import run
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import LoopConfig
 
+# Adam's first steps move every weight by the full rate in the direction of one batch. With 5 % of warm-up the loss
+# jumped from 1.5 to 3.9 nats and took half the run to come back; with a quarter it falls from the first step on.
+_WARMUP = 0.25
+
 
 @dataclass
 class Distillation:
@@ -84,7 +88,7 @@ def distill(
         budget=Budget(seconds=seconds),
         teacher=teacher,
         curriculum=curriculum,
-        schedule=Schedule("linear", warmup_ratio=0.05),
+        schedule=Schedule("linear", warmup_ratio=_WARMUP),
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         on_step=on_step,
     )

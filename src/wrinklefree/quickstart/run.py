@@ -43,6 +43,7 @@ from wrinklefree.quickstart.report import write_report
 from wrinklefree.quickstart.settings import Settings
 from wrinklefree.quickstart.source import NAME, bundled_model
 from wrinklefree.train.interrupt import stop_requested
+from wrinklefree.train.memory import keep_freed_memory
 
 PROMPT = "In Python, a list is"
 # Of the fixed work, what comes behind the training: export, verification, measuring, reporting.
@@ -96,6 +97,7 @@ def run_quickstart(
     Raises: InputError when ``out`` is not ours or ``minutes`` too few, MissingDependencyError without the model.
     """
     started = time.monotonic()
+    keep_freed_memory()
     settings = settings or Settings(minutes=minutes)
     source = source or bundled_model()
     if threads is not None:

@@ -33,6 +33,7 @@ from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.loop import run
+from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.metrics import open_metrics, say
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
@@ -70,6 +71,7 @@ def train(
 
     Raises: InputError when the recipe and what it names do not fit, TrainingError when training diverges.
     """
+    keep_freed_memory()
     out = out or Path(recipe.out or f"runs/{recipe.stage}-{recipe.identity}")
     _claim(out, recipe)
     device = recipe.device
