@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,19 @@ def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 
     Raises: InputError when nothing is there, FormatError when what is there cannot be read.
     """
+    where = locate_source(src)
+    with _quiet_loading(src):
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    _forget_gguf(model)
+    return model.eval(), tokenizer
+
+
+def locate_source(src: str) -> dict[str, Any]:
+    """Return the arguments with which transformers finds ``src``; nothing is loaded yet.
+
+    Raises: InputError when it is no Hugging Face id and nothing is there, or it is converted already.
+    """
     path = Path(src)
     where: dict[str, Any] = {"pretrained_model_name_or_path": src}
     if path.suffix == ".gguf":
@@ -99,11 +112,7 @@ def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
             raise InputError(f"{src}: is a converted model already; an original model is needed here")
     elif path.exists() or src.startswith((".", "/", "~")) or src.count("/") > 1:
         raise InputError(f"{src}: no such model; give a directory, a .gguf file or a Hugging Face id")
-    with _quiet_loading(src):
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-    _forget_gguf(model)
-    return model.eval(), tokenizer
+    return where
 
 
 def load_checkpoint(
@@ -165,11 +174,6 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def with_strength(info: CheckpointInfo, strength: float) -> CheckpointInfo:
-    """Return ``info`` with another quantisation strength."""
-    return replace(info, strength=strength)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from wrinklefree.data.tokens import TextEncoder
 from wrinklefree.errors import InputError
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import forward
-from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, save_checkpoint
+from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, locate_source, save_checkpoint
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
@@ -73,6 +73,8 @@ def train(
     """
     keep_freed_memory()
     out = out or Path(recipe.out or f"runs/{recipe.stage}-{recipe.identity}")
+    if recipe.model.source and not _is_converted(recipe.model.source):
+        locate_source(recipe.model.source)  # a wrong name must not leave a directory behind
     _claim(out, recipe)
     device = recipe.device
     fabric = Fabric(
