@@ -4,8 +4,8 @@
 //
 // `V` has: F (the vector), kLanes, kTileTokens (tokens of the register tile of the dense product), zero, set1,
 // load, store, add, sub, mul, div, max, fma(a, b, c) = a * b + c, round (half to even), pow2 (2^n of a whole n in
-// [-126, 127]), sqrt1 (of one float), sum, sum4 (four sums to memory), peak, transpose (of kLanes vectors), from_i8,
-// from_f16, to_i8 (of whole numbers in [-127, 127]), to_f16; and kAttendRows (see attend_block-inl.h).
+// [-126, 127]), sqrt1 (of one float), sum, sum4 (four sums to memory), peak, transpose (of kLanes vectors), from_f16,
+// to_i8 (of whole numbers in [-127, 127]), to_f16; and kAttendRows (see attend_block-inl.h).
 #include "kernels/kernels.h"
 
 // Sums live in registers across these calls; the compiler's own guess keeps some of them out of line, which sends
@@ -22,7 +22,6 @@ inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 
 WF_ALWAYS_INLINE F widen(const float* p) { return V::load(p); }
 WF_ALWAYS_INLINE F widen(const uint16_t* p) { return V::from_f16(p); }
-WF_ALWAYS_INLINE F widen(const int8_t* p) { return V::from_i8(p); }
 
 // The first `count` < kLanes elements, zeros behind. Tails are rare (model widths are multiples of 16), so a copy
 // through the stack is good enough and never reads behind the caller's memory.
@@ -72,10 +71,15 @@ WF_ALWAYS_INLINE F exp_of(F x) {
 
 WF_ALWAYS_INLINE F absolute(F x) { return V::max(x, V::sub(V::zero(), x)); }
 
-void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
+// The largest magnitude, at least 1e-5.
+inline float peak_of(const float* x, int32_t n) {
   F peaks = V::set1(1e-5f);
   for (int32_t i = 0; i < n; i += kLanes) peaks = V::max(peaks, absolute(widen_some(x + i, n - i)));
-  const float peak = V::peak(peaks);
+  return V::peak(peaks);
+}
+
+void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
+  const float peak = peak_of(x, n);
   const F factor = V::set1(127.0f / peak);
   const int32_t blocks = (n + kColumnsPerBlock - 1) / kColumnsPerBlock;
   for (int32_t block = 0; block < blocks; ++block) {
@@ -88,6 +92,28 @@ void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* 
     block_sums[block] = static_cast<int32_t>(V::sum(sums));
   }
   *scale = peak / 127.0f;
+}
+
+// Whole numbers of magnitude up to 16256, and sums of 32 of them, are exact in float32, and so are the two halves:
+// high = floor((v + 64) / 128) is the whole number nearest to (v + 1/2) / 128, which never lies between two.
+void quantize_wide(const float* x, int32_t n, int8_t* high, int8_t* low, int32_t* half_sums, float* scale) {
+  constexpr float kPeak = 16256.0f;
+  constexpr int32_t kHalf = kColumnsPerBlock / 2;
+  const float peak = peak_of(x, n);
+  const F factor = V::set1(kPeak / peak);
+  const int32_t halves = (n + kColumnsPerBlock - 1) / kColumnsPerBlock * 2;
+  for (int32_t half = 0; half < halves; ++half) {
+    F sums = V::zero();
+    for (int32_t i = half * kHalf; i < (half + 1) * kHalf; i += kLanes) {
+      const F value = i < n ? V::round(V::mul(widen_some(x + i, n - i), factor)) : V::zero();
+      const F top = V::round(V::mul(V::add(value, V::set1(0.5f)), V::set1(0x1p-7f)));
+      V::to_i8(high + i, top);
+      V::to_i8(low + i, V::sub(value, V::mul(top, V::set1(128.0f))));
+      sums = V::add(sums, value);
+    }
+    half_sums[half] = static_cast<int32_t>(V::sum(sums));
+  }
+  *scale = peak / kPeak;
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* y) {
@@ -131,16 +157,14 @@ void store_f16(const float* x, int32_t n, uint16_t* out) {
 }
 
 // ---------------------------------------------------------------------------------------------- dense products
-// y[t, r] = row_scale[r] * w[r] . x[t] for weights of type W (int8 or float16 bits) and float activations.
+// y[t, r] = w[r] . x[t] for weights in float16 and float activations.
 
 // One token: weights are read once and converted in registers. One row after the other, so that memory is one
 // ascending stream: four rows at a time share the loads of x but are four short streams, and that is three times
 // slower where the weights come from memory (8 against 25 GB/s with one core of a Zen 4).
-template <class W>
-inline void dense_one(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t begin, int32_t end,
-                      float* y) {
+inline void dense_one(const uint16_t* w, int32_t columns, const float* x, int32_t begin, int32_t end, float* y) {
   for (int32_t row = begin; row < end; ++row) {
-    const W* line = w + static_cast<int64_t>(row) * columns;
+    const uint16_t* line = w + static_cast<int64_t>(row) * columns;
     F a = V::zero(), b = a, c = a, d = a;
     int32_t i = 0;
     for (; i + 4 * kLanes <= columns; i += 4 * kLanes) {
@@ -150,7 +174,7 @@ inline void dense_one(const W* w, const float* row_scale, int32_t columns, const
       d = V::fma(widen(line + i + 3 * kLanes), V::load(x + i + 3 * kLanes), d);
     }
     for (; i < columns; i += kLanes) a = V::fma(widen_some(line + i, columns - i), widen_some(x + i, columns - i), a);
-    y[row] = V::sum(V::add(V::add(a, b), V::add(c, d))) * (row_scale ? row_scale[row] : 1.0f);
+    y[row] = V::sum(V::add(V::add(a, b), V::add(c, d)));
   }
 }
 
@@ -160,7 +184,7 @@ constexpr int32_t kDenseColumns = 256;  // ... for this many columns: 16 KiB, ha
 // 4 rows x T tokens over `count` columns; adds to y.
 template <int32_t T>
 WF_ALWAYS_INLINE void dense_tile(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
-                                 const float* row_scale, float* y, int64_t y_stride) {
+                                 float* y, int64_t y_stride) {
   F sums[4][T];
   for (int32_t r = 0; r < 4; ++r)
     for (int32_t t = 0; t < T; ++t) sums[r][t] = V::zero();
@@ -173,28 +197,26 @@ WF_ALWAYS_INLINE void dense_tile(const float* w, const float* x, int64_t x_strid
     }
   }
   for (int32_t r = 0; r < rows; ++r)
-    for (int32_t t = 0; t < T; ++t) y[t * y_stride + r] += V::sum(sums[r][t]) * (row_scale ? row_scale[r] : 1.0f);
+    for (int32_t t = 0; t < T; ++t) y[t * y_stride + r] += V::sum(sums[r][t]);
 }
 
 template <int32_t T>
-inline void dense_tokens(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows,
-                         const float* row_scale, int32_t tokens, float* y, int64_t y_stride) {
+inline void dense_tokens(const float* w, const float* x, int64_t x_stride, int32_t count, int32_t rows, int32_t tokens,
+                         float* y, int64_t y_stride) {
   int32_t t = 0;
   for (; t + T <= tokens; t += T)
     for (int32_t r = 0; r < rows; r += 4)
-      dense_tile<T>(w + r * kDenseColumns, x + t * x_stride, x_stride, count, min_of(4, rows - r),
-                    row_scale ? row_scale + r : nullptr, y + t * y_stride + r, y_stride);
+      dense_tile<T>(w + r * kDenseColumns, x + t * x_stride, x_stride, count, min_of(4, rows - r), y + t * y_stride + r,
+                    y_stride);
   if constexpr (T > 1) {
     if (t < tokens)
-      dense_tokens<T - 1>(w, x + t * x_stride, x_stride, count, rows, row_scale, tokens - t, y + t * y_stride,
-                          y_stride);
+      dense_tokens<T - 1>(w, x + t * x_stride, x_stride, count, rows, tokens - t, y + t * y_stride, y_stride);
   }
 }
 
-template <class W>
-inline void dense(const W* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
-                  int32_t end, float* y, int64_t y_stride) {
-  if (tokens == 1) return dense_one(w, row_scale, columns, x, begin, end, y);
+void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end, float* y,
+              int64_t y_stride) {
+  if (tokens == 1) return dense_one(w, columns, x, begin, end, y);
   alignas(64) float panel[kDenseRows * kDenseColumns];
   for (int32_t row = begin; row < end; row += kDenseRows) {
     const int32_t rows = min_of(kDenseRows, end - row);
@@ -206,20 +228,9 @@ inline void dense(const W* w, const float* row_scale, int32_t columns, const flo
         for (int32_t i = 0; i < count; i += kLanes)
           V::store(panel + r * kDenseColumns + i,
                    widen_some(w + static_cast<int64_t>(row + min_of(r, rows - 1)) * columns + first + i, count - i));
-      dense_tokens<V::kTileTokens>(panel, x + first, columns, count, rows, row_scale ? row_scale + row : nullptr,
-                                   tokens, y + row, y_stride);
+      dense_tokens<V::kTileTokens>(panel, x + first, columns, count, rows, tokens, y + row, y_stride);
     }
   }
-}
-
-void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
-             int32_t end, float* y, int64_t y_stride) {
-  dense(w, row_scale, columns, x, tokens, begin, end, y, y_stride);
-}
-
-void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end, float* y,
-              int64_t y_stride) {
-  dense(w, nullptr, columns, x, tokens, begin, end, y, y_stride);
 }
 
 // --------------------------------------------------------------------------------------------------- attention
