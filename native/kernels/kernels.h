@@ -1,25 +1,76 @@
 // The kernel table: every hot loop of the engine, one implementation per instruction set, chosen once at run time.
 //
-// Kernel files (reference.cc, avx2.cc, avx512vnni.cc, neon.cc) are compiled with their own flags, use no STL and
-// export only their table, so that no function compiled with wider instructions can leak to other files.
-// The byte layout is the one of src/wrinklefree/artifact/packing.py (t2-r4c64).
+// Kernel files (reference.cc, avx2.cc, avx512vnni.cc, neon.cc and their kin) are compiled with their own flags, use
+// no STL and export only their table, so that no function compiled with wider instructions can leak to other files.
+// The byte layouts are those of src/wrinklefree/artifact/packing.py.
 #pragma once
 #include <cstdint>
 
 namespace wf {
 
-constexpr int kRowsPerBlock = 4;
+constexpr int kRowsPerBlock = 16;
 constexpr int kColumnsPerBlock = 64;
-constexpr int kBytesPerBlock = 64;
+constexpr int kBytesPerBlock = 256;     // 2 bits a weight
+constexpr int kBlocksPerFive = 5;       // column blocks that share bytes in the layout of 1.6 bits
+constexpr int kBytesPerFive = 1024;
 
-// A packed ternary matrix; the memory belongs to the caller. Codes are {0,1,2}; 3 was refused by the loader.
+enum class TernaryLayout : uint8_t {
+  kTwoBit,      // t2-r16c64
+  kFiveTrits,   // t1.6-r16c64: five trits a byte, the column blocks left over as kTwoBit
+};
+
+// Bytes of the codes of one row block.
+constexpr int64_t row_block_bytes(TernaryLayout layout, int32_t column_blocks) {
+  return layout == TernaryLayout::kTwoBit
+             ? int64_t{column_blocks} * kBytesPerBlock
+             : int64_t{column_blocks / kBlocksPerFive} * kBytesPerFive +
+                   int64_t{column_blocks % kBlocksPerFive} * kBytesPerBlock;
+}
+
+// A packed ternary matrix; the memory belongs to the caller. Codes are {0,1,2}; the loader refused all others.
 struct TernaryMatrix {
-  const uint8_t* codes;          // [row_blocks][column_blocks][64]
-  const uint16_t* group_scales;  // float16 bits [row_blocks][groups][4], or null when scales are per row
-  const float* row_scales;       // [row_blocks * 4], or null when scales are per group (tensor: replicated)
+  const uint8_t* codes;          // [row_blocks][row_block_bytes]
+  const uint16_t* group_scales;  // float16 bits [row_blocks][groups][16], or null when scales are per row
+  const float* row_scales;       // [row_blocks * 16], or null when scales are per group (tensor: replicated)
   int32_t rows, columns;
   int32_t row_blocks, column_blocks;
   int32_t group_blocks;  // column blocks that share a scale (1, 2, 4); 0 when scales are per row
+  TernaryLayout layout = TernaryLayout::kTwoBit;
+  int32_t prefetch = 0;  // bytes to ask for ahead of the codes being read; 0: leave it to the hardware
+};
+
+// How the entries of an embedding or head are stored; see packing.py. A block is 16 rows x 64 columns.
+//   kQ8: byte 64 k + 4 r + j (k of 16) is column 4 k + j of row r, value byte - 128.
+//   kQ4: byte 64 k + 4 r + j (k of 8): column 4 k + j in the low four bits, 32 + 4 k + j in the high four, value
+//        nibble - 8. A scale for each 32 columns.
+//   kQ6: 512 bytes as kQ4 hold the low four bits of a 6-bit number; then byte 64 d + 4 r + j (d of 4) holds the high
+//        two bits of the columns 4 d + j, + 16, + 32, + 48 in its bit pairs from the lowest up; value number - 32. A
+//        scale for each 64 columns.
+enum class TableFormat : uint8_t { kQ8, kQ6, kQ4 };
+
+constexpr int64_t table_block_bytes(TableFormat format) {
+  return format == TableFormat::kQ8 ? 1024 : format == TableFormat::kQ6 ? 768 : 512;
+}
+
+// A quantised embedding or head [rows, columns]; the memory belongs to the caller.
+struct TableMatrix {
+  const uint8_t* codes;          // [row_blocks][column_blocks][table_block_bytes]
+  const float* row_scales;       // [row_blocks * 16] for kQ8, else null
+  const uint16_t* group_scales;  // float16 bits [row_blocks][groups][16] for kQ6 (64 columns) and kQ4 (32), else null
+  int32_t rows, columns;
+  int32_t row_blocks, column_blocks;
+  TableFormat format;
+  int32_t prefetch = 0;
+};
+
+// Activations of a product with a table, 15 bits: x16 = round-half-even(x * (16256 / peak)) in float32 with
+// peak = max(max|x|, 1e-5), scale = peak / 16256, kept as two bytes x16 = 128 * high + low with high in [-127, 127]
+// and low in [-64, 63], so that int8 instructions can be used. Zero-filled to whole column blocks.
+struct WideActivations {
+  const int8_t* high;         // [tokens][column_blocks * 64]
+  const int8_t* low;          // [tokens][column_blocks * 64]
+  const int32_t* half_sums;   // [tokens][column_blocks * 2]: the sum of x16 over each 32 columns
+  const float* scales;        // [tokens]
 };
 
 // One token's quantised activations: q[column_blocks * 64] (zero-filled behind `columns`), the sum of q over each
@@ -39,9 +90,14 @@ struct Kernels {
   void (*ternary_dots)(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, int32_t tokens,
                        int32_t begin, int32_t end, int32_t* dots, int64_t dots_stride);
 
-  // Head: y[t * y_stride + r] = scale[r] * sum_i w[r * columns + i] * x[t * columns + i], rows [begin, end).
-  void (*q8_gemm)(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens,
-                  int32_t begin, int32_t end, float* y, int64_t y_stride);
+  // One token's WideActivations.
+  void (*quantize_wide)(const float* x, int32_t n, int8_t* high, int8_t* low, int32_t* half_sums, float* scale);
+  // Head: y[t * y_stride + r] = sum over groups g of scale[r, g] * (exact integer sum over c in g of value[r, c] *
+  // x16[t, c]) * scales[t], for the rows of the row blocks [begin, end). The integer is converted to float32 with one
+  // rounding; with one scale a row (kQ8) the result is float(sum) * row_scale * token scale, bit for bit.
+  void (*table_gemm)(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
+                     float* y, int64_t y_stride);
+  // Head in float16, plain rows: y[t * y_stride + r] = sum_i w[r * columns + i] * x[t * columns + i], rows [begin, end).
   void (*f16_gemm)(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
                    float* y, int64_t y_stride);
 
@@ -81,15 +137,18 @@ constexpr int kMaxBlockHeadDim = 128;
 inline bool attend_block_takes(int32_t head_dim) { return head_dim % 16 == 0 && head_dim <= kMaxBlockHeadDim; }
 
 // Many tokens: ranges of row blocks that begin and end at multiples of this waste nothing (see ternary_panel-inl.h).
-constexpr int kPanelGrain = 8;
+constexpr int kPanelGrain = 2;
 
 extern const Kernels kReferenceKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;
 #endif
 #if defined(__aarch64__)
 extern const Kernels kNeonDotprodKernels;
+extern const Kernels kNeonI8mmKernels;
 #endif
 
 // Every table this build holds that this machine can run, best first; never empty (the reference is last).

@@ -38,12 +38,25 @@ uint16_t half_of_float(float value) {
   return sign | static_cast<uint16_t>((rebased + 0xFFFu + ((rebased >> 13) & 1u)) >> 13);
 }
 
-// The ternary value of one weight, by the layout t2-r4c64 (see artifact/packing.py).
+// Code of plane `plane` in a byte of t1.6-r16c64: multiply the fraction by three, the carry is the next code.
+int32_t trit(uint8_t byte, int32_t plane) {
+  uint32_t left = byte;
+  for (int32_t i = 0; i < plane; ++i) left = 3 * left & 255u;
+  return static_cast<int32_t>(3 * left >> 8);
+}
+
+// The ternary value of one weight, by the layouts of artifact/packing.py.
 int32_t ternary(const TernaryMatrix* w, int32_t row, int32_t column) {
-  const int64_t block = static_cast<int64_t>(row / kRowsPerBlock) * w->column_blocks + column / kColumnsPerBlock;
-  const int32_t inside = column % kColumnsPerBlock;
-  const uint8_t byte = w->codes[block * kBytesPerBlock + 16 * (row % kRowsPerBlock) + inside % 16];
-  return ((byte >> (2 * (inside / 16))) & 3) - 1;
+  const uint8_t* codes = w->codes + row / kRowsPerBlock * row_block_bytes(w->layout, w->column_blocks);
+  const int32_t block = column / kColumnsPerBlock, inside = column % kColumnsPerBlock;
+  const int32_t place = 4 * (row % kRowsPerBlock) + column % 4;
+  const int32_t fives = w->layout == TernaryLayout::kFiveTrits ? w->column_blocks / kBlocksPerFive : 0;
+  if (block < fives * kBlocksPerFive) {
+    const uint8_t byte = codes[block / kBlocksPerFive * kBytesPerFive + 64 * (inside / 4) + place];
+    return trit(byte, block % kBlocksPerFive) - 1;
+  }
+  const int64_t start = int64_t{fives} * kBytesPerFive + int64_t{block - fives * kBlocksPerFive} * kBytesPerBlock;
+  return ((codes[start + 64 * (inside % 16 / 4) + place] >> (2 * (inside / 16))) & 3) - 1;
 }
 
 // Sum of weight times activation over the column blocks [first, last).
@@ -102,16 +115,61 @@ void ternary_dots(const TernaryMatrix* w, const int8_t* q, const int32_t*, int32
       dots[t * dots_stride + row] = dot(w, row, q + t * q_stride, 0, w->column_blocks);
 }
 
-void q8_gemm(const int8_t* w, const float* row_scale, int32_t columns, const float* x, int32_t tokens, int32_t begin,
-             int32_t end, float* y, int64_t y_stride) {
-  for (int32_t t = 0; t < tokens; ++t)
-    for (int32_t row = begin; row < end; ++row) {
-      float sum = 0;
-      for (int32_t i = 0; i < columns; ++i)
-        sum +=
-            static_cast<float>(w[static_cast<int64_t>(row) * columns + i]) * x[static_cast<int64_t>(t) * columns + i];
-      y[t * y_stride + row] = sum * row_scale[row];
+void quantize_wide(const float* x, int32_t n, int8_t* high, int8_t* low, int32_t* half_sums, float* scale) {
+  constexpr float kPeak = 16256.0f;  // 127 * 128
+  constexpr int32_t kHalf = kColumnsPerBlock / 2;
+  float peak = 1e-5f;
+  for (int32_t i = 0; i < n; ++i) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+  const float factor = kPeak / peak;
+  const int32_t halves = (n + kColumnsPerBlock - 1) / kColumnsPerBlock * 2;
+  for (int32_t half = 0; half < halves; ++half) {
+    half_sums[half] = 0;
+    for (int32_t i = half * kHalf; i < (half + 1) * kHalf; ++i) {
+      const float rounded = i < n ? rintf(x[i] * factor) : 0.0f;
+      const int32_t value = rounded == rounded ? static_cast<int32_t>(rounded) : 0;  // NaN would be undefined
+      high[i] = static_cast<int8_t>((value + 64) >> 7);
+      low[i] = static_cast<int8_t>(value - 128 * high[i]);
+      half_sums[half] += value;
     }
+  }
+  *scale = peak / kPeak;
+}
+
+// The integer value of one entry of a table, by the formats of artifact/packing.py.
+int32_t table_value(const TableMatrix* w, int32_t row, int32_t column) {
+  const int32_t inside = column % kColumnsPerBlock;
+  const uint8_t* block = w->codes + (static_cast<int64_t>(row / kRowsPerBlock) * w->column_blocks +
+                                     column / kColumnsPerBlock) *
+                                        table_block_bytes(w->format);
+  const int32_t place = 4 * (row % kRowsPerBlock) + column % 4;
+  if (w->format == TableFormat::kQ8) return block[64 * (inside / 4) + place] - 128;
+  const int32_t nibble = block[64 * (inside % 32 / 4) + place] >> (inside / 32 * 4) & 15;
+  if (w->format == TableFormat::kQ4) return nibble - 8;
+  const int32_t high = block[512 + 64 * (inside % 16 / 4) + place] >> (inside / 16 * 2) & 3;
+  return (high << 4 | nibble) - 32;
+}
+
+float table_dot(const TableMatrix* w, int32_t row, const int8_t* high, const int8_t* low) {
+  const int32_t columns = w->column_blocks * kColumnsPerBlock;
+  const int32_t group = w->format == TableFormat::kQ8 ? columns : w->format == TableFormat::kQ6 ? 64 : 32;
+  const int32_t groups = columns / group;
+  float sum = 0;
+  for (int32_t g = 0; g < groups; ++g) {
+    int64_t dot = 0;
+    for (int32_t c = g * group; c < (g + 1) * group; ++c) dot += table_value(w, row, c) * (128 * high[c] + low[c]);
+    if (w->row_scales) return static_cast<float>(dot) * w->row_scales[row];
+    const int64_t place = (static_cast<int64_t>(row / kRowsPerBlock) * groups + g) * kRowsPerBlock;
+    sum += static_cast<float>(dot) * float_of_half(w->group_scales[place + row % kRowsPerBlock]);
+  }
+  return sum;
+}
+
+void table_gemm(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end, float* y,
+                int64_t y_stride) {
+  const int64_t stride = static_cast<int64_t>(w->column_blocks) * kColumnsPerBlock;
+  for (int32_t t = 0; t < tokens; ++t)
+    for (int32_t row = begin * kRowsPerBlock; row < min(end * kRowsPerBlock, w->rows); ++row)
+      y[t * y_stride + row] = table_dot(w, row, x->high + t * stride, x->low + t * stride) * x->scales[t];
 }
 
 void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end, float* y,
@@ -233,8 +291,23 @@ int64_t burn_int8(int64_t rounds) {
 }  // namespace
 
 const Kernels kReferenceKernels = {
-    "reference", quantize, ternary_gemm, ternary_dots, q8_gemm,    f16_gemm,  rms_norm,     silu_mul,
-    relu2_mul,   add,      attend,       store_f16,    attend_f32, burn_int8, attend_block, attend_block_f32,
+    .name = "reference",
+    .quantize = quantize,
+    .ternary_gemm = ternary_gemm,
+    .ternary_dots = ternary_dots,
+    .quantize_wide = quantize_wide,
+    .table_gemm = table_gemm,
+    .f16_gemm = f16_gemm,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .relu2_mul = relu2_mul,
+    .add = add,
+    .attend = attend,
+    .store_f16 = store_f16,
+    .attend_f32 = attend_f32,
+    .burn_int8 = burn_int8,
+    .attend_block = attend_block,
+    .attend_block_f32 = attend_block_f32,
 };
 
 }  // namespace wf
