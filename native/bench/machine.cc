@@ -147,20 +147,20 @@ double int8_gmac_per_second(const Kernels& kernels, int threads, double seconds)
   return static_cast<double>(done) * threads / best * 1e-9;
 }
 
-ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t group_size, int32_t tokens,
-                           int32_t copies, int threads, double seconds) {
-  const Activations x(kernels, columns, tokens);
-  const int32_t row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  const int32_t groups = group_size ? (columns + group_size - 1) / group_size : 0;
-  const int64_t code_bytes = static_cast<int64_t>(row_blocks) * x.blocks * kBytesPerBlock;
+ProductSpeed ternary_speed(const Kernels& kernels, const ProductShape& shape, int32_t tokens, int32_t copies,
+                           int threads, double seconds) {
+  const Activations x(kernels, shape.columns, tokens);
+  const int32_t row_blocks = (shape.rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int32_t groups = shape.group_size ? (shape.columns + shape.group_size - 1) / shape.group_size : 0;
+  const int64_t code_bytes = row_blocks * row_block_bytes(shape.layout, x.blocks);
   const int64_t group_count = static_cast<int64_t>(row_blocks) * groups * kRowsPerBlock;
   Pages codes(code_bytes * copies);
-  fill_random(codes.data(), code_bytes * copies, 0x55);  // codes 0 and 1
+  fill_random(codes.data(), code_bytes * copies, 0x55);  // codes 0 and 1; what t1.6 makes of it is as fast as any
   Pages scale_pages(group_count * copies * 2);
   auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
   std::fill(group_scales, group_scales + group_count * copies, uint16_t{0x3C00});  // 1.0
   std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
-  std::vector<float> y(static_cast<size_t>(tokens) * rows);
+  std::vector<float> y(static_cast<size_t>(tokens) * shape.rows);
   const auto passes = static_cast<int32_t>((1 << 20) / (code_bytes * copies * tokens) + 1);  // long enough to time
   const double best = best_of(seconds, [&] {
     return run_together(threads, [&](int thread) {
@@ -170,36 +170,66 @@ ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns
         const TernaryMatrix w{codes.data() + copy * code_bytes,
                               groups ? group_scales + copy * group_count : nullptr,
                               groups ? nullptr : row_scales.data(),
-                              rows,
-                              columns,
+                              shape.rows,
+                              shape.columns,
                               row_blocks,
                               x.blocks,
-                              group_size / kColumnsPerBlock};
-        kernels.ternary_gemm(&w, x.q.data(), x.block_sums.data(), x.scales.data(), tokens, begin, end, y.data(), rows);
+                              shape.group_size / kColumnsPerBlock,
+                              shape.layout,
+                              0};
+        kernels.ternary_gemm(&w, x.q.data(), x.block_sums.data(), x.scales.data(), tokens, begin, end, y.data(),
+                             shape.rows);
       }
     });
   });
   const double one = best / copies / passes;
-  return {one, (static_cast<double>(code_bytes) + 2.0 * group_count) / one * 1e-9,
-          static_cast<double>(rows) * columns * tokens / one * 1e-9};
+  const double scale_bytes = groups ? 2.0 * static_cast<double>(group_count) : 4.0 * row_blocks * kRowsPerBlock;
+  return {one, (static_cast<double>(code_bytes) + scale_bytes) / one * 1e-9,
+          static_cast<double>(shape.rows) * shape.columns * tokens / one * 1e-9};
 }
 
-ProductSpeed head_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t tokens, int threads,
-                        double seconds) {
-  const int64_t bytes = static_cast<int64_t>(rows) * columns;
-  Pages pages(bytes);
-  fill_random(pages.data(), bytes, 0x7F);
-  const auto* w = reinterpret_cast<const int8_t*>(pages.data());
-  std::vector<float> scales(rows, 0.01f), x(static_cast<size_t>(tokens) * columns, 0.5f);
-  std::vector<float> y(static_cast<size_t>(tokens) * rows);
+ProductSpeed head_speed(const Kernels& kernels, TableFormat format, int32_t rows, int32_t columns, int32_t tokens,
+                        int threads, double seconds) {
+  const int32_t row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int32_t column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  const int64_t code_bytes = static_cast<int64_t>(row_blocks) * column_blocks * table_block_bytes(format);
+  const int64_t group_count = format == TableFormat::kQ8 ? 0
+                                                         : int64_t{row_blocks} * kRowsPerBlock * column_blocks *
+                                                               (format == TableFormat::kQ6 ? 1 : 2);
+  Pages pages(code_bytes), scale_pages(group_count * 2 + 1);
+  fill_random(pages.data(), code_bytes, 0xFF);
+  auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
+  std::fill(group_scales, group_scales + group_count, uint16_t{0x3C00});  // 1.0
+  std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 0.01f);
+  const size_t width = static_cast<size_t>(column_blocks) * kColumnsPerBlock;
+  std::vector<int8_t> high(width * tokens), low(width * tokens);
+  std::vector<int32_t> half_sums(static_cast<size_t>(column_blocks) * 2 * tokens);
+  std::vector<float> scales(tokens), x(columns), y(static_cast<size_t>(tokens) * rows);
+  for (int32_t t = 0; t < tokens; ++t) {
+    for (int32_t i = 0; i < columns; ++i) x[i] = std::sin(0.7f * i + t);
+    kernels.quantize_wide(x.data(), columns, &high[t * width], &low[t * width],
+                          &half_sums[static_cast<size_t>(t) * column_blocks * 2], &scales[t]);
+  }
+  const WideActivations wide{high.data(), low.data(), half_sums.data(), scales.data()};
+  const TableMatrix w{pages.data(),
+                      group_count ? nullptr : row_scales.data(),
+                      group_count ? group_scales : nullptr,
+                      rows,
+                      columns,
+                      row_blocks,
+                      column_blocks,
+                      format,
+                      0};
   const double best = best_of(seconds, [&] {
     return run_together(threads, [&](int thread) {
-      const int32_t begin = static_cast<int32_t>(static_cast<int64_t>(rows) * thread / threads);
-      const int32_t end = static_cast<int32_t>(static_cast<int64_t>(rows) * (thread + 1) / threads);
-      kernels.q8_gemm(w, scales.data(), columns, x.data(), tokens, begin, end, y.data(), rows);
+      const auto begin = static_cast<int32_t>(int64_t{row_blocks} * thread / threads);
+      const auto end = static_cast<int32_t>(int64_t{row_blocks} * (thread + 1) / threads);
+      kernels.table_gemm(&w, &wide, tokens, begin, end, y.data(), rows);
     });
   });
-  return {best, static_cast<double>(bytes) / best * 1e-9, static_cast<double>(bytes) * tokens / best * 1e-9};
+  const double scale_bytes = group_count ? 2.0 * static_cast<double>(group_count) : 4.0 * row_blocks * kRowsPerBlock;
+  return {best, (static_cast<double>(code_bytes) + scale_bytes) / best * 1e-9,
+          static_cast<double>(rows) * columns * tokens / best * 1e-9};
 }
 
 }  // namespace wf

@@ -19,13 +19,19 @@ struct ProductSpeed {
   double gmac_per_second;
 };
 
-// The ternary product of `tokens` tokens with a random matrix. `copies` matrices are visited in turn: enough of them
-// keep the weights out of the caches, as the layers of a model do. group_size 0 means row scales.
-ProductSpeed ternary_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t group_size, int32_t tokens,
-                           int32_t copies, int threads, double seconds);
+struct ProductShape {
+  int32_t rows, columns;
+  int32_t group_size;  // 0: row scales
+  TernaryLayout layout = TernaryLayout::kTwoBit;
+};
 
-// The same for the int8 head.
-ProductSpeed head_speed(const Kernels& kernels, int32_t rows, int32_t columns, int32_t tokens, int threads,
-                        double seconds);
+// The ternary product of `tokens` tokens with a random matrix. `copies` matrices are visited in turn: enough of them
+// keep the weights out of the caches, as the layers of a model do.
+ProductSpeed ternary_speed(const Kernels& kernels, const ProductShape& shape, int32_t tokens, int32_t copies,
+                           int threads, double seconds);
+
+// The same for a quantised head.
+ProductSpeed head_speed(const Kernels& kernels, TableFormat format, int32_t rows, int32_t columns, int32_t tokens,
+                        int threads, double seconds);
 
 }  // namespace wf

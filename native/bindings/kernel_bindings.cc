@@ -8,6 +8,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -73,29 +75,55 @@ std::tuple<Out<int8_t>, Out<int32_t>, Out<float>> quantize(const std::string& na
   return {q, sums, scales};
 }
 
+using Codes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;  // PackedShape.codes of packing.py
+
+void require_shape(const Codes& codes, std::initializer_list<int64_t> shape, const char* message) {
+  bool good = codes.ndim() == shape.size();
+  for (size_t i = 0; good && i < shape.size(); ++i) {
+    good = codes.shape(i) == static_cast<size_t>(shape.begin()[i]);
+  }
+  require(good, message);
+}
+
+int32_t blocks_of(int64_t size, int32_t block) { return static_cast<int32_t>((size + block - 1) / block); }
+
 // Views of the arrays of one product, sizes checked: a wrong one would read behind the memory.
-TernaryMatrix matrix_of(const In<uint8_t, 3>& codes, int32_t rows, int32_t columns, const In<int8_t, 2>& q,
-                        const In<int32_t, 2>& block_sums) {
+TernaryMatrix matrix_of(const Codes& codes, int32_t rows, int32_t columns, const In<int8_t, 2>& q,
+                        const In<int32_t, 2>& block_sums, const std::string& layout, int32_t prefetch) {
   require(rows > 0 && columns > 0, "a matrix needs rows and columns");
+  require(layout == "t2-r16c64" || layout == "t1.6-r16c64", "layout must be t2-r16c64 or t1.6-r16c64");
   TernaryMatrix w{};
   w.codes = codes.data();
   w.rows = rows;
   w.columns = columns;
-  w.row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  w.column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
-  const size_t blocks = static_cast<size_t>(w.column_blocks);
-  require(codes.shape(0) == static_cast<size_t>(w.row_blocks) && codes.shape(1) == blocks && codes.shape(2) == 64,
-          "codes must have the shape [ceil(rows / 4), ceil(columns / 64), 64]");
+  w.row_blocks = blocks_of(rows, kRowsPerBlock);
+  w.column_blocks = blocks_of(columns, kColumnsPerBlock);
+  w.layout = layout == "t2-r16c64" ? TernaryLayout::kTwoBit : TernaryLayout::kFiveTrits;
+  w.prefetch = prefetch;
+  if (w.layout == TernaryLayout::kTwoBit) {
+    require_shape(codes, {w.row_blocks, w.column_blocks, kBytesPerBlock},
+                  "codes must have the shape [ceil(rows / 16), ceil(columns / 64), 256]");
+  } else {
+    require_shape(codes, {w.row_blocks, row_block_bytes(w.layout, w.column_blocks)},
+                  "codes must have the shape PackedShape.codes of packing.py");
+  }
+  const auto blocks = static_cast<size_t>(w.column_blocks);
   require(q.shape(1) == blocks * kColumnsPerBlock, "q must have the shape [tokens, ceil(columns / 64) * 64]");
   require(block_sums.shape(0) == q.shape(0) && block_sums.shape(1) == blocks,
           "block_sums must have the shape [tokens, ceil(columns / 64)]");
   return w;
 }
 
-Out<int32_t> ternary_dots(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns, In<int8_t, 2> q,
-                          In<int32_t, 2> block_sums) {
-  const std::vector<float> ones((rows + 3) / 4 * 4, 1.0f);
-  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+std::vector<float> padded(const float* values, int32_t count, int32_t blocks) {
+  std::vector<float> out(static_cast<size_t>(blocks) * kRowsPerBlock, 0.0f);
+  std::copy(values, values + count, out.begin());
+  return out;
+}
+
+Out<int32_t> ternary_dots(const std::string& name, Codes codes, int32_t rows, int32_t columns, In<int8_t, 2> q,
+                          In<int32_t, 2> block_sums, const std::string& layout, int32_t prefetch) {
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums, layout, prefetch);
+  const std::vector<float> ones(static_cast<size_t>(w.row_blocks) * kRowsPerBlock, 1.0f);
   w.row_scales = ones.data();
   auto dots = make<int32_t>({q.shape(0), static_cast<size_t>(rows)});
   table(name).ternary_dots(&w, q.data(), block_sums.data(), static_cast<int32_t>(q.shape(0)), 0, w.row_blocks,
@@ -112,37 +140,85 @@ Out<float> scaled(const std::string& name, const TernaryMatrix& w, const In<int8
   return y;
 }
 
-Out<float> ternary_gemm_rows(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
+Out<float> ternary_gemm_rows(const std::string& name, Codes codes, int32_t rows, int32_t columns,
                              In<float, 1> row_scales, In<int8_t, 2> q, In<int32_t, 2> block_sums,
-                             In<float, 1> token_scales) {
-  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+                             In<float, 1> token_scales, const std::string& layout, int32_t prefetch) {
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums, layout, prefetch);
   require(row_scales.shape(0) == static_cast<size_t>(rows), "row_scales must have the shape [rows]");
-  std::vector<float> padded(static_cast<size_t>(w.row_blocks) * kRowsPerBlock, 0.0f);
-  for (int32_t i = 0; i < rows; ++i) padded[i] = row_scales.data()[i];
-  w.row_scales = padded.data();
+  const std::vector<float> scales = padded(row_scales.data(), rows, w.row_blocks);
+  w.row_scales = scales.data();
   return scaled(name, w, q, block_sums, token_scales);
 }
 
-Out<float> ternary_gemm_groups(const std::string& name, In<uint8_t, 3> codes, int32_t rows, int32_t columns,
+Out<float> ternary_gemm_groups(const std::string& name, Codes codes, int32_t rows, int32_t columns,
                                In<uint16_t, 3> group_scales, int32_t group_size, In<int8_t, 2> q,
-                               In<int32_t, 2> block_sums, In<float, 1> token_scales) {
+                               In<int32_t, 2> block_sums, In<float, 1> token_scales, const std::string& layout,
+                               int32_t prefetch) {
   require(group_size == 64 || group_size == 128 || group_size == 256, "group_size must be 64, 128 or 256");
-  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums);
+  TernaryMatrix w = matrix_of(codes, rows, columns, q, block_sums, layout, prefetch);
   w.group_blocks = group_size / kColumnsPerBlock;
   w.group_scales = group_scales.data();
-  require(group_scales.shape(0) == static_cast<size_t>(w.row_blocks) && group_scales.shape(2) == 4 &&
-              group_scales.shape(1) == static_cast<size_t>((columns + group_size - 1) / group_size),
-          "group_scales must have the shape [ceil(rows / 4), ceil(columns / group_size), 4]");
+  require(group_scales.shape(0) == static_cast<size_t>(w.row_blocks) && group_scales.shape(2) == kRowsPerBlock &&
+              group_scales.shape(1) == static_cast<size_t>(blocks_of(columns, group_size)),
+          "group_scales must have the shape [ceil(rows / 16), ceil(columns / group_size), 16]");
   return scaled(name, w, q, block_sums, token_scales);
 }
 
-Out<float> q8_gemm(const std::string& name, In<int8_t, 2> w, In<float, 1> row_scale, In<float, 2> x) {
-  require(w.shape(1) == x.shape(1) && row_scale.shape(0) == w.shape(0), "w [V, D], row_scale [V] and x [T, D] differ");
-  auto y = make<float>({x.shape(0), w.shape(0)});
-  table(name).q8_gemm(w.data(), row_scale.data(), static_cast<int32_t>(w.shape(1)), x.data(),
-                      static_cast<int32_t>(x.shape(0)), 0, static_cast<int32_t>(w.shape(0)), y.data(),
-                      static_cast<int64_t>(w.shape(0)));
+std::tuple<Out<int8_t>, Out<int8_t>, Out<int32_t>, Out<float>> quantize_wide(const std::string& name, In<float, 2> x) {
+  const size_t tokens = x.shape(0), blocks = (x.shape(1) + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  auto high = make<int8_t>({tokens, blocks * kColumnsPerBlock});
+  auto low = make<int8_t>({tokens, blocks * kColumnsPerBlock});
+  auto sums = make<int32_t>({tokens, blocks * 2});
+  auto scales = make<float>({tokens});
+  for (size_t t = 0; t < tokens; ++t) {
+    table(name).quantize_wide(x.data() + t * x.shape(1), static_cast<int32_t>(x.shape(1)),
+                              high.data() + t * blocks * kColumnsPerBlock, low.data() + t * blocks * kColumnsPerBlock,
+                              sums.data() + t * blocks * 2, scales.data() + t);
+  }
+  return {high, low, sums, scales};
+}
+
+Out<float> table_product(const std::string& name, TableMatrix& w, In<uint8_t, 3> codes, int32_t rows, In<float, 2> x,
+                         int32_t prefetch) {
+  require(rows > 0 && x.shape(0) > 0 && x.shape(1) > 0, "a product needs rows, columns and tokens");
+  w.codes = codes.data();
+  w.rows = rows;
+  w.columns = static_cast<int32_t>(x.shape(1));
+  w.row_blocks = blocks_of(rows, kRowsPerBlock);
+  w.column_blocks = blocks_of(w.columns, kColumnsPerBlock);
+  w.prefetch = prefetch;
+  require(codes.shape(0) == static_cast<size_t>(w.row_blocks) &&
+              codes.shape(1) == static_cast<size_t>(w.column_blocks) &&
+              codes.shape(2) == static_cast<size_t>(table_block_bytes(w.format)),
+          "codes must have the shape [ceil(rows / 16), ceil(columns / 64), 1024, 768 or 512]");
+  const auto [high, low, sums, scales] = quantize_wide(name, x);
+  const WideActivations wide{high.data(), low.data(), sums.data(), scales.data()};
+  auto y = make<float>({x.shape(0), static_cast<size_t>(rows)});
+  table(name).table_gemm(&w, &wide, static_cast<int32_t>(x.shape(0)), 0, w.row_blocks, y.data(), rows);
   return y;
+}
+
+Out<float> table_gemm_rows(const std::string& name, In<uint8_t, 3> codes, int32_t rows, In<float, 1> row_scales,
+                           In<float, 2> x, int32_t prefetch) {
+  require(row_scales.shape(0) == static_cast<size_t>(rows), "row_scales must have the shape [rows]");
+  const std::vector<float> scales = padded(row_scales.data(), rows, blocks_of(rows, kRowsPerBlock));
+  TableMatrix w{};
+  w.format = TableFormat::kQ8;
+  w.row_scales = scales.data();
+  return table_product(name, w, codes, rows, x, prefetch);
+}
+
+Out<float> table_gemm_groups(const std::string& name, In<uint8_t, 3> codes, int32_t rows, In<uint16_t, 3> group_scales,
+                             In<float, 2> x, int32_t prefetch) {
+  TableMatrix w{};
+  w.format =
+      codes.shape(2) == static_cast<size_t>(table_block_bytes(TableFormat::kQ6)) ? TableFormat::kQ6 : TableFormat::kQ4;
+  const size_t groups = codes.shape(1) * (w.format == TableFormat::kQ6 ? 1 : 2);
+  require(group_scales.shape(0) == codes.shape(0) && group_scales.shape(1) == groups &&
+              group_scales.shape(2) == kRowsPerBlock,
+          "group_scales must have the shape [ceil(rows / 16), groups, 16], a group for 64 (q6) or 32 (q4) columns");
+  w.group_scales = group_scales.data();
+  return table_product(name, w, codes, rows, x, prefetch);
 }
 
 template <class Cache>
@@ -186,13 +262,19 @@ std::tuple<double, double, double> as_tuple(const ProductSpeed& speed) {
 
 void bind_products(nb::module_& module) {
   module.def("quantize", &quantize, "kernels"_a, "x"_a, "q [T, C * 64], block sums [T, C], scales [T] of x [T, I]");
-  module.def("ternary_dots", &ternary_dots, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "q"_a, "block_sums"_a);
+  module.def("ternary_dots", &ternary_dots, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "q"_a, "block_sums"_a,
+             "layout"_a = "t2-r16c64", "prefetch"_a = 0);
   module.def("ternary_gemm_rows", &ternary_gemm_rows, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "row_scales"_a,
-             "q"_a, "block_sums"_a, "token_scales"_a);
+             "q"_a, "block_sums"_a, "token_scales"_a, "layout"_a = "t2-r16c64", "prefetch"_a = 0);
   module.def("ternary_gemm_groups", &ternary_gemm_groups, "kernels"_a, "codes"_a, "rows"_a, "columns"_a,
-             "group_scales"_a, "group_size"_a, "q"_a, "block_sums"_a, "token_scales"_a,
-             "group_scales: float16 bits as uint16 [R, G, 4]");
-  module.def("q8_gemm", &q8_gemm, "kernels"_a, "w"_a, "row_scale"_a, "x"_a);
+             "group_scales"_a, "group_size"_a, "q"_a, "block_sums"_a, "token_scales"_a, "layout"_a = "t2-r16c64",
+             "prefetch"_a = 0, "group_scales: float16 bits as uint16 [R, G, 16]");
+  module.def("quantize_wide", &quantize_wide, "kernels"_a, "x"_a,
+             "high and low [T, C * 64], sums of 32 columns [T, C * 2], scales [T] of x [T, I]");
+  module.def("table_gemm_rows", &table_gemm_rows, "kernels"_a, "codes"_a, "rows"_a, "row_scales"_a, "x"_a,
+             "prefetch"_a = 0, "A q8 table [R, C, 1024] times x [T, D], quantised by quantize_wide");
+  module.def("table_gemm_groups", &table_gemm_groups, "kernels"_a, "codes"_a, "rows"_a, "group_scales"_a, "x"_a,
+             "prefetch"_a = 0, "The same for q6 [R, C, 768] or q4 [R, C, 512]; group_scales: float16 bits [R, G, 16]");
   module.def("attend", &attend<uint16_t>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "k, v: float16 bits [T, D]");
   module.def("attend_f32", &attend<float>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a);
   module.def("store_f16", &store_f16, "kernels"_a, "x"_a);
@@ -213,17 +295,24 @@ void bind_speeds(nb::module_& module) {
   module.def(
       "ternary_speed",
       [](const std::string& name, int32_t rows, int32_t columns, int32_t group_size, int32_t tokens, int32_t copies,
-         int threads, double seconds) {
-        return as_tuple(ternary_speed(table(name), rows, columns, group_size, tokens, copies, threads, seconds));
+         int threads, double seconds, const std::string& layout) {
+        require(layout == "t2-r16c64" || layout == "t1.6-r16c64", "layout must be t2-r16c64 or t1.6-r16c64");
+        const auto kind = layout == "t2-r16c64" ? TernaryLayout::kTwoBit : TernaryLayout::kFiveTrits;
+        return as_tuple(
+            ternary_speed(table(name), {rows, columns, group_size, kind}, tokens, copies, threads, seconds));
       },
       "kernels"_a, "rows"_a, "columns"_a, "group_size"_a, "tokens"_a, "copies"_a, "threads"_a, "seconds"_a,
-      nb::call_guard<nb::gil_scoped_release>(), "(seconds of one product, GB/s of weights, GMAC/s)");
+      "layout"_a = "t2-r16c64", nb::call_guard<nb::gil_scoped_release>(),
+      "(seconds of one product, GB/s of weights, GMAC/s)");
   module.def(
       "head_speed",
-      [](const std::string& name, int32_t rows, int32_t columns, int32_t tokens, int threads, double seconds) {
-        return as_tuple(head_speed(table(name), rows, columns, tokens, threads, seconds));
+      [](const std::string& name, int32_t rows, int32_t columns, int32_t tokens, int threads, double seconds,
+         const std::string& format) {
+        require(format == "q8" || format == "q6" || format == "q4", "format must be q8, q6 or q4");
+        const auto kind = format == "q8" ? TableFormat::kQ8 : format == "q6" ? TableFormat::kQ6 : TableFormat::kQ4;
+        return as_tuple(head_speed(table(name), kind, rows, columns, tokens, threads, seconds));
       },
-      "kernels"_a, "rows"_a, "columns"_a, "tokens"_a, "threads"_a, "seconds"_a,
+      "kernels"_a, "rows"_a, "columns"_a, "tokens"_a, "threads"_a, "seconds"_a, "format"_a = "q8",
       nb::call_guard<nb::gil_scoped_release>(), "(seconds of one product, GB/s of weights, GMAC/s)");
 }
 

@@ -64,10 +64,11 @@ std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads,
 }
 
 std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity, int64_t group_size,
-                                    uint64_t seed, int32_t threads, const std::string& kernels, int32_t context,
-                                    int32_t slots, const std::string& kv_type) {
+                                    uint64_t seed, const std::string& layout, const std::string& head, int32_t threads,
+                                    const std::string& kernels, int32_t context, int32_t slots,
+                                    const std::string& kv_type) {
   const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
-  const PackingConfig packing = make_packing_config(granularity, group_size, "Model.random");
+  const PackingConfig packing = make_packing_config(layout, granularity, group_size, head, "Model.random");
   const nb::gil_scoped_release release;
   return Model::random(config_json, packing, seed, options);
 }
@@ -143,8 +144,9 @@ void bind_model(nb::module_& module) {
       .def_static("load", &load_model, "directory"_a, "threads"_a = 0, "context"_a = 0, "slots"_a = 1,
                   "kernels"_a = "auto", "kv_type"_a = "float16", "keep_mapped"_a = false, "Loads a packed directory.")
       .def_static("random", &random_model, "config_json"_a, "granularity"_a = "tensor", "group_size"_a = 64,
-                  "seed"_a = 0, "threads"_a = 0, "kernels"_a = "auto", "context"_a = 0, "slots"_a = 1,
-                  "kv_type"_a = "float16", "Random weights of the architecture of a config.json text.")
+                  "seed"_a = 0, "layout"_a = "t2-r16c64", "head"_a = "q8", "threads"_a = 0, "kernels"_a = "auto",
+                  "context"_a = 0, "slots"_a = 1, "kv_type"_a = "float16",
+                  "Random weights of the architecture of a config.json text.")
       .def("forward", &forward, "slot"_a, "tokens"_a, "logits"_a.none() = nb::none(),
            "Appends tokens; logits is a float32 array [V] for the last token or [T, V] for all, or None.")
       .def("length", &Model::length, "slot"_a)

@@ -6,7 +6,7 @@
 namespace wf {
 
 namespace {
-int64_t block_bytes(const Linear& linear) { return int64_t{linear.matrix.column_blocks} * kBytesPerBlock; }
+int64_t block_bytes(const Linear& linear) { return row_block_bytes(linear.matrix.layout, linear.matrix.column_blocks); }
 }  // namespace
 
 template <typename F>
@@ -25,8 +25,8 @@ int64_t Pass::grain(const Worker& worker, int64_t total, int64_t bytes) const {
   // About four pieces a thread, so that little is left to wait for when a core is slow. For one token a piece is at
   // most some microseconds of memory traffic, so that a longer wait means that a core was taken away.
   constexpr int64_t kMostBytes = 128 << 10;
-  const int64_t piece = std::max<int64_t>(4, total / (4 * worker.count()));
-  if (count_ == 1) return std::min(piece, std::max<int64_t>(4, kMostBytes / std::max<int64_t>(bytes, 1)));
+  const int64_t piece = std::max<int64_t>(1, total / (4 * worker.count()));
+  if (count_ == 1) return std::min(piece, std::max<int64_t>(1, kMostBytes / std::max<int64_t>(bytes, 1)));
   return (piece + kPanelGrain - 1) / kPanelGrain * kPanelGrain;
 }
 
@@ -46,7 +46,7 @@ void Pass::embed(Worker& worker) noexcept {
   TokenScratch& s = scratch(worker);
   const int32_t hidden = c_.config.hidden_size;
   each_token(worker, [&](int32_t t) {
-    c_.weights.embedding.row(tokens_[t], hidden, s.residual.data() + static_cast<int64_t>(t) * hidden);
+    c_.weights.embedding.row(tokens_[t], s.residual.data() + static_cast<int64_t>(t) * hidden);
   });
 }
 
@@ -257,29 +257,36 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
 
 void Pass::head(Worker& worker) noexcept {
   TokenScratch& s = scratch(worker);
+  const Table& table = c_.weights.head;
   const int32_t hidden = c_.config.hidden_size;
   const int32_t vocabulary = c_.config.vocab_size;
   const int32_t first = want_ == LogitsOf::kAll ? 0 : count_ - 1;
+  const int64_t blocks = column_blocks(hidden);
   each_token(worker, [&](int32_t t) {
     if (t < first) return;
     float* residual = s.residual.data() + static_cast<int64_t>(t) * hidden;
+    float* normed = s.normed.data() + static_cast<int64_t>(t) * hidden;
     c_.kernels.add(residual, c_.shared.hidden.data() + static_cast<int64_t>(t) * c_.shared.hidden_stride, hidden);
-    c_.kernels.rms_norm(residual, c_.weights.final_norm, c_.config.rms_norm_eps, hidden,
-                        s.normed.data() + static_cast<int64_t>(t) * hidden);
+    c_.kernels.rms_norm(residual, c_.weights.final_norm, c_.config.rms_norm_eps, hidden, normed);
+    if (table.f16 != nullptr) return;
+    c_.kernels.quantize_wide(normed, hidden, s.high.data() + t * blocks * kColumnsPerBlock,
+                             s.low.data() + t * blocks * kColumnsPerBlock, s.half_sums.data() + t * blocks * 2,
+                             s.wide_scales.data() + t);
   });
   const float* input = s.normed.data() + static_cast<int64_t>(first) * hidden;
-  const Table& table = c_.weights.head;
-  constexpr int64_t kRows = 16;
-  const int64_t groups = (vocabulary + kRows - 1) / kRows;
-  const int64_t bytes = kRows * hidden * (table.q8 != nullptr ? 1 : 2);
-  worker.chunks(groups, grain(worker, groups, bytes), [&](int64_t begin, int64_t end) {
-    const auto row = static_cast<int32_t>(begin * kRows);
-    const auto last = static_cast<int32_t>(std::min<int64_t>(end * kRows, vocabulary));
-    if (table.q8 != nullptr) {
-      c_.kernels.q8_gemm(table.q8, table.scales, hidden, input, count_ - first, row, last, logits_, vocabulary);
-    } else {
-      c_.kernels.f16_gemm(table.f16, hidden, input, count_ - first, row, last, logits_, vocabulary);
+  const int64_t offset = first * blocks * kColumnsPerBlock;
+  const WideActivations wide{s.high.data() + offset, s.low.data() + offset, s.half_sums.data() + first * blocks * 2,
+                             s.wide_scales.data() + first};
+  const int64_t row_blocks = table.matrix.row_blocks;
+  worker.chunks(row_blocks, grain(worker, row_blocks, table.block_bytes()), [&](int64_t begin, int64_t end) {
+    if (table.f16 == nullptr) {
+      c_.kernels.table_gemm(&table.matrix, &wide, count_ - first, static_cast<int32_t>(begin),
+                            static_cast<int32_t>(end), logits_, vocabulary);
+      return;
     }
+    const auto last = static_cast<int32_t>(std::min<int64_t>(end * kRowsPerBlock, vocabulary));
+    c_.kernels.f16_gemm(table.f16, hidden, input, count_ - first, static_cast<int32_t>(begin) * kRowsPerBlock, last,
+                        logits_, vocabulary);
   });
 }
 

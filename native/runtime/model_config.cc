@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string_view>
+#include <utility>
 
 #include "errors.h"
 
@@ -14,7 +15,15 @@ namespace {
 constexpr JsonLimits kConfigLimits{4 << 20, 16, 65'536};
 constexpr std::string_view kFormat = "packed";
 constexpr int64_t kFormatVersion = 1;
-constexpr std::string_view kLayout = "t2-r4c64";
+constexpr std::string_view kTwoBitLayout = "t2-r16c64";
+constexpr std::string_view kFiveTritLayout = "t1.6-r16c64";
+
+constexpr std::array<std::pair<std::string_view, TableKind>, 4> kTables{{
+    {"q8", TableKind::kQ8},
+    {"q6", TableKind::kQ6},
+    {"q4", TableKind::kQ4},
+    {"f16", TableKind::kF16},
+}};
 
 // One object of config.json and its name for messages.
 class Fields {
@@ -253,8 +262,15 @@ ModelConfig parse_model_config(const JsonValue& root, const std::string& place) 
   return config;
 }
 
-PackingConfig make_packing_config(const std::string& granularity, int64_t group_size, const std::string& place) {
+PackingConfig make_packing_config(const std::string& layout, const std::string& granularity, int64_t group_size,
+                                  const std::string& table, const std::string& place) {
   PackingConfig packing;
+  if (layout == kFiveTritLayout) {
+    packing.layout = TernaryLayout::kFiveTrits;
+  } else if (layout != kTwoBitLayout) {
+    throw FormatError(message(place, ": layout: found ", quoted(layout), ", this build reads ", kTwoBitLayout, " and ",
+                              kFiveTritLayout, "; export the checkpoint again"));
+  }
   if (granularity == "tensor") {
     packing.granularity = Granularity::kTensor;
   } else if (granularity == "row") {
@@ -269,7 +285,12 @@ PackingConfig make_packing_config(const std::string& granularity, int64_t group_
     throw FormatError(
         message(place, ": granularity: found ", quoted(granularity), ", allowed are tensor, row and group"));
   }
-  return packing;
+  for (const auto& [name, kind] : kTables) {
+    if (name != table) continue;
+    packing.table = kind;
+    return packing;
+  }
+  throw FormatError(message(place, ": embedding: found ", quoted(table), ", allowed are q8, q6, q4 and f16"));
 }
 
 PackingConfig parse_packing_config(const JsonValue& root, const std::string& place) {
@@ -287,12 +308,8 @@ PackingConfig parse_packing_config(const JsonValue& root, const std::string& pla
     throw FormatError(message(fields.place(), ": format_version: found ", version, ", this build reads ",
                               kFormatVersion, "; export the model again or install a newer wrinklefree"));
   }
-  if (fields.text("layout") != kLayout) {
-    throw FormatError(
-        message(fields.place(), ": layout: found ", quoted(fields.text("layout")), ", this build reads ", kLayout));
-  }
-  return make_packing_config(fields.text("granularity"), fields.integer_or("group_size", 0, 1 << 20, 0),
-                             fields.place());
+  return make_packing_config(fields.text("layout"), fields.text("granularity"),
+                             fields.integer_or("group_size", 0, 1 << 20, 0), fields.text("embedding"), fields.place());
 }
 
 }  // namespace wf

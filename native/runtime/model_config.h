@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "json.h"
+#include "kernels/kernels.h"
 
 namespace wf {
 
 enum class Activation : uint8_t { kSilu, kRelu2 };
 enum class RopeKind : uint8_t { kDefault, kLinear, kLlama3 };
 enum class Granularity : uint8_t { kTensor, kRow, kGroup };
+enum class TableKind : uint8_t { kQ8, kQ6, kQ4, kF16 };  // of the embedding and of an untied head
 
 struct RopeConfig {
   RopeKind kind = RopeKind::kDefault;
@@ -22,6 +24,8 @@ struct RopeConfig {
 struct PackingConfig {
   Granularity granularity = Granularity::kTensor;
   int32_t group_size = 64;  // columns that share a scale; kGroup only
+  TernaryLayout layout = TernaryLayout::kTwoBit;
+  TableKind table = TableKind::kQ8;
 };
 
 struct ModelConfig {
@@ -48,8 +52,9 @@ struct ModelConfig {
 ModelConfig parse_model_config(const JsonValue& root, const std::string& place);
 // The "wrinklefree" object: format, version and layout must be the ones this build reads.
 PackingConfig parse_packing_config(const JsonValue& root, const std::string& place);
-// Throws FormatError for an unknown name or group size.
-PackingConfig make_packing_config(const std::string& granularity, int64_t group_size, const std::string& place);
+// The same from its parts, named as config.json names them. Throws FormatError for an unknown name or group size.
+PackingConfig make_packing_config(const std::string& layout, const std::string& granularity, int64_t group_size,
+                                  const std::string& table, const std::string& place);
 
 // The text of config.json with the limits for untrusted files applied.
 JsonValue parse_config_text(const std::string& text, const std::string& place);

@@ -34,7 +34,11 @@ struct TokenScratch {
         normed(size(tokens, widest(config))),
         quantized(size(tokens, column_blocks(widest(config)) * kColumnsPerBlock)),
         block_sums(size(tokens, column_blocks(widest(config)))),
-        scales(size(tokens, 1)) {}
+        scales(size(tokens, 1)),
+        high(size(tokens, column_blocks(config.hidden_size) * kColumnsPerBlock)),
+        low(high.size()),
+        half_sums(size(tokens, column_blocks(config.hidden_size) * 2)),
+        wide_scales(size(tokens, 1)) {}
 
   static size_t size(int32_t tokens, int32_t width) { return static_cast<size_t>(tokens) * static_cast<size_t>(width); }
 
@@ -43,6 +47,10 @@ struct TokenScratch {
   std::vector<int8_t> quantized;    // [tokens, column blocks * 64]
   std::vector<int32_t> block_sums;  // [tokens, column blocks]
   std::vector<float> scales;        // [tokens]
+  // The head's input, as WideActivations.
+  std::vector<int8_t> high, low;   // [tokens, column blocks of D * 64]
+  std::vector<int32_t> half_sums;  // [tokens, column blocks of D * 2]
+  std::vector<float> wide_scales;  // [tokens]
 };
 
 // What threads write for each other. Widths are padded to whole row blocks.

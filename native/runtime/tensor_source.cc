@@ -1,5 +1,6 @@
 #include "tensor_source.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -19,8 +20,6 @@ DtypeInfo info(Dtype dtype) {
   switch (dtype) {
     case Dtype::kU8:
       return {"U8", 1};
-    case Dtype::kI8:
-      return {"I8", 1};
     case Dtype::kF16:
       return {"F16", 2};
     case Dtype::kF32:
@@ -35,18 +34,29 @@ uint64_t element_count(const std::vector<uint64_t>& shape, const std::string& na
   return count;
 }
 
-bool holds_code_three(const std::byte* data, uint64_t bytes) {
+// Words of eight codes each: a byte at a time would take longer than reading them.
+bool holds_code_three(const uint8_t* codes, uint64_t bytes) {
   uint64_t seen = 0;
-  uint64_t i = 0;
-  for (; i + 8 <= bytes; i += 8) {
+  for (uint64_t i = 0; i < bytes; i += 8) {  // blocks are 256 bytes
     uint64_t word;
-    std::memcpy(&word, data + i, 8);
+    std::memcpy(&word, codes + i, 8);
     seen |= word & (word >> 1) & 0x5555555555555555u;
   }
-  for (; i < bytes; ++i) {
-    const auto byte = std::to_integer<uint64_t>(data[i]);
-    seen |= byte & (byte >> 1) & 0x55u;
-  }
+  return seen != 0;
+}
+
+// The byte of t1.6-r16c64 for the five codes of the number n, and which bytes are one.
+uint8_t five_trits(uint32_t n) { return static_cast<uint8_t>((256 * n + 242) / 243); }
+
+bool holds_no_five(const uint8_t* codes, uint64_t bytes) {
+  static const std::array<uint8_t, 256> wrong = [] {
+    std::array<uint8_t, 256> table;
+    table.fill(1);
+    for (uint32_t n = 0; n < 243; ++n) table[five_trits(n)] = 0;
+    return table;
+  }();
+  uint8_t seen = 0;
+  for (uint64_t i = 0; i < bytes; ++i) seen |= wrong[codes[i]];
   return seen != 0;
 }
 
@@ -71,15 +81,7 @@ class FileSource : public TensorSource {
 
   bool has(const std::string& name) const override { return file_.tensors().count(name) != 0; }
 
-  Dtype dtype(const std::string& name) const override {
-    const TensorEntry& entry = find(name);
-    for (const Dtype dtype : {Dtype::kU8, Dtype::kI8, Dtype::kF16, Dtype::kF32}) {
-      if (entry.dtype == info(dtype).name) return dtype;
-    }
-    throw FormatError(message(place(name), ": found ", quoted(entry.dtype), ", a packed model has U8, I8, F16, F32"));
-  }
-
-  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) override {
+  const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role) override {
     const TensorEntry& entry = find(name);
     if (entry.dtype != info(dtype).name || entry.shape != shape) {
       throw FormatError(message(place(name), ": found ", quoted(entry.dtype), " ", shape_text(entry.shape),
@@ -90,13 +92,27 @@ class FileSource : public TensorSource {
       throw FormatError(message(place(name), ": starts at an offset that is no multiple of ", info(dtype).bytes,
                                 " bytes; write tensors in order of decreasing alignment"));
     }
-    if (role == Role::kCodes && holds_code_three(data, entry.end - entry.begin)) {
-      throw FormatError(place(name) + ": found the unused bit pattern 3; the file is damaged");
-    }
     if (!all_finite(data, dtype, element_count(shape, name))) {
       throw FormatError(place(name) + ": found an infinity or NaN; the file is damaged or training diverged");
     }
     used_.insert(name);
+    return data;
+  }
+
+  const uint8_t* codes(const std::string& name, const CodesShape& shape) override {
+    const auto* data = reinterpret_cast<const uint8_t*>(get(name, Dtype::kU8, shape.dimensions(), Role::kTable));
+    const uint64_t fives = shape.layout == TernaryLayout::kFiveTrits
+                               ? static_cast<uint64_t>(shape.column_blocks / kBlocksPerFive) * kBytesPerFive
+                               : 0;
+    for (int32_t i = 0; i < shape.row_blocks; ++i) {
+      const uint8_t* row = data + static_cast<uint64_t>(i) * shape.row_bytes();
+      if (holds_no_five(row, fives)) {
+        throw FormatError(place(name) + ": found a byte that stands for no five codes; the file is damaged");
+      }
+      if (holds_code_three(row + fives, shape.row_bytes() - fives)) {
+        throw FormatError(place(name) + ": found the unused bit pattern 3; the file is damaged");
+      }
+    }
     return data;
   }
 
@@ -150,8 +166,6 @@ class RandomSource : public TensorSource {
     return contains("o_proj") ? config_.o_bias : config_.qkv_bias;
   }
 
-  Dtype dtype(const std::string&) const override { return Dtype::kI8; }
-
   const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) override {
     const uint64_t count = element_count(shape, name);
     const uint64_t bytes = checked_product(count, info(dtype).bytes, name);
@@ -162,6 +176,19 @@ class RandomSource : public TensorSource {
     return data;
   }
 
+  const uint8_t* codes(const std::string& name, const CodesShape& shape) override {
+    const std::byte* data = get(name, Dtype::kU8, shape.dimensions(), Role::kTable);
+    auto* codes = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(data));
+    const uint64_t fives = shape.layout == TernaryLayout::kFiveTrits
+                               ? static_cast<uint64_t>(shape.column_blocks / kBlocksPerFive) * kBytesPerFive
+                               : 0;
+    for (uint64_t i = 0; i < shape.bytes(); ++i) {
+      codes[i] = i % shape.row_bytes() < fives ? five_trits(static_cast<uint32_t>(next_random(state_) % 243))
+                                               : code_bytes_[next_random(state_) % code_bytes_.size()];
+    }
+    return codes;
+  }
+
   void finish() const override {}
 
  private:
@@ -170,9 +197,7 @@ class RandomSource : public TensorSource {
       const uint64_t random = next_random(state_);
       const float unit = static_cast<float>(random >> 40) * 0x1p-24f;  // [0, 1)
       if (dtype == Dtype::kU8) {
-        data[i] = static_cast<std::byte>(code_bytes_[random % code_bytes_.size()]);
-      } else if (dtype == Dtype::kI8) {
-        data[i] = static_cast<std::byte>(random % 255 - 127);
+        data[i] = static_cast<std::byte>(random);
       } else if (dtype == Dtype::kF16) {
         // 0.02 to 0.04: exponent -6 or -5 with a random fraction, always finite
         const auto half = static_cast<uint16_t>(0x2400u | (random >> 32 & 0x3ffu));
@@ -194,6 +219,12 @@ class RandomSource : public TensorSource {
 };
 
 }  // namespace
+
+std::vector<uint64_t> CodesShape::dimensions() const {
+  const auto rows = static_cast<uint64_t>(row_blocks);
+  if (layout == TernaryLayout::kTwoBit) return {rows, static_cast<uint64_t>(column_blocks), kBytesPerBlock};
+  return {rows, row_bytes()};
+}
 
 std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped) {
   return std::make_unique<FileSource>(path, keep_mapped);

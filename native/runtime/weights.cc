@@ -5,11 +5,52 @@
 
 namespace wf {
 
-void Table::row(int32_t row, int32_t columns, float* out) const {
-  const int64_t start = static_cast<int64_t>(row) * columns;
-  for (int32_t i = 0; i < columns; ++i) {
-    out[i] = q8 != nullptr ? static_cast<float>(q8[start + i]) * scales[row] : half_to_float(f16[start + i]);
+namespace {
+
+constexpr int32_t kNibbleColumns = 32;  // of a block: those whose nibble is the low one of its byte
+
+int32_t blocks_of(int32_t size, int32_t block) { return (size + block - 1) / block; }
+
+int32_t columns_per_scale(TableFormat format) { return format == TableFormat::kQ6 ? 64 : 32; }
+
+// The integer value of column `column` of a block of 64, for the row whose bytes start at `row` (4 x row of 16).
+int32_t table_value(TableFormat format, const uint8_t* row, int32_t column) {
+  const int32_t byte = column % 4;
+  if (format == TableFormat::kQ8) return row[64 * (column / 4) + byte] - 128;
+  const int32_t nibble = row[64 * (column % kNibbleColumns / 4) + byte] >> (column / kNibbleColumns * 4) & 15;
+  if (format == TableFormat::kQ4) return nibble - 8;
+  const int32_t high = row[512 + 64 * (column % 16 / 4) + byte] >> (column / 16 * 2) & 3;
+  return (high << 4 | nibble) - 32;
+}
+
+}  // namespace
+
+void Table::row(int32_t row, float* out) const {
+  const int32_t columns = matrix.columns;
+  if (f16 != nullptr) {
+    const uint16_t* values = f16 + static_cast<int64_t>(row) * columns;
+    for (int32_t i = 0; i < columns; ++i) out[i] = half_to_float(values[i]);
+    return;
   }
+  const int32_t block_row = row / kRowsPerBlock;
+  const int32_t inside = row % kRowsPerBlock;
+  const int64_t bytes = table_block_bytes(matrix.format);
+  const uint8_t* codes = matrix.codes + int64_t{block_row} * matrix.column_blocks * bytes + 4 * inside;
+  const int32_t group = columns_per_scale(matrix.format);
+  const int64_t groups = int64_t{matrix.column_blocks} * (kColumnsPerBlock / group);
+  for (int32_t i = 0; i < columns; ++i) {
+    const int32_t value = table_value(matrix.format, codes + i / kColumnsPerBlock * bytes, i % kColumnsPerBlock);
+    const float scale =
+        matrix.row_scales != nullptr
+            ? matrix.row_scales[row]
+            : half_to_float(matrix.group_scales[(block_row * groups + i / group) * kRowsPerBlock + inside]);
+    out[i] = static_cast<float>(value) * scale;
+  }
+}
+
+int64_t Table::block_bytes() const {
+  if (f16 != nullptr) return int64_t{kRowsPerBlock} * matrix.columns * 2;
+  return matrix.column_blocks * table_block_bytes(matrix.format);
 }
 
 Weights::Weights(const ModelConfig& config, const PackingConfig& packing, std::unique_ptr<TensorSource> source)
@@ -62,16 +103,16 @@ Linear Weights::load_linear(const std::string& name, int32_t rows, int32_t colum
   TernaryMatrix& m = linear.matrix;
   m.rows = rows;
   m.columns = columns;
-  m.row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  m.column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
-  const auto row_blocks = static_cast<uint64_t>(m.row_blocks);
-  const auto column_blocks = static_cast<uint64_t>(m.column_blocks);
-  m.codes = reinterpret_cast<const uint8_t*>(
-      source_->get(name + ".weight", Dtype::kU8, {row_blocks, column_blocks, kBytesPerBlock}, Role::kCodes));
-  bytes_per_token += row_blocks * column_blocks * kBytesPerBlock;
+  m.row_blocks = blocks_of(rows, kRowsPerBlock);
+  m.column_blocks = blocks_of(columns, kColumnsPerBlock);
+  m.layout = packing_.layout;
+  const CodesShape shape{m.row_blocks, m.column_blocks, m.layout};
+  m.codes = source_->codes(name + ".weight", shape);
+  bytes_per_token += shape.bytes();
   const std::string scale_name = name + ".weight_scale";
+  const auto row_blocks = static_cast<uint64_t>(m.row_blocks);
   if (packing_.granularity == Granularity::kGroup) {
-    const auto groups = static_cast<uint64_t>((columns + packing_.group_size - 1) / packing_.group_size);
+    const auto groups = static_cast<uint64_t>(blocks_of(columns, packing_.group_size));
     m.group_blocks = packing_.group_size / kColumnsPerBlock;
     m.group_scales = reinterpret_cast<const uint16_t*>(
         source_->get(scale_name, Dtype::kF16, {row_blocks, groups, kRowsPerBlock}, Role::kWeightScale));
@@ -81,28 +122,52 @@ Linear Weights::load_linear(const std::string& name, int32_t rows, int32_t colum
     const uint64_t count = per_row ? static_cast<uint64_t>(rows) : 1;
     const auto* stored =
         reinterpret_cast<const float*>(source_->get(scale_name, Dtype::kF32, {count}, Role::kWeightScale));
-    std::vector<float>& padded = row_scales_.emplace_back(row_blocks * kRowsPerBlock, 0.0f);
-    for (int32_t i = 0; i < rows; ++i) padded[static_cast<size_t>(i)] = stored[per_row ? i : 0];
-    m.row_scales = padded.data();
-    bytes_per_token += padded.size() * sizeof(float);
+    m.row_scales = pad_scales(stored, rows, m.row_blocks * kRowsPerBlock, !per_row);
+    bytes_per_token += row_blocks * kRowsPerBlock * sizeof(float);
   }
   linear.bias = load_optional(name + ".bias", rows, bias_needed, Role::kBias);
   return linear;
 }
 
 Table Weights::load_table(const ModelConfig& config, const std::string& name) {
-  const auto rows = static_cast<uint64_t>(config.vocab_size);
-  const auto columns = static_cast<uint64_t>(config.hidden_size);
   Table table;
-  if (source_->has(name) && source_->dtype(name) == Dtype::kF16) {
+  TableMatrix& m = table.matrix;
+  m.rows = config.vocab_size;
+  m.columns = config.hidden_size;
+  m.row_blocks = blocks_of(m.rows, kRowsPerBlock);
+  m.column_blocks = blocks_of(m.columns, kColumnsPerBlock);
+  const auto rows = static_cast<uint64_t>(m.rows);
+  const auto columns = static_cast<uint64_t>(m.columns);
+  if (packing_.table == TableKind::kF16) {
     table.f16 = reinterpret_cast<const uint16_t*>(source_->get(name, Dtype::kF16, {rows, columns}, Role::kTable));
     bytes_per_token += rows * columns * 2;
     return table;
   }
-  table.q8 = reinterpret_cast<const int8_t*>(source_->get(name, Dtype::kI8, {rows, columns}, Role::kTable));
-  table.scales = load_vector(name + "_scale", config.vocab_size, Role::kTableScale);
-  bytes_per_token += rows * columns;
+  m.format = packing_.table == TableKind::kQ8   ? TableFormat::kQ8
+             : packing_.table == TableKind::kQ6 ? TableFormat::kQ6
+                                                : TableFormat::kQ4;
+  const auto row_blocks = static_cast<uint64_t>(m.row_blocks);
+  const auto column_blocks = static_cast<uint64_t>(m.column_blocks);
+  const auto block_bytes = static_cast<uint64_t>(table_block_bytes(m.format));
+  m.codes = reinterpret_cast<const uint8_t*>(
+      source_->get(name, Dtype::kU8, {row_blocks, column_blocks, block_bytes}, Role::kTable));
+  bytes_per_token += row_blocks * column_blocks * block_bytes;
+  if (m.format == TableFormat::kQ8) {
+    m.row_scales = pad_scales(load_vector(name + "_scale", m.rows, Role::kTableScale), m.rows,
+                              m.row_blocks * kRowsPerBlock, false);
+    return table;
+  }
+  const uint64_t groups = column_blocks * static_cast<uint64_t>(kColumnsPerBlock / columns_per_scale(m.format));
+  m.group_scales = reinterpret_cast<const uint16_t*>(
+      source_->get(name + "_scale", Dtype::kF16, {row_blocks, groups, kRowsPerBlock}, Role::kTableScale));
+  bytes_per_token += row_blocks * groups * kRowsPerBlock * 2;
   return table;
+}
+
+const float* Weights::pad_scales(const float* stored, int32_t rows, int32_t padded_rows, bool one_for_all) {
+  std::vector<float>& padded = row_scales_.emplace_back(static_cast<size_t>(padded_rows), 0.0f);
+  for (int32_t i = 0; i < rows; ++i) padded[static_cast<size_t>(i)] = stored[one_for_all ? 0 : i];
+  return padded.data();
 }
 
 const float* Weights::load_vector(const std::string& name, int32_t size, Role role) {

@@ -29,14 +29,15 @@ struct Layer {
   const float* k_norm = nullptr;  // [head_dim], or null
 };
 
-// An embedding or head [V, D]: int8 codes with a scale a row, or float16.
+// An embedding or head [V, D]: quantised, or plain float16.
 struct Table {
-  const int8_t* q8 = nullptr;
-  const float* scales = nullptr;  // [V], with q8
-  const uint16_t* f16 = nullptr;
+  TableMatrix matrix{};           // codes are null when the table is float16
+  const uint16_t* f16 = nullptr;  // [V, D]
 
-  // out[0..columns) = row `row` as float32.
-  void row(int32_t row, int32_t columns, float* out) const;
+  // out[0..D) = row `row` as float32.
+  void row(int32_t row, float* out) const;
+  // Bytes that the 16 rows of a row block take.
+  int64_t block_bytes() const;
 };
 
 class Weights {
@@ -57,6 +58,8 @@ class Weights {
   const float* load_vector(const std::string& name, int32_t size, Role role);
   float load_epsilon(const std::string& name, float otherwise);
   const float* load_optional(const std::string& name, int32_t size, bool needed, Role role);
+  // [padded_rows]: the first `rows` of `stored` (or its only one, when `one_for_all`), then zeros.
+  const float* pad_scales(const float* stored, int32_t rows, int32_t padded_rows, bool one_for_all);
 
   PackingConfig packing_;
   std::unique_ptr<TensorSource> source_;
