@@ -11,9 +11,10 @@ import tokenizer_toys
 
 from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.files import json_bytes, sha256
-from wrinklefree.artifact.manifest import PackedInfo, packed_tensors
-from wrinklefree.artifact.packing import pack_codes, pack_group_scales, quantize_q8
+from wrinklefree.artifact.manifest import TABLES, PackedInfo, packed_tensors
+from wrinklefree.artifact.packing import pack_codes, pack_group_scales
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
+from wrinklefree.artifact.tables import pack_table, quantize_table
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -44,7 +45,7 @@ def write(directory: Path, config: dict[str, Any] = CONFIG, info: PackedInfo = I
     embedding = rng.standard_normal((sizes.vocab_size, sizes.hidden_size)).astype(np.float32) / 8
     with SafetensorsWriter(directory / "model.safetensors", tensors) as writer:
         for tensor in tensors:
-            writer.write(tensor.name, _array(tensor, rng, sizes.linears(), info, embedding))
+            writer.write(tensor.name, _array(tensor, rng, sizes.linears(info.layout), info, embedding))
     info = replace(info, files={"model.safetensors": sha256(directory / "model.safetensors")})
     (directory / "config.json").write_bytes(json_bytes({**config, "wrinklefree": info.to_json()}))
     return directory
@@ -61,15 +62,13 @@ def _array(
     if owner in linears:
         rows, columns = linears[owner].rows, linears[owner].columns
         if kind == "weight":
-            return pack_codes(rng.integers(-1, 2, (rows, columns)).astype(np.int8))
+            return pack_codes(rng.integers(-1, 2, (rows, columns)).astype(np.int8), info.layout)
         if info.granularity == "group":
             groups = -(-columns // info.group_size)
             return pack_group_scales((0.05 + 0.1 * rng.random((rows, groups))).astype(np.float16))
         return (0.05 + 0.1 * rng.random(tensor.shape)).astype(np.float32)
-    if tensor.dtype == "F16":
-        return embedding.astype(np.float16)
-    if tensor.dtype == "I8":
-        return quantize_q8(embedding)[0]
-    if kind == "weight_scale":
-        return quantize_q8(embedding)[1]
+    if owner in TABLES:
+        if info.embedding == "f16":
+            return embedding.astype(np.float16)
+        return pack_table(quantize_table(embedding, info.embedding))[0 if kind == "weight" else 1]
     return (1 + 0.1 * rng.standard_normal(tensor.shape)).astype(np.float32)

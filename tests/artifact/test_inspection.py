@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import packed_toys
 import pytest
 
 from wrinklefree.artifact.inspection import inspect_model, share_of_zeros
-from wrinklefree.artifact.packing import PackedShape, pack_codes, unpack_codes
+from wrinklefree.artifact.packing import LAYOUTS, PackedShape, pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import write_safetensors
+from wrinklefree.artifact.tables import TABLE_FORMATS
 from wrinklefree.errors import FormatError, InputError
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 64), (5, 65), (7, 200)])
-def test_zeros_are_counted_without_the_padding(rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 64), (5, 65), (37, 700), (16, 320)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zeros_are_counted_without_the_padding(rows: int, columns: int, layout: Any) -> None:
     ternary = np.random.default_rng(0).integers(-1, 2, (rows, columns)).astype(np.int8)
     expected = float((ternary == 0).mean())
-    assert share_of_zeros(pack_codes(ternary), PackedShape(rows, columns)) == pytest.approx(expected)
+    assert share_of_zeros(pack_codes(ternary, layout), PackedShape(rows, columns, layout)) == pytest.approx(expected)
 
 
-def test_a_packed_model(tmp_path: Path) -> None:
-    found = inspect_model(packed_toys.write(tmp_path, info=replace(packed_toys.INFO, subln="none")))
+@pytest.mark.parametrize("embedding", TABLE_FORMATS)
+def test_a_packed_model(tmp_path: Path, embedding: Any) -> None:
+    info = replace(packed_toys.INFO, subln="none", embedding=embedding)
+    found = inspect_model(packed_toys.write(tmp_path, info=info))
     linears = 2 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 160 * 3)
     assert found.num_parameters == linears + 258 * 64 + 5 * 64
-    codes = sum(row.num_parameters for row in found.tensors if row.type_name == "ternary t2-r4c64")
+    codes = sum(row.num_parameters for row in found.tensors if row.type_name == "ternary t2-r16c64")
     assert codes == linears
     packed = open_codes(tmp_path, "model.layers.0.self_attn.q_proj.weight")
     row = next(row for row in found.tensors if row.name == "model.layers.0.self_attn.q_proj.weight")

@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 
 from wrinklefree.artifact.config import Rope, parse_config
 from wrinklefree.artifact.manifest import changed_files, model_format, open_packed, read_packed
+from wrinklefree.artifact.packing import LAYOUTS
+from wrinklefree.artifact.tables import TABLE_FORMATS, TableShape
 from wrinklefree.errors import FormatError
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_directory_is_read_as_written(tmp_path: Path, granularity: Any, tied: bool) -> None:
-    info = replace(toys.INFO, granularity=granularity, embedding="q8" if tied else "f16", subln="none")
+@pytest.mark.parametrize("embedding", TABLE_FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_directory_is_read_as_written(tmp_path: Path, granularity: Any, embedding: Any, layout: Any) -> None:
+    tied = embedding in ("q8", "q4")
+    info = replace(toys.INFO, granularity=granularity, embedding=embedding, layout=layout, subln="none")
     config = {**toys.CONFIG, "tie_word_embeddings": tied, "model_type": "qwen3"}
     model = open_packed(toys.write(tmp_path, config, info))
     assert replace(model.info, files={}) == info
@@ -71,9 +75,10 @@ _BAD_CONFIG: dict[str, dict[str, Any]] = {
 _BAD_INFO: dict[str, dict[str, Any]] = {
     "format_version": {"format_version": 2},
     "layout": {"layout": "t2-r8c32"},
+    "export the model again": {"layout": "t2-r4c64"},
     "granularity": {"granularity": ["group"]},
     "group_size": {"group_size": 96},
-    "embedding": {"embedding": "q4"},
+    "embedding": {"embedding": "q5"},
     "subln": {"subln": 1},
     "stage": {"stage": 3},
     "dlm": {"dlm": "yes"},
@@ -151,4 +156,5 @@ def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, dat
         model = open_packed(directory)
     except FormatError:
         return
-    assert model.weights.array("model.embed_tokens.weight").shape == (model.config.vocab_size, 64)
+    shape = TableShape(model.config.vocab_size, model.config.hidden_size, model.info.embedding)
+    assert model.weights.array("model.embed_tokens.weight").shape == shape.codes

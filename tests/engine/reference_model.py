@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
+from wrinklefree.artifact.tables import unpack_table
 
 Array = NDArray[Any]
 
@@ -56,9 +57,12 @@ class ReferenceModel:
 
     def table(self, name: str) -> Array:
         """The embedding or head [V, D]."""
-        weight = self.tensors[name + ".weight"].astype(self.dtype)
+        weight = self.tensors[name + ".weight"]
         scale = self.tensors.get(name + ".weight_scale")
-        return weight if scale is None else weight * scale[:, None].astype(self.dtype)
+        if scale is None:
+            return weight.astype(self.dtype)
+        sizes = self.config["vocab_size"], self.config["hidden_size"]
+        return unpack_table(weight, scale, *sizes, self.config["wrinklefree"]["embedding"]).values().astype(self.dtype)
 
     def norm(self, x: Array, name: str) -> Array:
         """RMSNorm over the last axis. Source: arXiv 1910.07467, equation 4."""
@@ -69,7 +73,9 @@ class ReferenceModel:
     def linear(self, name: str, x: Array) -> Array:
         """A ternary linear [T, O] of x [T, I]: per-token absmax int8 activations, exact integer products."""
         rows, columns = self.widths[name.rsplit(".", 1)[1]]
-        ternary = unpack_codes(self.tensors[name + ".weight"], rows, columns).astype(np.int64)
+        ternary = unpack_codes(
+            self.tensors[name + ".weight"], rows, columns, self.config["wrinklefree"]["layout"]
+        ).astype(np.int64)
         peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), self.dtype(1e-5))
         scaled = x * (self.dtype(127) / peak)
         codes = np.rint(scaled).astype(np.int64)

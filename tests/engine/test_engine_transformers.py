@@ -30,12 +30,14 @@ class Int8ActivationLinear(torch.nn.Linear):
 def dequantised(name: str, tensor: Any, reference: ReferenceModel) -> Any:
     """A tensor of the packed file as float32 under the same name."""
     scale = reference.tensors.get(name + "_scale")
-    if tensor.dtype == np.int8:
-        return tensor * scale[:, None]
+    table = name.removesuffix(".weight")
+    if table in ("model.embed_tokens", "lm_head"):
+        return reference.table(table)
     if tensor.dtype != np.uint8:
         return tensor.astype(np.float32)
     rows, columns = reference.widths[name.split(".")[-2]]
-    codes = unpack_codes(tensor, rows, columns).astype(np.float32)
+    layout = reference.config["wrinklefree"]["layout"]
+    codes = unpack_codes(tensor, rows, columns, layout).astype(np.float32)
     if scale.dtype != np.float16:
         return codes * (scale if scale.size == 1 else scale[:, None])
     group_size = reference.config["wrinklefree"]["group_size"]

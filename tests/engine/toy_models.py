@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.artifact.packing import PackedShape, pack_codes, pack_group_scales, quantize_q8
+from wrinklefree.artifact.packing import LAYOUT, Layout, PackedShape, pack_codes, pack_group_scales
 from wrinklefree.artifact.safetensors_file import write_safetensors
+from wrinklefree.artifact.tables import TableFormat, pack_table, quantize_table
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -49,6 +50,10 @@ TOYS: dict[str, tuple[dict[str, Any], str, int, dict[str, Any]]] = {
         {"embedding": "f16"},
     ),
     "untied_f16_head": ({"tie_word_embeddings": False}, "tensor", 64, {"embedding": "f16"}),
+    "q6_head": ({"hidden_size": 72, "num_attention_heads": 6}, "row", 64, {"embedding": "q6"}),
+    "untied_q4_head": ({"tie_word_embeddings": False, "vocab_size": 251}, "tensor", 64, {"embedding": "q4"}),
+    "dense_row": ({"hidden_size": 320, "intermediate_size": 360}, "row", 64, {"layout": "t1.6-r16c64"}),
+    "dense_group_128": ({"hidden_size": 448, "intermediate_size": 700}, "group", 128, {"layout": "t1.6-r16c64"}),
     "bias_everywhere": ({"attention_bias": True, "mlp_bias": True}, "tensor", 64, {}),
     "qwen2": ({"model_type": "qwen2", "vocab_size": 251}, "row", 64, {}),
     "qwen3": ({"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 1}, "group", 64, {}),
@@ -75,8 +80,9 @@ def write_toy(
     granularity: str,
     group_size: int,
     seed: int,
-    embedding: str = "q8",
+    embedding: TableFormat = "q8",
     subln: str = "none",
+    layout: Layout = LAYOUT,
 ) -> Path:
     """Write a packed directory with random weights.
 
@@ -93,10 +99,10 @@ def write_toy(
         if embedding == "f16":
             tensors[name + ".weight"] = weight.astype(np.float16)
         else:
-            tensors[name + ".weight"], tensors[name + ".weight_scale"] = quantize_q8(weight)
+            tensors[name + ".weight"], tensors[name + ".weight_scale"] = pack_table(quantize_table(weight, embedding))
 
     def linear(name: str, rows: int, columns: int, bias: bool) -> None:
-        tensors[name + ".weight"] = pack_codes(rng.integers(-1, 2, (rows, columns)).astype(np.int8))
+        tensors[name + ".weight"] = pack_codes(rng.integers(-1, 2, (rows, columns)).astype(np.int8), layout)
         shape = {"tensor": (1,), "row": (rows,), "group": (rows, -(-columns // group_size))}[granularity]
         scale = (rng.uniform(0.7, 1.3, shape) * np.sqrt(13.5 / columns)).astype(np.float32)
         stored = pack_group_scales(scale.astype(np.float16)) if granularity == "group" else scale
@@ -139,7 +145,7 @@ def write_toy(
     packing = {
         "format": "packed",
         "format_version": 1,
-        "layout": "t2-r4c64",
+        "layout": layout,
         "granularity": granularity,
         "group_size": group_size,
         "embedding": embedding,

@@ -20,8 +20,9 @@ import toy_checkpoints as toys
 
 from wrinklefree.artifact.files import sha256
 from wrinklefree.artifact.manifest import changed_files, open_packed
-from wrinklefree.artifact.packing import pack_codes, quantize_q8, unpack_codes
+from wrinklefree.artifact.packing import pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
+from wrinklefree.artifact.tables import TABLE_FORMATS, pack_table, quantize_table
 from wrinklefree.engine import Engine
 from wrinklefree.errors import FormatError, InputError, VerificationError
 from wrinklefree.export import export as export_module
@@ -45,6 +46,22 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("embedding", ["q6", "q4", "f16"])
+def test_fewer_bits_are_the_same_model(tmp_path: Path, embedding: Any) -> None:
+    """1.6 bits: the same values in fewer bytes; tables of every precision: engine and torch read the same numbers."""
+    source = toys.write(tmp_path / "src", hidden_size=320, head_dim=80, spec=TernarySpec("row"))
+    reports = {
+        bits: export(source, tmp_path / bits, embedding=embedding, bits=bits, threads=1, greedy_tokens=16)
+        for bits in ("2", "1.6")
+    }
+    for report in reports.values():
+        assert report.agreement is not None and report.agreement.passed
+    # 320 = 5 column blocks, 160 = 3 blocks left over in 2 bits
+    assert reports["1.6"].bits_per_ternary_weight < 0.95 * reports["2"].bits_per_ternary_weight
+    logits = [Engine.load(tmp_path / bits, threads=1).logits(list(range(9))) for bits in reports]
+    np.testing.assert_array_equal(*logits)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_engine_follows_its_source(tmp_path: Path, case: str) -> None:
     """Every family, granularity and head: codes equal, logits agree, greedy tokens equal or tied."""
@@ -57,7 +74,7 @@ def test_engine_follows_its_source(tmp_path: Path, case: str) -> None:
     assert changed_files(tmp_path / "out", open_packed(tmp_path / "out").info) == []
 
 
-@pytest.mark.parametrize("embedding", ["q8", "f16"])
+@pytest.mark.parametrize("embedding", TABLE_FORMATS)
 def test_bytes_are_the_sources(tmp_path: Path, embedding: Any) -> None:
     source = toys.write(tmp_path / "src", subln="identity", tie_word_embeddings=False)
     report = export(source, tmp_path / "out", embedding=embedding, verify=False)
@@ -73,10 +90,12 @@ def test_bytes_are_the_sources(tmp_path: Path, embedding: Any) -> None:
             np.testing.assert_array_equal(weights.array(name), parameter.detach().numpy())
     for name in ("model.embed_tokens", "lm_head"):
         values = model.get_submodule(name).weight.detach().numpy()
-        if embedding == "q8":
-            np.testing.assert_array_equal(weights.array(f"{name}.weight"), quantize_q8(values)[0])
-        else:
+        if embedding == "f16":
             np.testing.assert_array_equal(weights.array(f"{name}.weight"), values.astype(np.float16))
+        else:
+            codes, scales = pack_table(quantize_table(values, embedding))
+            np.testing.assert_array_equal(weights.array(f"{name}.weight"), codes)
+            np.testing.assert_array_equal(weights.array(f"{name}.weight_scale"), scales)
     assert report.written_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     written = sum(change.written_bytes for change in report.tensors)
     assert written == sum(info.num_bytes for info in weights.tensors.values())
@@ -165,6 +184,17 @@ def test_one_wrong_code_is_noticed(tmp_path: Path) -> None:
         check_codes(tmp_path / "out", load_checkpoint(source)[0])
 
 
+def test_a_wrong_table_is_noticed(tmp_path: Path) -> None:
+    source = toys.write(tmp_path / "src")
+    export(source, tmp_path / "out", embedding="q4", verify=False)
+    weights = SafetensorsFile(tmp_path / "out" / "model.safetensors")
+    arrays = {key: weights.array(key).copy() for key in weights.tensors}
+    arrays["model.embed_tokens.weight"][3, 0, 100] ^= 1
+    write_safetensors(tmp_path / "out" / "model.safetensors", arrays)
+    with pytest.raises(VerificationError, match=r"model\.embed_tokens: the file's table"):
+        check_codes(tmp_path / "out", load_checkpoint(source)[0])
+
+
 def test_a_wrong_engine_is_noticed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that reads another model (other rotation) fails the comparison; the final name never appears."""
     source = toys.write(tmp_path / "src")
@@ -191,7 +221,8 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         ((tmp_path / "none", tmp_path / "out"), "no such model directory"),
         ((source, tmp_path / "exists"), "exists already"),
         ((source, tmp_path / "out", "gguf-tq9"), "unknown export format"),
-        ((source, tmp_path / "out", "packed", "q4"), "unknown embedding precision"),
+        ((source, tmp_path / "out", "packed", "q5"), "unknown embedding precision"),
+        ((source, tmp_path / "out", "packed", "q4", "1.5"), "unknown bits of a ternary weight"),
         ((hf, tmp_path / "out"), "convert it first"),
     ]
     for arguments, message in cases:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from wrinklefree.artifact.packing import PackedShape
+from wrinklefree.artifact.packing import LAYOUT, Layout, PackedShape
 from wrinklefree.errors import FormatError
 
 Activation = Literal["silu", "relu2"]
@@ -55,19 +55,19 @@ class ModelConfig:
         """Whether queries and keys pass an RMSNorm over each head."""
         return self.model_type == "qwen3"
 
-    def linears(self) -> dict[str, PackedShape]:
+    def linears(self, layout: Layout = LAYOUT) -> dict[str, PackedShape]:
         """Return every ternary layer's full name with its sizes, layer by layer."""
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
         shapes = {
-            "q_proj": PackedShape(queries, hidden),
-            "k_proj": PackedShape(keys, hidden),
-            "v_proj": PackedShape(keys, hidden),
-            "o_proj": PackedShape(hidden, queries),
-            "gate_proj": PackedShape(inner, hidden),
-            "up_proj": PackedShape(inner, hidden),
-            "down_proj": PackedShape(hidden, inner),
+            "q_proj": PackedShape(queries, hidden, layout),
+            "k_proj": PackedShape(keys, hidden, layout),
+            "v_proj": PackedShape(keys, hidden, layout),
+            "o_proj": PackedShape(hidden, queries, layout),
+            "gate_proj": PackedShape(inner, hidden, layout),
+            "up_proj": PackedShape(inner, hidden, layout),
+            "down_proj": PackedShape(hidden, inner, layout),
         }
         names = [f"self_attn.{name}" for name in ATTENTION_LINEARS] + [f"mlp.{name}" for name in MLP_LINEARS]
         return {

@@ -14,6 +14,7 @@ from wrinklefree.artifact.config import ModelConfig
 from wrinklefree.artifact.files import read_json
 from wrinklefree.artifact.gguf import GgufFile, is_gguf, read_gguf
 from wrinklefree.artifact.manifest import (
+    TABLES,
     WEIGHTS,
     PackedModel,
     changed_files,
@@ -21,7 +22,14 @@ from wrinklefree.artifact.manifest import (
     open_packed,
     read_config,
 )
-from wrinklefree.artifact.packing import COLUMNS_PER_BLOCK, ROWS_PER_BLOCK, PackedShape
+from wrinklefree.artifact.packing import (
+    BLOCKS_PER_FIVE,
+    BYTES_PER_FIVE,
+    COLUMNS_PER_BLOCK,
+    DENSE_LAYOUT,
+    ROWS_PER_BLOCK,
+    PackedShape,
+)
 from wrinklefree.artifact.safetensors_file import SafetensorsFile
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.errors import FormatError, InputError
@@ -130,17 +138,32 @@ def inspect_model(path: str | Path) -> Inspection:
 
 
 def share_of_zeros(packed: NDArray[np.uint8], shape: PackedShape) -> float:
-    """Return the share of zeros among the ternary values of packed codes ``[R, C, 64]``, padding left out."""
-    histogram = np.bincount(packed.reshape(-1), minlength=256)
-    byte = np.arange(256)
-    ones = sum(((byte >> shift) & 3) == 1 for shift in (0, 2, 4, 6))
+    """Return the share of zeros among the ternary values of packed codes (`PackedShape.codes`), padding left out."""
+    rows = packed.reshape(shape.row_blocks, -1)
+    five = shape.column_blocks // BLOCKS_PER_FIVE * BYTES_PER_FIVE if shape.layout == DENSE_LAYOUT else 0
+    zeros = 0
+    # How often each byte value occurs, times how many of its codes are 1 (the value 0).
+    for part, codes in ((rows[:, :five], _five_codes()), (rows[:, five:], _four_codes())):
+        zeros += int(np.bincount(part.reshape(-1), minlength=256) @ (codes == 1).sum(axis=0))
     stored = shape.row_blocks * ROWS_PER_BLOCK * shape.column_blocks * COLUMNS_PER_BLOCK
     weights = shape.rows * shape.columns
-    return float((int(histogram @ ones) - (stored - weights)) / weights)
+    return (zeros - (stored - weights)) / weights
+
+
+def _four_codes() -> NDArray[np.int64]:
+    return (np.arange(256) >> np.array([[0], [2], [4], [6]])) & 3
+
+
+def _five_codes() -> NDArray[np.int64]:
+    left, codes = np.arange(256), []
+    for _ in range(BLOCKS_PER_FIVE):
+        codes.append(3 * left >> 8)
+        left = 3 * left & 255
+    return np.array(codes)
 
 
 def _inspect_packed(model: PackedModel, config: dict[str, Any]) -> Inspection:
-    linears = model.config.linears()
+    linears = model.config.linears(model.info.layout)
     rows = []
     for name, info in model.weights.tensors.items():
         owner, _, kind = name.rpartition(".")
@@ -149,6 +172,9 @@ def _inspect_packed(model: PackedModel, config: dict[str, Any]) -> Inspection:
             parameters = linears[owner].rows * linears[owner].columns
             type_name = f"ternary {model.info.layout}"
             zeros = share_of_zeros(model.weights.array(name), linears[owner])
+        elif owner in TABLES and kind == "weight":
+            parameters = model.config.vocab_size * model.config.hidden_size
+            type_name = "F16" if model.info.embedding == "f16" else f"table {model.info.embedding}"
         elif kind == "weight_scale":
             parameters = 0  # part of the weight it scales
         rows.append(TensorRow(name, type_name, info.shape, info.num_bytes, parameters, zeros))

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from wrinklefree.artifact.config import Fields, ModelConfig, parse_config
 from wrinklefree.artifact.files import read_json, sha256
-from wrinklefree.artifact.packing import GRANULARITIES, LAYOUT, Granularity, check_group_size
+from wrinklefree.artifact.packing import GRANULARITIES, LAYOUT, LAYOUTS, Granularity, Layout, check_group_size
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, TensorInfo
+from wrinklefree.artifact.tables import TABLE_FORMATS, TableFormat, TableShape
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.version import PACKED_FORMAT_VERSION
 
@@ -22,8 +23,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
-Embedding = Literal["q8", "f16"]
-EMBEDDINGS: tuple[Embedding, ...] = ("q8", "f16")
+TABLES = ("model.embed_tokens", "lm_head")
 SUBLN = ("identity", "ones", "none")
 
 
@@ -33,7 +33,7 @@ class PackedInfo:
 
     granularity: Granularity
     group_size: int
-    embedding: Embedding
+    embedding: TableFormat
     subln: str
     stage: str
     dlm: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class PackedInfo:
     tokens_seen: int = 0
     recipe_hash: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-    layout: str = LAYOUT
+    layout: Layout = LAYOUT
     format_version: int = PACKED_FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -135,14 +135,13 @@ def changed_files(directory: str | Path, info: PackedInfo) -> list[str]:
 
 def packed_tensors(config: ModelConfig, info: PackedInfo) -> Iterator[tuple[TensorInfo, bool]]:
     """Yield each tensor a packed directory holds, and whether it may be absent (biases)."""
-    tables = ["model.embed_tokens"] + ([] if config.tie_word_embeddings else ["lm_head"])
-    for table in tables:
-        shape = (config.vocab_size, config.hidden_size)
-        yield TensorInfo(f"{table}.weight", "I8" if info.embedding == "q8" else "F16", shape), False
-        if info.embedding == "q8":
-            yield TensorInfo(f"{table}.weight_scale", "F32", shape[:1]), False
+    for table in TABLES[: 1 if config.tie_word_embeddings else 2]:
+        shape = TableShape(config.vocab_size, config.hidden_size, info.embedding)
+        yield TensorInfo(f"{table}.weight", "F16" if shape.scales is None else "U8", shape.codes), False
+        if shape.scales is not None:
+            yield TensorInfo(f"{table}.weight_scale", "F32" if len(shape.scales) == 1 else "F16", shape.scales), False
     scale_type = "F16" if info.granularity == "group" else "F32"
-    for name, packed in config.linears().items():
+    for name, packed in config.linears(info.layout).items():
         scales = packed.scales(info.granularity, info.group_size)
         yield TensorInfo(f"{name}.weight", "U8", packed.codes), False
         yield TensorInfo(f"{name}.weight_scale", scale_type, scales), False
@@ -180,10 +179,10 @@ def _packed_info(fields: Fields) -> PackedInfo:
     if not all(_is_file_hash(name, value) for name, value in files.items()):
         raise fields.wrong("files", "plain file names with their SHA-256 are needed")
     return PackedInfo(
-        layout=fields.choice("layout", (LAYOUT,)),
+        layout=_layout(fields),
         granularity=fields.choice("granularity", GRANULARITIES),
         group_size=group_size,
-        embedding=fields.choice("embedding", EMBEDDINGS),
+        embedding=fields.choice("embedding", TABLE_FORMATS),
         subln=fields.choice("subln", SUBLN),
         stage=fields.text("stage") or "unknown",
         dlm=fields.object("dlm"),
@@ -193,6 +192,13 @@ def _packed_info(fields: Fields) -> PackedInfo:
         recipe_hash=fields.text("recipe_hash"),
         files=files,
     )
+
+
+def _layout(fields: Fields) -> Layout:
+    for layout in LAYOUTS:
+        if fields.raw.get("layout") == layout:
+            return layout
+    raise fields.wrong("layout", f"this release reads {' and '.join(LAYOUTS)}; export the model again")
 
 
 def _is_file_hash(name: str, value: object) -> bool:

@@ -114,9 +114,10 @@ def pack_codes(ternary: NDArray[np.int8], layout: Layout = LAYOUT) -> NDArray[np
         raise InputError(f"pack_codes: found an array of {ternary.ndim} dimensions, a matrix is needed")
     if ternary.size and (ternary.min() < -1 or ternary.max() > 1):
         raise InputError("pack_codes: found a value outside -1, 0, 1; ternarise before packing")
-    shape = PackedShape(*ternary.shape, layout)
+    rows, columns = ternary.shape
+    shape = PackedShape(rows, columns, layout)
     codes = np.ones((shape.row_blocks * ROWS_PER_BLOCK, shape.column_blocks * COLUMNS_PER_BLOCK), np.uint8)
-    codes[: shape.rows, : shape.columns] = (ternary + 1).astype(np.uint8)
+    codes[:rows, :columns] = (ternary + 1).astype(np.uint8)
     blocks = codes.reshape(shape.row_blocks, ROWS_PER_BLOCK, shape.column_blocks, COLUMNS_PER_BLOCK)
     if layout == LAYOUT:
         return _pack_two_bits(blocks)
@@ -204,15 +205,3 @@ def unpack_group_scales(stored: NDArray[np.float16], rows: int) -> NDArray[np.fl
     """Return group scales ``[O, G]`` of the stored form ``[R, G, 16]``."""
     blocks, groups, _ = stored.shape
     return np.ascontiguousarray(stored.transpose(0, 2, 1)).reshape(blocks * ROWS_PER_BLOCK, groups)[:rows]
-
-
-def quantize_q8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return int8 codes ``[V, D]`` and scales float32 ``[V]`` of an embedding or head: absmax per row.
-
-    ``weight[v] ~ codes[v] * scales[v]`` with ``scales[v] = max|weight[v]| / 127`` (1 for a row of zeros), rounded
-    half to even.
-    """
-    peak = np.abs(weight).max(axis=1).astype(np.float32)
-    scales = np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
-    codes = np.rint(weight / scales[:, None]).astype(np.int8)
-    return codes, scales

@@ -19,7 +19,8 @@ def run(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="a checkpoint directory (wf convert, wf train)")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
     format: Annotated[str, typer.Option(help="packed")] = "packed",
-    embedding: Annotated[str, typer.Option(help="precision of embedding and head: q8 or f16")] = "q8",
+    embedding: Annotated[str, typer.Option(help="precision of embedding and head: q8, q6, q4 or f16")] = "q8",
+    bits: Annotated[str, typer.Option(help="bits of a ternary weight: 2 or 1.6 (smaller)")] = "2",
     verify: Annotated[bool, typer.Option(help="read back and compare with the source")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[
@@ -31,7 +32,7 @@ def run(
     from wrinklefree.export.export import export
 
     with progress("export") as show:
-        report = export(source, out, format, embedding, verify, threads, show=show)  # type: ignore[arg-type]
+        report = export(source, out, format, embedding, bits, verify, threads, show=show)  # type: ignore[arg-type]
     output.table("what changed", ("part", "count", "was", "bytes", "is now", "bytes now"), _changes(report))
     for line in _summary(report):
         output.line(line)

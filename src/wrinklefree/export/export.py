@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from wrinklefree.artifact.files import new_directory
-from wrinklefree.artifact.manifest import EMBEDDINGS, Embedding, PackedInfo, model_format, read_config
+from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
+from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
+from wrinklefree.artifact.tables import TABLE_FORMATS, TableFormat
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
@@ -20,6 +22,8 @@ from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
 from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
+
+LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
 
 # A format writes a whole model directory from (directory, source, config.json, info, entries of the walk).
 FORMATS: dict[str, Callable[..., list[TensorChange]]] = {"packed": write_packed}
@@ -61,7 +65,8 @@ def export(
     src_dir: str | Path,
     out_dir: str | Path,
     format: str = "packed",
-    embedding: Embedding = "q8",
+    embedding: TableFormat = "q8",
+    bits: str = "2",
     verify: bool = True,
     threads: int | None = None,
     greedy_tokens: int = 32,
@@ -69,7 +74,8 @@ def export(
 ) -> ExportReport:
     """Write the converted model in ``src_dir`` as ``out_dir``, which must not exist, and return the report.
 
-    ``show`` is told the share done, from 0 to 1, and what is going on.
+    ``embedding``: precision of the embedding and of an untied head; ``bits`` of a ternary weight, "2" or "1.6" (the
+    same values in fewer bytes). ``show`` is told the share done, from 0 to 1, and what is going on.
 
     Raises: InputError for a wrong source, an unknown format, an existing output or lack of space;
     VerificationError when the result does not behave like its source. Either leaves nothing under ``out_dir``.
@@ -78,14 +84,16 @@ def export(
     source, out = Path(src_dir), Path(out_dir)
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
-    if embedding not in EMBEDDINGS:
-        raise unknown_name("embedding precision", embedding, EMBEDDINGS)
+    if embedding not in TABLE_FORMATS:
+        raise unknown_name("embedding precision", embedding, TABLE_FORMATS)
+    if bits not in LAYOUTS:
+        raise unknown_name("bits of a ternary weight", bits, LAYOUTS)
     with new_directory(out) as directory, _torch_threads(threads):
         config = _checkpoint_config(source)
         Tokenizer.load(source)
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
-        info = _packed_info(checkpoint, embedding)
+        info = _packed_info(checkpoint, embedding, LAYOUTS[bits])
         show(0.2, "ternarising and writing")
         tensors = FORMATS[format](directory, source, config, info, walk(model))
         codes = agreement = None
@@ -126,11 +134,12 @@ def _checkpoint_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _packed_info(checkpoint: CheckpointInfo, embedding: Embedding) -> PackedInfo:
+def _packed_info(checkpoint: CheckpointInfo, embedding: TableFormat, layout: Layout) -> PackedInfo:
     return PackedInfo(
         granularity=checkpoint.spec.granularity,
         group_size=checkpoint.spec.group_size,
         embedding=embedding,
+        layout=layout,
         subln=checkpoint.subln,
         stage=checkpoint.stage,
         dlm=checkpoint.dlm,
@@ -142,7 +151,7 @@ def _packed_info(checkpoint: CheckpointInfo, embedding: Embedding) -> PackedInfo
 
 
 def _compare(
-    directory: Path, model: torch.nn.Module, embedding: Embedding, threads: int | None, greedy_tokens: int
+    directory: Path, model: torch.nn.Module, embedding: TableFormat, threads: int | None, greedy_tokens: int
 ) -> Agreement:
     agreement = compare_engine_with_torch(
         Engine.load(directory, threads=threads, kv_type="float32"),

@@ -1,7 +1,7 @@
-"""The packed directory: 2-bit codes in ``t2-r4c64``, scales, float32 norms, tables in int8 or float16.
+"""The packed directory: ternary codes of 2 or 1.6 bits, scales, float32 norms, tables in 8, 6 or 4 bits or float16.
 
-`artifact/packing.py` says what the bytes of a layer mean, `artifact/manifest.py` which tensors there are,
-docs/formats.md states both.
+`artifact/packing.py` says what the bytes of a layer mean, `artifact/tables.py` those of a table,
+`artifact/manifest.py` which tensors there are; docs/formats.md states all of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.files import json_bytes, sha256, space_errors, write_bytes
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS, PackedInfo, packed_tensors
-from wrinklefree.artifact.packing import pack_codes, pack_group_scales, quantize_q8
+from wrinklefree.artifact.packing import LAYOUT, pack_codes, pack_group_scales
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
+from wrinklefree.artifact.tables import TableFormat, pack_table, quantize_table
 from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.export.walk import Entry, Norm, Table, TernaryLayer
@@ -74,12 +75,11 @@ def write_packed(
     return changes
 
 
-def dequantized(table: NDArray[np.float32], embedding: str) -> NDArray[np.float32]:
-    """Return a table ``[V, D]`` as a reader of the written file sees it: q8 or f16 undone, in float32."""
+def dequantized(table: NDArray[np.float32], embedding: TableFormat) -> NDArray[np.float32]:
+    """Return a table ``[V, D]`` as a reader of the written file sees it, in float32."""
     if embedding == "f16":
         return table.astype(np.float16).astype(np.float32)
-    codes, scales = quantize_q8(table)
-    return codes.astype(np.float32) * scales[:, None]
+    return quantize_table(table, embedding).values()
 
 
 def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
         yield f"{entry.name}.weight_scale"
         if entry.layer.bias is not None:
             yield f"{entry.name}.bias"
-    elif isinstance(entry, Table) and info.embedding == "q8":
+    elif isinstance(entry, Table) and info.embedding != "f16":
         yield f"{entry.name}.weight_scale"
 
 
@@ -105,12 +105,12 @@ def _arrays(entry: Entry, info: PackedInfo) -> Iterator[tuple[str, NDArray[Any]]
         if info.embedding == "f16":
             yield f"{entry.name}.weight", _half(values, entry.name)
         else:
-            codes, scales = quantize_q8(values)
+            codes, scales = pack_table(quantize_table(values, info.embedding))
             yield f"{entry.name}.weight", codes
             yield f"{entry.name}.weight_scale", scales
     else:
         ternary, scales = entry.codes_and_scales()
-        yield f"{entry.name}.weight", pack_codes(ternary)
+        yield f"{entry.name}.weight", pack_codes(ternary, info.layout)
         grouped = info.granularity == "group"
         yield f"{entry.name}.weight_scale", pack_group_scales(_half(scales, entry.name)) if grouped else scales
         bias = entry.bias()
@@ -126,17 +126,24 @@ def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
     return half
 
 
+_TABLE_KINDS: Mapping[TableFormat, str] = {
+    "q8": "8-bit, F32 scale per row",
+    "q6": "6-bit, F16 scale per 64 columns",
+    "q4": "4-bit, F16 scale per 32 columns",
+    "f16": "F16",
+}
 _PARTS = ("weight", "weight_scale", "bias", "eps")
 
 
 def _change(entry: Entry, info: PackedInfo, stored: Mapping[str, TensorInfo], written_bytes: int) -> TensorChange:
     before = [stored[name] for part in _PARTS if (name := f"{entry.name}.{part}") in stored]
     if isinstance(entry, TernaryLayer):
-        kind = f"2-bit, {'F16' if info.granularity == 'group' else 'F32'} scale per {_per(info)}"
+        bits, scale = "2" if info.layout == LAYOUT else "1.6", "F16" if info.granularity == "group" else "F32"
+        kind = f"{bits}-bit, {scale} scale per {_per(info)}"
     elif isinstance(entry, Norm):
         kind = "F32"
     else:
-        kind = {"q8": "I8, F32 scale per row", "f16": "F16"}[info.embedding]
+        kind = _TABLE_KINDS[info.embedding]
     return TensorChange(entry.name, before[0].dtype, sum(t.num_bytes for t in before), kind, written_bytes)
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wrinklefree.artifact.config import parse_config
-from wrinklefree.artifact.manifest import Embedding, open_packed
+from wrinklefree.artifact.manifest import PackedModel, open_packed
 from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
+from wrinklefree.artifact.tables import TableFormat, unpack_table
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.errors import VerificationError
 from wrinklefree.export.packed import dequantized
@@ -106,7 +107,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class CodesCheck:
-    """What re-reading the written file found: layers compared, and the share of zeros on either side."""
+    """What re-reading the written file found: ternary layers compared, and the share of zeros on either side."""
 
     layers: int
     zeros_source: float
@@ -114,17 +115,21 @@ class CodesCheck:
 
 
 def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
-    """Return the result of reading a packed directory back and comparing each code and scale with the source.
+    """Return the result of reading a packed directory back and comparing each code, scale and table with the source.
 
-    Raises: VerificationError naming the first layer that differs.
+    Raises: VerificationError naming the first part that differs.
     """
     packed = open_packed(directory)
     zeros_source = zeros_written = weights = layers = 0
     for entry in walk(model):
+        if isinstance(entry, Table) and not np.array_equal(
+            _written_table(packed, entry), dequantized(entry.values(), packed.info.embedding)
+        ):
+            raise VerificationError(f"{entry.name}: the file's table is not the source's")
         if not isinstance(entry, TernaryLayer):
             continue
         codes, scales = entry.codes_and_scales()
-        written = unpack_codes(packed.weights.array(f"{entry.name}.weight"), *entry.shape)
+        written = unpack_codes(packed.weights.array(f"{entry.name}.weight"), *entry.shape, packed.info.layout)
         stored = packed.weights.array(f"{entry.name}.weight_scale")
         if packed.info.granularity == "group":
             stored = unpack_group_scales(stored, entry.shape[0]).astype(np.float32)
@@ -137,12 +142,20 @@ def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
     return CodesCheck(layers, zeros_source / weights, zeros_written / weights)
 
 
+def _written_table(packed: PackedModel, entry: Table) -> NDArray[np.float32]:
+    codes = packed.weights.array(f"{entry.name}.weight")
+    if packed.info.embedding == "f16":
+        return codes.astype(np.float32)
+    scales = packed.weights.array(f"{entry.name}.weight_scale")
+    return unpack_table(codes, scales, *entry.shape, packed.info.embedding).values()
+
+
 def compare_engine_with_torch(
     engine: Engine,
     model: nn.Module,
     prompts: Sequence[str] = PROMPTS,
     greedy_tokens: int = 32,
-    embedding: Embedding = "q8",
+    embedding: TableFormat = "q8",
 ) -> Agreement:
     """Return how an engine agrees with the torch model it was exported from, at full quantisation strength.
 
@@ -179,7 +192,7 @@ def compare_engine_with_torch(
 
 
 @contextmanager
-def exported_tables(model: nn.Module, embedding: Embedding) -> Iterator[None]:
+def exported_tables(model: nn.Module, embedding: TableFormat) -> Iterator[None]:
     """Give ``model`` the embedding and head a reader of the export sees, and restore its own afterwards."""
     tables = [entry.parameter for entry in walk(model) if isinstance(entry, Table)]
     own = [parameter.data for parameter in tables]

@@ -1,0 +1,235 @@
+"""The NumPy statement of the bytes of quantised tables: the embedding and the head. Specification, as packing.py is.
+
+Shape letters: V rows (vocabulary), D columns (hidden size), R = ceil(V / 16) row blocks, C = ceil(D / 64) column
+blocks. A value reads as ``number * scale``. A block is 16 rows x 64 columns; missing rows and columns hold number 0,
+their scales are 0.
+
+=======  =================  ========  =======================  =============  ==============================
+format   codes U8           numbers   scales                   a scale for    bits a weight, scales included
+=======  =================  ========  =======================  =============  ==============================
+``q8``   ``[R, C, 1024]``   -127-127  float32 ``[V]``          a row          8
+``q6``   ``[R, C, 768]``    -32-31    float16 ``[R, C, 16]``   64 columns     6.25
+``q4``   ``[R, C, 512]``    -8-7      float16 ``[R, 2 C, 16]`` 32 columns     4.5
+=======  =================  ========  =======================  =============  ==============================
+
+Element ``[b, g, r]`` of the float16 scales belongs to row ``16 b + r`` and the columns ``64 g`` or ``32 g`` onward;
+a scale may be negative (the longer side of an unsymmetric range then lies where the group's largest value is). The
+bytes of a block, r a row of 16, j of 4:
+
+``q8``: byte ``64 k + 4 r + j`` (k of 16) is column ``4 k + j`` of row r, plus 128.
+
+``q4``: byte ``64 k + 4 r + j`` (k of 8) holds column ``4 k + j`` plus 8 in its low four bits and column
+``32 + 4 k + j`` plus 8 in its high four.
+
+``q6``: the number plus 32 has six bits. 512 bytes hold its low four as in ``q4``; then byte ``512 + 64 d + 4 r + j``
+(d of 4) holds the high two of the columns ``4 d + j``, ``+ 16``, ``+ 32``, ``+ 48`` in its bit pairs, lowest
+first.
+
+``f16`` is no quantised format: plain rows float16 ``[V, D]``.
+
+Why so: as in packing.py, 64 bytes belong to 4 columns of 16 rows, so that a kernel sums no register across.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.packing import COLUMNS_PER_BLOCK, ROWS_PER_BLOCK, pack_group_scales, unpack_group_scales
+from wrinklefree.errors import FormatError, InputError
+
+TableFormat = Literal["q8", "q6", "q4", "f16"]
+TABLE_FORMATS: tuple[TableFormat, ...] = ("q8", "q6", "q4", "f16")
+
+_BLOCK_BYTES = {"q8": 1024, "q6": 768, "q4": 512}
+_GROUP_COLUMNS = {"q6": 64, "q4": 32}
+_LARGEST = {"q8": 127, "q6": 31, "q4": 7}
+_OFFSET = {"q8": 128, "q6": 32, "q4": 8}
+# Where the group's largest value may land, as a multiple of the range's long end: tried one after the other. More of
+# them, or finer ones, change the squared error by less than one per cent.
+_TRIED = (0.95, 1.0, 1.05)
+_ROWS_AT_A_TIME = 4096  # keeps the arrays of a fit near the cache
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """The sizes of one table with ``rows`` tokens and ``columns`` features."""
+
+    rows: int
+    columns: int
+    format: TableFormat
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.rows // ROWS_PER_BLOCK)
+
+    @property
+    def column_blocks(self) -> int:
+        return -(-self.columns // COLUMNS_PER_BLOCK)
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The shape of the stored codes (uint8, or float16 for f16)."""
+        if self.format == "f16":
+            return self.rows, self.columns
+        return self.row_blocks, self.column_blocks, _BLOCK_BYTES[self.format]
+
+    @property
+    def scales(self) -> tuple[int, ...] | None:
+        """The shape of the stored scales, None for f16."""
+        if self.format == "f16":
+            return None
+        if self.format == "q8":
+            return (self.rows,)
+        groups = self.column_blocks * COLUMNS_PER_BLOCK // _GROUP_COLUMNS[self.format]
+        return self.row_blocks, groups, ROWS_PER_BLOCK
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """Numbers int8 ``[V, D]`` and their scales: float32 ``[V]`` (q8) or float16 ``[V, ceil(D / 64 or 32)]``."""
+
+    format: TableFormat
+    numbers: NDArray[np.int8]
+    scales: NDArray[Any]
+
+    def values(self) -> NDArray[np.float32]:
+        """Return what a reader of the table sees, float32 ``[V, D]``."""
+        rows, columns = self.numbers.shape
+        scales = self.scales.astype(np.float32).reshape(rows, -1)
+        if self.format == "q8":
+            return self.numbers * scales
+        return self.numbers * np.repeat(scales, _GROUP_COLUMNS[self.format], axis=1)[:, :columns]
+
+
+def quantize_table(weight: NDArray[np.float32], format: TableFormat) -> QuantizedTable:
+    """Return a table ``[V, D]`` in ``format`` (not f16); the same bytes on every machine with IEEE arithmetic.
+
+    q8: ``scale = max|row| / 127`` (1 for a row of zeros), numbers rounded half to even. q6, q4: each group's scale is
+    fitted for the smallest squared error: several scales are tried, each replaced by the least-squares one of the
+    numbers it gives; ``numbers = clip(round(weight / scale))`` for the scale as float16 stores it.
+
+    Raises: InputError for another rank, for values that are no numbers or too large for a scale.
+    """
+    if weight.ndim != 2:
+        raise InputError(f"quantize_table: found an array of {weight.ndim} dimensions, a matrix is needed")
+    if not np.isfinite(weight).all():
+        raise InputError("quantize_table: found an infinity or NaN")
+    weight = weight.astype(np.float32, copy=False)
+    if format == "q8":
+        peak = np.abs(weight).max(axis=1)
+        scales = np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
+        return QuantizedTable(format, np.rint(weight / scales[:, None]).astype(np.int8), scales)
+    rows, columns = weight.shape
+    width = _GROUP_COLUMNS[format]
+    groups = -(-columns // width)
+    numbers = np.empty((rows, groups * width), np.int8)
+    scales = np.empty((rows, groups), np.float16)
+    for part in (slice(start, start + _ROWS_AT_A_TIME) for start in range(0, rows, _ROWS_AT_A_TIME)):
+        padded = np.pad(weight[part], ((0, 0), (0, groups * width - columns)))
+        fitted, best = _fit(padded.reshape(-1, width), _LARGEST[format])
+        numbers[part], scales[part] = best.reshape(len(padded), -1), fitted.reshape(len(padded), -1)
+    return QuantizedTable(format, numbers[:, :columns], scales)
+
+
+def pack_table(table: QuantizedTable) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Return the stored codes and scales (`TableShape.codes`, `TableShape.scales`)."""
+    rows, columns = table.numbers.shape
+    shape = TableShape(rows, columns, table.format)
+    offset = _OFFSET[table.format]
+    padded = np.full((shape.row_blocks * ROWS_PER_BLOCK, shape.column_blocks * COLUMNS_PER_BLOCK), offset, np.uint8)
+    padded[:rows, :columns] = table.numbers.astype(np.int16) + offset
+    # [R, r, C, column] -> [R, C, column, r]: of the columns, j is to stand innermost
+    blocks = padded.reshape(shape.row_blocks, ROWS_PER_BLOCK, shape.column_blocks, COLUMNS_PER_BLOCK)
+    fours = blocks.transpose(0, 2, 3, 1).reshape(shape.row_blocks, shape.column_blocks, 16, 4, ROWS_PER_BLOCK)
+    quads = fours.transpose(0, 1, 2, 4, 3)  # [R, C, column / 4, r, j]
+    if table.format == "q8":
+        codes = quads
+    else:
+        low = quads & np.uint8(15)
+        codes = low[:, :, :8] | (low[:, :, 8:] << np.uint8(4))
+        if table.format == "q6":
+            high = (quads >> np.uint8(4)).reshape(*quads.shape[:2], 4, 4, ROWS_PER_BLOCK, 4)  # [R, C, plane, d, r, j]
+            shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1, 1, 1)
+            codes = np.concatenate([codes, np.bitwise_or.reduce(high << shifts, axis=2)], axis=2)
+    packed = np.ascontiguousarray(codes).reshape(shape.codes)
+    if table.format == "q8":
+        return packed, table.scales
+    assert shape.scales is not None
+    missing = shape.scales[1] - table.scales.shape[1]
+    return packed, pack_group_scales(np.pad(table.scales, ((0, 0), (0, missing))))
+
+
+def unpack_table(
+    codes: NDArray[np.uint8], scales: NDArray[Any], rows: int, columns: int, format: TableFormat
+) -> QuantizedTable:
+    """Return the table of stored codes and scales. Raises: FormatError for shapes that do not belong to it."""
+    shape = TableShape(rows, columns, format)
+    for what, found, needed in (("codes", codes.shape, shape.codes), ("scales", scales.shape, shape.scales)):
+        if found != needed:
+            raise FormatError(f"{format} table {what}: found shape {found}, {rows} x {columns} needs {needed}")
+    if format == "q8":
+        quads = codes.reshape(shape.row_blocks, shape.column_blocks, 16, ROWS_PER_BLOCK, 4)
+    else:
+        stored = codes.reshape(shape.row_blocks, shape.column_blocks, -1, ROWS_PER_BLOCK, 4)
+        quads = np.concatenate([stored[:, :, :8] & np.uint8(15), stored[:, :, :8] >> np.uint8(4)], axis=2)
+        if format == "q6":
+            shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1, 1, 1)
+            high = (stored[:, :, None, 8:] >> shifts) & np.uint8(3)
+            quads = quads | (high.reshape(quads.shape) << np.uint8(4))
+        scales = unpack_group_scales(scales, rows)[:, : -(-columns // _GROUP_COLUMNS[format])]
+    blocks = quads.transpose(0, 3, 1, 2, 4).reshape(shape.row_blocks * ROWS_PER_BLOCK, -1)
+    numbers = blocks[:rows, :columns].astype(np.int16) - _OFFSET[format]
+    return QuantizedTable(format, numbers.astype(np.int8), scales)
+
+
+def _fit(groups: NDArray[np.float32], largest: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
+    """Return scales ``[N]`` and numbers ``[N, width]`` from ``-largest - 1`` to ``largest`` of groups ``[N, width]``.
+
+    Of the scales tried, that with the smallest squared error; the first of equals.
+    """
+    peaks = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    best = np.zeros(len(groups), np.float16)
+    numbers = np.zeros(groups.shape, np.int8)
+    error = np.full(len(groups), np.inf, np.float32)
+    for start in _starts(peaks, largest):
+        rounded = _rounded(groups, start, largest)
+        scale = _half(_sums(groups * rounded) / np.maximum(_sums(rounded * rounded), np.float32(1)))
+        rounded = _rounded(groups, scale.astype(np.float32), largest)
+        left = groups - rounded * scale.astype(np.float32)[:, None]
+        found = _sums(left * left)
+        better = found < error
+        error[better], best[better], numbers[better] = found[better], scale[better], rounded[better]
+    return best, numbers
+
+
+def _starts(peaks: NDArray[np.float32], largest: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the scales to try: the largest value near the long end of the range, then near the short end."""
+    for part in _TRIED:
+        yield peaks / np.float32(-(largest + 1) * part)
+    for part in _TRIED:
+        yield peaks / np.float32(largest * part)
+
+
+def _rounded(groups: NDArray[np.float32], scale: NDArray[np.float32], largest: int) -> NDArray[np.float32]:
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    return np.clip(np.rint(groups * inverse[:, None]), -largest - 1, largest)
+
+
+def _sums(products: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sums ``[N]`` of ``[N, power of two]``, halves added to halves: one order on every machine."""
+    while (half := products.shape[1] // 2) > 0:
+        products = products[:, :half] + products[:, half:]
+    return products[:, 0]
+
+
+def _half(scales: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise InputError("quantize_table: found a value too large for a float16 scale")
+    return half
