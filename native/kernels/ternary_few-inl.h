@@ -3,11 +3,12 @@
 //
 // Each kernel file defines before it includes this one:
 //   kFewTokens and kFewGroupedTokens (the most tokens that take this way without and with group scales),
-//   kFewDenseTokens (the same for codes of 1.6 bits), kFewBlocks (row blocks that few_blocks takes at once),
-//   few_blocks<T, kBlocks, kGrouped, kScaled>(w, block, q, block_sums, totals, out): the sums of the row blocks
-//   block ... block + kBlocks - 1 for T tokens, out [T][kBlocks * 16]: with kGrouped the float32 sums of the groups,
-//   each times its scale when kScaled, else the exact dot products as float32. totals [T] holds the sum of each
-//   token's activations.
+//   kFewDenseTokens and kFewDenseGroupedTokens (the same for codes of 1.6 bits),
+//   kFewBlocks (row blocks that few_blocks takes at once),
+//   few_blocks<T, kBlocks, kGrouped, kScaled>(w, block, apart, q, block_sums, totals, out): the sums of the row blocks
+//   block, block + apart, ... (kBlocks of them) for T tokens, out [T][kBlocks * 16]: with kGrouped the float32 sums of
+//   the groups, each times its scale when kScaled, else the exact dot products as float32. totals [T] holds the sum of
+//   each token's activations.
 #include "kernels/kernels.h"
 
 namespace wf {
@@ -40,19 +41,23 @@ inline void write_rows(const TernaryMatrix* w, const ProductOutput& out, int32_t
   }
 }
 
+// With kBlocks > 1 the rows are as many ranges, each one ascending stream of codes.
 template <Output kOutput, int32_t T, int32_t kBlocks, bool kGrouped>
 inline void few_rows(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, const int32_t* totals,
                      int32_t begin, int32_t end, const ProductOutput& out) {
-  int32_t block = begin;
-  for (; block + kBlocks <= end; block += kBlocks) {
+  const int32_t apart = (end - begin) / kBlocks;
+  for (int32_t block = begin; block < begin + apart; ++block) {
     alignas(64) float sums[T * kBlocks * kRowsPerBlock];
-    few_blocks<T, kBlocks, kGrouped, kOutput == Output::kScaled>(w, block, q, block_sums, totals, sums);
-    const int32_t row = block * kRowsPerBlock, rows = min_of(kBlocks * kRowsPerBlock, w->rows - row);
-    for (int32_t t = 0; t < T; ++t)
-      write_rows<kOutput>(w, out, t, row, rows, sums + t * kBlocks * kRowsPerBlock);
+    few_blocks<T, kBlocks, kGrouped, kOutput == Output::kScaled>(w, block, apart, q, block_sums, totals, sums);
+    for (int32_t b = 0; b < kBlocks; ++b) {
+      const int32_t row = (block + b * apart) * kRowsPerBlock, rows = min_of(kRowsPerBlock, w->rows - row);
+      for (int32_t t = 0; t < T; ++t)
+        write_rows<kOutput>(w, out, t, row, rows, sums + (t * kBlocks + b) * kRowsPerBlock);
+    }
   }
   if constexpr (kBlocks > 1) {
-    if (block < end) few_rows<kOutput, T, 1, kGrouped>(w, q, block_sums, totals, block, end, out);
+    const int32_t done = begin + apart * kBlocks;
+    if (done < end) few_rows<kOutput, T, 1, kGrouped>(w, q, block_sums, totals, done, end, out);
   }
 }
 
@@ -67,11 +72,11 @@ inline void few_tokens(const TernaryMatrix* w, const int8_t* q, const int32_t* b
   if constexpr (!kGrouped)
     for (int32_t t = 0; t < T; ++t)
       for (int32_t c = 0; c < w->column_blocks; ++c) totals[t] += block_sums[t * w->column_blocks + c];
-  few_rows<kOutput, T, T == 1 ? kFewBlocks : 1, kGrouped>(w, q, block_sums, totals, begin, end, out);
+  few_rows<kOutput, T, kFewBlocks, kGrouped>(w, q, block_sums, totals, begin, end, out);
 }
 
 inline int32_t most_few_tokens(const TernaryMatrix* w) {
-  if (w->layout == TernaryLayout::kFiveTrits) return kFewDenseTokens;
+  if (w->layout == TernaryLayout::kFiveTrits) return w->group_blocks ? kFewDenseGroupedTokens : kFewDenseTokens;
   return w->group_blocks ? kFewGroupedTokens : kFewTokens;
 }
 

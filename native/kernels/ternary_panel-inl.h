@@ -116,7 +116,8 @@ inline void panel_product(const TernaryMatrix* w, const int8_t* q, const int32_t
         unpack_piece(piece, w->codes + (block + min_of(b, row_blocks - 1)) * row_bytes, panel + b * kRowsPerBlock * 4);
       const int32_t next = first + piece.blocks;
       if (next < w->column_blocks) {
-        for (int32_t b = 0; b < row_blocks; ++b) prefetch_piece(panel_piece(w, next), w->codes + (block + b) * row_bytes);
+        for (int32_t b = 0; b < row_blocks; ++b)
+          prefetch_piece(panel_piece(w, next), w->codes + (block + b) * row_bytes);
       } else {
         for (int32_t b = block + kPanelBlocks; b < min_of(block + 2 * kPanelBlocks, end); ++b)
           prefetch_piece(panel_piece(w, 0), w->codes + b * row_bytes);

@@ -1,0 +1,179 @@
+// The product with quantised tables for a few tokens, on AVX-512 VNNI. Entries are unsigned bytes here, value plus
+// kOffset, and meet the two halves of the activations: x16 = 128 * high + low.
+#include "kernels/avx512-inl.h"
+
+namespace wf {
+namespace {
+
+// T tokens against one block of 16 rows x 64 columns: 16 steps of 4 columns, `entries(step)` the 64 bytes of one.
+template <int32_t T, int32_t kSteps, class Entries>
+WF_ALWAYS_INLINE void add_entries(const WideActivations* x, int64_t first, int64_t stride, const Entries& entries,
+                                  __m512i (*high)[2], __m512i (*low)[2]) {
+#pragma GCC unroll 8
+  for (int32_t k = 0; k < kSteps; ++k) {
+    const __m512i values = entries(k);
+    for (int32_t t = 0; t < T; ++t) {  // two chains a sum, for the latency of vpdpbusd
+      const int64_t place = t * stride + first + 4 * k;
+      high[t][k % 2] = _mm512_dpbusd_epi32(high[t][k % 2], values, four_columns(x->high + place));
+      low[t][k % 2] = _mm512_dpbusd_epi32(low[t][k % 2], values, four_columns(x->low + place));
+    }
+  }
+}
+
+template <int32_t T>
+WF_ALWAYS_INLINE void clear(__m512i (*sums)[2]) {
+  for (int32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
+}
+
+// One scale a row: 128 * high + low - 128 * total may exceed 32 bits. As float64 it is exact (below 2^53) and rounded
+// once to float32, like the reference's 64-bit integer.
+WF_ALWAYS_INLINE F whole_of(__m512i high, __m512i low, int64_t total) {
+  const __m512d offset = _mm512_set1_pd(-128.0 * static_cast<double>(total)), factor = _mm512_set1_pd(128.0);
+  const auto half = [&](__m256i h, __m256i l) {
+    return _mm512_cvtpd_ps(
+        _mm512_add_pd(_mm512_fmadd_pd(_mm512_cvtepi32_pd(h), factor, _mm512_cvtepi32_pd(l)), offset));
+  };
+  const __m256 first = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+  const __m256 second = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+  return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+}
+
+// One scale a group of 32 or 64 columns: |128 * high + low| <= 63 * 16256 * 64 < 2^31.
+WF_ALWAYS_INLINE F group_of(__m512i high, __m512i low, int32_t offset, F scale, F sums) {
+  const __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
+  return V::fma(_mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(offset))), scale, sums);
+}
+
+WF_ALWAYS_INLINE __m512i both(const __m512i* sums) { return _mm512_add_epi32(sums[0], sums[1]); }
+
+template <int32_t T>
+WF_ALWAYS_INLINE void ask_for(const TableMatrix* w, const uint8_t* block) {
+  for (int64_t i = 0; i < table_block_bytes(w->format); i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(block + i + w->prefetch), _MM_HINT_T0);
+}
+
+// 16 rows of one row block for T tokens, before the token scales: out[t].
+template <int32_t T>
+WF_ALWAYS_INLINE void table_q8(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
+  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
+  const uint8_t* codes = w->codes + row_block * stride * kRowsPerBlock;
+  __m512i high[T][2], low[T][2];
+  clear<T>(high);
+  clear<T>(low);
+  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 1024) {
+    ask_for<T>(w, codes);
+    add_entries<T, 16>(
+        x, c * kColumnsPerBlock, stride, [&](int32_t k) { return load_codes(codes + 64 * k); }, high, low);
+  }
+  const F scale = V::load(w->row_scales + row_block * kRowsPerBlock);
+  for (int32_t t = 0; t < T; ++t) {
+    int64_t total = 0;
+    for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[t * 2 * w->column_blocks + i];
+    out[t] = V::mul(whole_of(both(high[t]), both(low[t]), total), scale);
+  }
+}
+
+template <int32_t T>
+WF_ALWAYS_INLINE void table_q4(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
+  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
+  const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 512;
+  const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * 2 * kRowsPerBlock;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
+  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 512, scales += 2 * kRowsPerBlock) {
+    ask_for<T>(w, codes);
+    for (int32_t half = 0; half < 2; ++half) {
+      __m512i high[T][2], low[T][2];
+      clear<T>(high);
+      clear<T>(low);
+      const auto entries = [&](int32_t k) {
+        const __m512i bytes = load_codes(codes + 64 * k);
+        return _mm512_and_si512(half ? _mm512_srli_epi16(bytes, 4) : bytes, nibble);
+      };
+      add_entries<T, 8>(x, c * kColumnsPerBlock + 32 * half, stride, entries, high, low);
+      const F scale = V::from_f16(scales + half * kRowsPerBlock);
+      for (int32_t t = 0; t < T; ++t)
+        out[t] = group_of(both(high[t]), both(low[t]), 8 * x->half_sums[(t * w->column_blocks + c) * 2 + half], scale,
+                          out[t]);
+    }
+  }
+}
+
+template <int32_t T>
+WF_ALWAYS_INLINE void table_q6(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
+  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
+  const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 768;
+  const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * kRowsPerBlock;
+  const __m512i nibble = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
+  for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
+  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 768, scales += kRowsPerBlock) {
+    ask_for<T>(w, codes);
+    __m512i high[T][2], low[T][2];
+    clear<T>(high);
+    clear<T>(low);
+    const auto entries = [&](int32_t k) {  // k is known to the compiler: the loop is unrolled
+      const __m512i bytes = load_codes(codes + 64 * (k % 8)), tops = load_codes(codes + 512 + 64 * (k % 4));
+      const __m512i bottom = _mm512_and_si512(k < 8 ? bytes : _mm512_srli_epi16(bytes, 4), nibble);
+      const int32_t pair = k / 4;  // bits 2 pair, 2 pair + 1 go to bits 4, 5
+      const __m512i top = pair == 0   ? _mm512_slli_epi16(tops, 4)
+                          : pair == 1 ? _mm512_slli_epi16(tops, 2)
+                          : pair == 2 ? tops
+                                      : _mm512_srli_epi16(tops, 2);
+      return _mm512_ternarylogic_epi32(top, two_bits, bottom, 0xEA);  // (top and two_bits) or bottom
+    };
+#pragma GCC unroll 4
+    for (int32_t quarter = 0; quarter < 4; ++quarter)
+      add_entries<T, 4>(
+          x, c * kColumnsPerBlock + 16 * quarter, stride, [&](int32_t k) { return entries(4 * quarter + k); }, high,
+          low);
+    const F scale = V::from_f16(scales);
+    for (int32_t t = 0; t < T; ++t) {
+      const int32_t* halves = x->half_sums + (t * w->column_blocks + c) * 2;
+      out[t] = group_of(both(high[t]), both(low[t]), 32 * (halves[0] + halves[1]), scale, out[t]);
+    }
+  }
+}
+
+template <int32_t T>
+inline void table_rows(const TableMatrix* w, const WideActivations* x, int32_t begin, int32_t end, float* y,
+                       int64_t y_stride) {
+  for (int32_t block = begin; block < end; ++block) {
+    F sums[T];
+    if (w->format == TableFormat::kQ8) {
+      table_q8<T>(w, x, block, sums);
+    } else if (w->format == TableFormat::kQ6) {
+      table_q6<T>(w, x, block, sums);
+    } else {
+      table_q4<T>(w, x, block, sums);
+    }
+    const int32_t row = block * kRowsPerBlock;
+    for (int32_t t = 0; t < T; ++t)
+      store_some(y + t * y_stride + row, V::mul(sums[t], V::set1(x->scales[t])), w->rows - row);
+  }
+}
+
+inline WideActivations from_token(const TableMatrix* w, const WideActivations* x, int32_t token) {
+  const int64_t blocks = int64_t{token} * w->column_blocks;
+  return {x->high + blocks * kColumnsPerBlock, x->low + blocks * kColumnsPerBlock, x->half_sums + blocks * 2,
+          x->scales + token};
+}
+
+// Tokens in sets of T: a row block stays in the cache from one set to the next.
+template <int32_t T>
+inline void table_tokens(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
+                         float* y, int64_t y_stride) {
+  int32_t t = 0;
+  for (; t + T <= tokens; t += T) {
+    const WideActivations part = from_token(w, x, t);
+    table_rows<T>(w, &part, begin, end, y + t * y_stride, y_stride);
+  }
+  if constexpr (T > 1) {
+    if (t < tokens) {
+      const WideActivations part = from_token(w, x, t);
+      table_tokens<T - 1>(w, &part, tokens - t, begin, end, y + t * y_stride, y_stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wf
