@@ -39,8 +39,11 @@ def test_kernel_files_export_only_their_table(native_build: Path) -> None:
     exported = {
         "reference": "kReferenceKernels",
         "avx2": "kAvx2Kernels",
+        "avxvnni": "kAvxVnniKernels",
         "avx512vnni": "kAvx512VnniKernels",
+        "amx": "kAmxKernels",
         "neon": "kNeonDotprodKernels",
+        "neon_i8mm": "kNeonI8mmKernels",
     }
     objects = [p for p in native_build.rglob("*.cc.o") if p.name.removesuffix(".cc.o") in exported]
     assert len(objects) >= 2
