@@ -30,6 +30,7 @@ class ReferenceModel:
         self.kv_dtype = kv_dtype
         self.dtype = dtype
         self.first_tie = 0
+        self.head_slack: Array = np.zeros(0)
         c = self.config
         self.heads = c["num_attention_heads"]
         self.kv_heads = c["num_key_value_heads"]
@@ -45,15 +46,35 @@ class ReferenceModel:
         }
 
     def logits(self, tokens: list[int]) -> Array:
-        """Return float logits [T, V] of a whole sequence; sets ``first_tie`` (see record_ties), T when none."""
+        """Return float logits [T, V] of a whole sequence.
+
+        Sets ``first_tie`` (see record_ties; T when none) and ``head_slack`` [T] (see head_input; 0 for float16 heads).
+        """
         self.first_tie = len(tokens)
+        self.head_slack = np.zeros(len(tokens))
         x = self.table("model.embed_tokens")[tokens]
         for layer in range(self.config["num_hidden_layers"]):
             prefix = f"model.layers.{layer}."
             x = x + self.attention(prefix, self.norm(x, prefix + "input_layernorm"), layer)
             x = x + self.mlp(prefix + "mlp.", self.norm(x, prefix + "post_attention_layernorm"))
         head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
-        return self.norm(x, "model.norm") @ self.table(head).T
+        weight, normed = self.table(head), self.norm(x, "model.norm")
+        return (
+            normed if self.tensors[head + ".weight"].dtype == np.float16 else self.head_input(normed, weight)
+        ) @ weight.T
+
+    def head_input(self, x: Array, weight: Array) -> Array:
+        """The input of a quantised head, rounded to 15 bits of each token's peak.
+
+        The 0.02 nearest to a rounding tie (1e-6 of the peak, in steps of 1 / 16256) may be rounded the other way by an
+        engine whose float32 sums are ordered differently; ``head_slack`` is what that can change a token's logits by.
+        """
+        peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), self.dtype(1e-5))
+        scaled = x * (self.dtype(16256) / peak)
+        step = peak / self.dtype(16256)
+        near = np.abs(np.abs(scaled - np.floor(scaled)) - 0.5) < 0.02
+        self.head_slack = (near * step) @ np.abs(weight).max(axis=0)
+        return np.rint(scaled) * step
 
     def table(self, name: str) -> Array:
         """The embedding or head [V, D]."""

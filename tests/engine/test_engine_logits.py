@@ -3,7 +3,8 @@ table this machine runs; and the engine against itself: prefill against single t
 
 Tolerances. Products are exact integers, so the engine and the reference differ by float32 rounding, about 1e-6 of the
 logits' spread, until one activation lies so near to a rounding tie that the two round it apart. The reference knows
-the first token where that can happen (``first_tie``): before it 1e-5 is demanded. From there on a code off by one is
+the first token where that can happen (``first_tie``): before it 1e-5 is demanded (and for a quantised head what the
+ties of its 15-bit input can change, ``head_slack``, about 1e-4 of the spread). From there on a code off by one is
 1/127 of the largest activation, about 0.3 % of a product's spread, carried on through the cache: 0.5 bounds all of it,
 while a wrong weight, position or head is off by more than one spread.
 """
@@ -54,7 +55,8 @@ def test_logits_equal_the_reference(toys: dict[str, Path], name: str) -> None:
         compared += model.first_tie
         for engine in engines:
             errors = relative_errors(engine.logits(tokens), wanted)
-            assert errors[: model.first_tie].max(initial=0) < EXACT, engine.kernels_name
+            strict = errors - model.head_slack / wanted.std()
+            assert strict[: model.first_tie].max(initial=0) < EXACT, engine.kernels_name
             assert errors.max() < FLIPPED, engine.kernels_name
     assert compared >= 40  # else the strict comparison said nothing
 

@@ -74,7 +74,9 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
         wanted = transformers_model(name, directory)(torch.tensor([tokens])).logits[0].numpy()
     found = Engine.load(directory, kv_type="float32").logits(tokens)
     errors = np.abs(found - wanted).max(axis=1) / wanted.std()
-    assert errors[0] < 1e-4
+    # A quantised head rounds its input to 15 bits of the peak: half a step of 3 / 16256 in each of 64 columns with
+    # weights of up to 3 / 8, all of them together the worst way, is 2e-3 of the spread; by chance 2e-4.
+    assert errors[0] < (1e-4 if name == "linear_rope_f16_head" else 1e-3)
     assert np.median(errors) < 0.05
     assert errors.max() < 0.5
 
