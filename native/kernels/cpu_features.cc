@@ -23,6 +23,12 @@ unsigned long long saved_register_sets() {
   return (static_cast<unsigned long long>(high) << 32) | low;
 }
 
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;  // a: the last subleaf
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
+
 CpuFeatures detect() {
   CpuFeatures found{};
   unsigned a, b, c, d;
@@ -37,6 +43,7 @@ CpuFeatures detect() {
   const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
   const bool vnni = c & (1u << 11);
   found.avx2_fma_f16c = avx2 && fma && f16c && ymm_saved;
+  found.avx_vnni = found.avx2_fma_f16c && has_avx_vnni();
   found.avx512_vnni = found.avx2_fma_f16c && f && dq && bw && vl && vnni && zmm_saved;
   return found;
 }

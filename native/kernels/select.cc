@@ -18,6 +18,10 @@ const Table kTables[] = {
 #if defined(__x86_64__)
     {&kAvx512VnniKernels, [](const CpuFeatures& cpu) { return cpu.avx512_vnni; },
      "the processor has AVX-512 F, BW, DQ, VL and VNNI and the system saves the 512-bit registers"},
+    {&kAvxVnniKernels, [](const CpuFeatures& cpu) { return cpu.avx_vnni; },
+     "the processor has AVX-VNNI, AVX2, FMA and F16C and the system saves the 256-bit registers"},
+    {&kAvx2Kernels, [](const CpuFeatures& cpu) { return cpu.avx2_fma_f16c; },
+     "the processor has AVX2, FMA and F16C and the system saves the 256-bit registers"},
 #endif
 #if defined(__aarch64__)
     {&kNeonDotprodKernels, [](const CpuFeatures& cpu) { return cpu.neon_dotprod; },
