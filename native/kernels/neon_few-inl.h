@@ -90,6 +90,88 @@ WF_ALWAYS_INLINE void two_bit_dots(const uint8_t* codes, const int8_t* q, int64_
     for (int32_t quad = 0; quad < kQuads; ++quad) dots[0][quad] = vaddq_s32(dots[0][quad], odd[0][quad]);
 }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+
+// smmla multiplies 2 rows x 8 columns with 2 tokens x 8 columns and adds to [row][token]. Its operands are put together
+// from two registers whose dwords are neighbouring columns of the same 4 rows, before the codes in them are unpacked:
+// then one instruction a register serves four or five planes.
+struct RowPairs {
+  uint8x16_t pair[2];  // rows 0 and 1, rows 2 and 3
+};
+
+WF_ALWAYS_INLINE RowPairs row_pairs_of(const uint8_t* four_columns, const uint8_t* next_four) {
+  const uint32x4_t a = vreinterpretq_u32_u8(vld1q_u8(four_columns)), b = vreinterpretq_u32_u8(vld1q_u8(next_four));
+  return {{vreinterpretq_u8_u32(vzip1q_u32(a, b)), vreinterpretq_u8_u32(vzip2q_u32(a, b))}};
+}
+
+// Eight columns, the low or the high half of 16, of two tokens.
+template <int32_t kHalf>
+WF_ALWAYS_INLINE int8x16_t token_pair(int8x16_t first, int8x16_t second) {
+  const int64x2_t a = vreinterpretq_s64_s8(first), b = vreinterpretq_s64_s8(second);
+  return vreinterpretq_s8_s64(kHalf == 0 ? vzip1q_s64(a, b) : vzip2q_s64(a, b));
+}
+
+// The sums of 4 rows for the first or the second token of a pair, from those of rows 0, 1 and of rows 2, 3.
+template <int32_t kToken>
+WF_ALWAYS_INLINE int32x4_t rows_of(const int32x4_t* pairs) {
+  return kToken == 0 ? vuzp1q_s32(pairs[0], pairs[1]) : vuzp2q_s32(pairs[0], pairs[1]);
+}
+
+// The columns 16 p + 8 e ... 16 p + 8 e + 7 (p = 0 .. 3) of 16 rows in two bits each, for kPairs pairs of tokens.
+template <int32_t kPairs, int32_t e>
+WF_ALWAYS_INLINE void two_bit_pair_step(const uint8_t* codes, const int8x16_t (*values)[4],
+                                        int32x4_t (*sums)[2 * kQuads]) {
+#pragma GCC unroll 4
+  for (int32_t quad = 0; quad < kQuads; ++quad) {
+    const uint8_t* from = codes + 128 * e + 16 * quad;
+    const RowPairs rows = row_pairs_of(from, from + 64);
+#pragma GCC unroll 2
+    for (int32_t i = 0; i < 2; ++i) {
+      const TwoBits bits = two_bits_of(rows.pair[i]);
+#pragma GCC unroll 4
+      for (int32_t p = 0; p < 4; ++p)
+        for (int32_t pair = 0; pair < kPairs; ++pair)
+          sums[pair][2 * quad + i] = vmmlaq_s32(sums[pair][2 * quad + i], bits.plane[p],
+                                                token_pair<e>(values[2 * pair][p], values[2 * pair + 1][p]));
+    }
+  }
+}
+
+// two_bit_dots for more than one token; the last of an odd number is its own partner.
+template <int32_t T>
+WF_ALWAYS_INLINE void two_bit_pair_dots(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t blocks,
+                                        int32_t prefetch, int32x4_t (*dots)[kQuads]) {
+  constexpr int32_t kPairs = (T + 1) / 2;
+  int32x4_t sums[kPairs][2 * kQuads];
+  for (int32_t pair = 0; pair < kPairs; ++pair)
+    for (int32_t i = 0; i < 2 * kQuads; ++i) sums[pair][i] = vdupq_n_s32(0);
+  for (int32_t c = 0; c < blocks; ++c, codes += kBytesPerBlock, q += kColumnsPerBlock) {
+    ask_for(codes, kBytesPerBlock, prefetch);
+    int8x16_t values[2 * kPairs][4];
+    for (int32_t t = 0; t < 2 * kPairs; ++t)
+      for (int32_t p = 0; p < 4; ++p) values[t][p] = vld1q_s8(q + min_of(t, T - 1) * q_stride + 16 * p);
+    two_bit_pair_step<kPairs, 0>(codes, values, sums);
+    two_bit_pair_step<kPairs, 1>(codes, values, sums);
+  }
+  for (int32_t t = 0; t < T; ++t)
+    for (int32_t quad = 0; quad < kQuads; ++quad) {
+      const int32x4_t* pairs = sums[t / 2] + 2 * quad;
+      dots[t][quad] = vaddq_s32(dots[t][quad], t % 2 ? rows_of<1>(pairs) : rows_of<0>(pairs));
+    }
+}
+
+#endif
+
+// two_bit_dots by the best instruction there is: for one token alone sdot needs no rearranging.
+template <int32_t T>
+WF_ALWAYS_INLINE void best_two_bit_dots(const uint8_t* codes, const int8_t* q, int64_t q_stride, int32_t blocks,
+                                        int32_t prefetch, int32x4_t (*dots)[kQuads]) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (T > 1) return two_bit_pair_dots<T>(codes, q, q_stride, blocks, prefetch, dots);
+#endif
+  two_bit_dots<T>(codes, q, q_stride, blocks, prefetch, dots);
+}
+
 // The columns 4 d ... 4 d + 3 (of 16) of each of the five blocks, for kSome quads of rows.
 template <int32_t T, int32_t kSome, int32_t d>
 WF_ALWAYS_INLINE void five_trit_step(const uint8_t* codes, const int8x16_t (*values)[5], int32x4_t (*sums)[kSome][5]) {
@@ -154,8 +236,8 @@ WF_ALWAYS_INLINE void grouped_two_bits(const FewRows& rows, const uint8_t* codes
     int32x4_t dots[T][kQuads];
     for (int32_t t = 0; t < T; ++t)
       for (int32_t quad = 0; quad < kQuads; ++quad) dots[t][quad] = vdupq_n_s32(0);
-    two_bit_dots<T>(codes + int64_t{c - first} * kBytesPerBlock, rows.q + int64_t{c} * kColumnsPerBlock, rows.q_stride,
-                    blocks, rows.w->prefetch, dots);
+    best_two_bit_dots<T>(codes + int64_t{c - first} * kBytesPerBlock, rows.q + int64_t{c} * kColumnsPerBlock,
+                         rows.q_stride, blocks, rows.w->prefetch, dots);
     for (int32_t t = 0; t < T; ++t) {
       const int32x4_t total = total_of(rows, t, c, c + blocks);
       for (int32_t quad = 0; quad < kQuads; ++quad)
@@ -217,8 +299,8 @@ inline void few_blocks(const TernaryMatrix* w, int32_t block, int32_t, const int
   if constexpr (kGrouped) {
     grouped_two_bits<T, kScaled>(rows, two_bits, first, w->column_blocks, fives, sums);
   } else {
-    two_bit_dots<T>(two_bits, q + int64_t{first} * kColumnsPerBlock, q_stride, w->column_blocks - first, w->prefetch,
-                    dots);
+    best_two_bit_dots<T>(two_bits, q + int64_t{first} * kColumnsPerBlock, q_stride, w->column_blocks - first,
+                         w->prefetch, dots);
     for (int32_t t = 0; t < T; ++t)
       for (int32_t quad = 0; quad < kQuads; ++quad)
         sums[t][quad] = vcvtq_f32_s32(vsubq_s32(dots[t][quad], vdupq_n_s32(totals[t])));
