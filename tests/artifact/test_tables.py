@@ -120,9 +120,51 @@ def test_errors_stay_within_half_a_step(rows: int, columns: int, format: Any, se
     assert (np.abs(table.values() - weight) <= scales * (0.5 + 127 * 4e-6))[inside].all()
 
 
+@pytest.mark.parametrize("format", ["q6", "q4"])
+def test_moments_lower_the_error_of_products(format: Any) -> None:
+    """Against the plain fit, on inputs like those of the moments: a few long directions, correlated columns."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(200, 96)).astype(np.float32)
+    mixing = rng.normal(size=(96, 96)) * np.geomspace(10, 0.1, 96)[:, None]
+    seen, new = (rng.normal(size=(count, 96)) @ mixing for count in (400, 100))
+    moments = seen.T @ seen / len(seen)
+
+    def error(table: QuantizedTable) -> float:
+        return float(((new @ (table.values() - weight).T) ** 2).mean())
+
+    plain, fitted = quantize_table(weight, format), quantize_table(weight, format, moments)
+    assert error(fitted) < 0.5 * error(plain)
+    least, most = RANGE[format]
+    assert least <= fitted.numbers.min() and fitted.numbers.max() <= most
+    again = quantize_table(weight, format, moments)
+    np.testing.assert_array_equal(again.numbers, fitted.numbers)
+
+
+def test_moments_that_say_nothing_leave_the_rounding_plain() -> None:
+    """Independent columns of equal size: there is nothing to compensate, so each number is the nearest."""
+    weight = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
+    table = quantize_table(weight, "q4", np.eye(64))
+    scales = np.repeat(table.scales.astype(np.float32), 32, axis=1)
+    np.testing.assert_array_equal(table.numbers, np.clip(np.rint(weight * (1 / scales)), -8, 7))
+    for moments in (np.zeros((64, 64)), np.ones((64, 64))):
+        assert np.isfinite(quantize_table(weight, "q4", moments).values()).all()
+
+
+def test_float16_tables_are_rounded() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    codes, scales = pack_table(quantize_table(weight, "f16"))
+    assert scales is None
+    np.testing.assert_array_equal(codes, weight.astype(np.float16))
+    np.testing.assert_array_equal(unpack_table(codes, None, 5, 7, "f16").values(), weight.astype(np.float16))
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="3 dimensions"):
         quantize_table(np.zeros((2, 2, 2), np.float32), "q8")
+    with pytest.raises(InputError, match="beyond float16"):
+        quantize_table(np.full((2, 2), 1e5, np.float32), "f16")
+    with pytest.raises(InputError, match=r"moments: found shape \(3, 3\)"):
+        quantize_table(np.ones((2, 40), np.float32), "q4", np.eye(3))
     for value, message in ((np.nan, "infinity or NaN"), (1e9, "too large")):
         with pytest.raises(InputError, match=message):
             quantize_table(np.full((2, 40), value, np.float32), "q4")

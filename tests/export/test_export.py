@@ -23,11 +23,13 @@ from wrinklefree.artifact.manifest import changed_files, open_packed
 from wrinklefree.artifact.packing import pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
 from wrinklefree.artifact.tables import TABLE_FORMATS, pack_table, quantize_table
+from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import FormatError, InputError, VerificationError
 from wrinklefree.export import export as export_module
 from wrinklefree.export.export import ExportReport, export
-from wrinklefree.export.packed import dequantized, write_packed
+from wrinklefree.export.packed import write_packed
+from wrinklefree.export.tables import head_moments, quantized_tables
 from wrinklefree.export.verify import check_codes, compare_engine_with_torch, exported_tables
 from wrinklefree.export.walk import walk
 from wrinklefree.export.zeros import checkpoint_zeros
@@ -90,11 +92,12 @@ def test_bytes_are_the_sources(tmp_path: Path, embedding: Any) -> None:
             np.testing.assert_array_equal(weights.array(name), parameter.detach().numpy())
     for name in ("model.embed_tokens", "lm_head"):
         values = model.get_submodule(name).weight.detach().numpy()
-        if embedding == "f16":
-            np.testing.assert_array_equal(weights.array(f"{name}.weight"), values.astype(np.float16))
-        else:
-            codes, scales = pack_table(quantize_table(values, embedding))
-            np.testing.assert_array_equal(weights.array(f"{name}.weight"), codes)
+        fitted = embedding in ("q6", "q4") and name == "lm_head"
+        codes, scales = pack_table(
+            quantize_table(values, embedding, head_moments(model, Tokenizer.load(source).encode) if fitted else None)
+        )
+        np.testing.assert_array_equal(weights.array(f"{name}.weight"), codes)
+        if scales is not None:
             np.testing.assert_array_equal(weights.array(f"{name}.weight_scale"), scales)
     assert report.written_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     written = sum(change.written_bytes for change in report.tensors)
@@ -136,9 +139,9 @@ def test_comparison_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 def test_exported_tables_are_the_readers(tmp_path: Path) -> None:
     model, _, _ = load_checkpoint(toys.write(tmp_path / "src"))
     own = model.model.embed_tokens.weight.detach().numpy().copy()
-    with exported_tables(model, "q8"):
+    with exported_tables(model, quantized_tables(model, "q8")):
         seen = model.model.embed_tokens.weight.detach().numpy()
-        np.testing.assert_array_equal(seen, dequantized(own, "q8"))
+        np.testing.assert_array_equal(seen, quantize_table(own, "q8").values())
         assert not np.array_equal(seen, own)
     np.testing.assert_array_equal(model.model.embed_tokens.weight.detach().numpy(), own)
 
@@ -192,7 +195,10 @@ def test_a_wrong_table_is_noticed(tmp_path: Path) -> None:
     arrays["model.embed_tokens.weight"][3, 0, 100] ^= 1
     write_safetensors(tmp_path / "out" / "model.safetensors", arrays)
     with pytest.raises(VerificationError, match=r"model\.embed_tokens: the file's table"):
-        check_codes(tmp_path / "out", load_checkpoint(source)[0])
+        model = load_checkpoint(source)[0]
+        check_codes(
+            tmp_path / "out", model, quantized_tables(model, "q4", head_moments(model, Tokenizer.load(source).encode))
+        )
 
 
 def test_a_wrong_engine_is_noticed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,15 +297,31 @@ def test_a_layer_left_in_full_precision_is_refused(tmp_path: Path) -> None:
 
 
 # Any change of these bytes is a change of the format: raise PACKED_FORMAT_VERSION and say so in docs/formats.md.
-GOLDEN = {
-    "model.safetensors": "27c65b7c0a47a95c64d75c20007c44c431f930fc7ba0c1623321e609d005e8f7",
-    "config.json": "3ea997bdf8ce55f1fa83931d1c92ae467b73a780e58a3b2062415d7ee3e1eab6",
+GOLDEN: dict[tuple[Any, Any], dict[str, str]] = {
+    ("t2-r16c64", "q8"): {
+        "model.safetensors": "2af5f77a1e4e50a5ca974c9db65b7eebbf3f3c218793b887f06e31a6009d8f58",
+        "config.json": "e475bc042fe7803c4d5bf86253f8aacdda5335b50536125835cd104faf2f064f",
+    },
+    ("t1.6-r16c64", "q6"): {
+        "model.safetensors": "702cc269055224f2647798bda2041b74e7bdf6dc4d7de63ebf1958169c366cbf",
+        "config.json": "f3546fb74a4b4bc9525c30c21d4422291730200cc2b3dd02bdf0eadb1aa6817c",
+    },
+    ("t2-r16c64", "q4"): {
+        "model.safetensors": "843ecc216398f23acaad57826e4ae397a2314a42af05a4d9c879ecb3e2c36949",
+        "config.json": "3c049e230ada0f7432fb77ef296f9fff8431bd2cf7dc0ca099239c184044c056",
+    },
+    ("t2-r16c64", "f16"): {
+        "model.safetensors": "c38235d35b049fb4870d57522a330bed475bb58828cd2fdb30b233af7e39c277",
+        "config.json": "20a4cd6d13fb209738b399a1bb4451844ede8e7b0c228bb04865f2541d48fa8d",
+    },
 }
 
 
-def test_golden_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "embedding"), GOLDEN)
+def test_golden_bytes(tmp_path: Path, layout: Any, embedding: Any) -> None:
     """One tiny model, made of integer arithmetic so that no library's random numbers or sums matter."""
-    model = toys.model()
+    wide = {"hidden_size": 320, "num_attention_heads": 4, "head_dim": 80}
+    model = toys.model(**wide)
     with torch.no_grad():
         for parameter in model.parameters():
             mixed = torch.arange(parameter.numel()) * 2654435761 % 65521
@@ -313,6 +335,9 @@ def test_golden_bytes(tmp_path: Path) -> None:
     (tmp_path / "src" / "tokenizer.json").write_text("{}")
     latents = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     write_safetensors(tmp_path / "src" / "model.safetensors", latents)
-    info = replace(packed_toys.INFO, subln="ones")
-    write_packed(tmp_path / "out", tmp_path / "src", packed_toys.CONFIG, info, walk(model))
-    assert {name: sha256(tmp_path / "out" / name) for name in GOLDEN} == GOLDEN
+    info = replace(packed_toys.INFO, subln="ones", layout=layout, embedding=embedding)
+    config = {**packed_toys.CONFIG, **wide}
+    tables = quantized_tables(model, embedding)
+    write_packed(tmp_path / "out", tmp_path / "src", config, info, walk(model), tables)
+    found = {name: sha256(tmp_path / "out" / name) for name in ("model.safetensors", "config.json")}
+    assert found == GOLDEN[layout, embedding]

@@ -32,7 +32,6 @@ Why so: as in packing.py, 64 bytes belong to 4 columns of 16 rows, so that a ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.packing import COLUMNS_PER_BLOCK, ROWS_PER_BLOCK, pack_group_scales, unpack_group_scales
+from wrinklefree.artifact.table_fit import fit_table
 from wrinklefree.errors import FormatError, InputError
 
 TableFormat = Literal["q8", "q6", "q4", "f16"]
@@ -47,12 +47,8 @@ TABLE_FORMATS: tuple[TableFormat, ...] = ("q8", "q6", "q4", "f16")
 
 _BLOCK_BYTES = {"q8": 1024, "q6": 768, "q4": 512}
 _GROUP_COLUMNS = {"q6": 64, "q4": 32}
-_LARGEST = {"q8": 127, "q6": 31, "q4": 7}
+_LARGEST = {"q6": 31, "q4": 7}
 _OFFSET = {"q8": 128, "q6": 32, "q4": 8}
-# Where the group's largest value may land, as a multiple of the range's long end: tried one after the other. More of
-# them, or finer ones, change the squared error by less than one per cent.
-_TRIED = (0.95, 1.0, 1.05)
-_ROWS_AT_A_TIME = 4096  # keeps the arrays of a fit near the cache
 
 
 @dataclass(frozen=True)
@@ -91,53 +87,57 @@ class TableShape:
 
 @dataclass(frozen=True)
 class QuantizedTable:
-    """Numbers int8 ``[V, D]`` and their scales: float32 ``[V]`` (q8) or float16 ``[V, ceil(D / 64 or 32)]``."""
+    """Numbers int8 ``[V, D]`` and scales float32 ``[V]`` (q8) or float16 ``[V, ceil(D / 64 or 32)]`` (q6, q4).
+
+    f16: numbers are float16 values and there are no scales.
+    """
 
     format: TableFormat
-    numbers: NDArray[np.int8]
-    scales: NDArray[Any]
+    numbers: NDArray[Any]
+    scales: NDArray[Any] | None
 
     def values(self) -> NDArray[np.float32]:
         """Return what a reader of the table sees, float32 ``[V, D]``."""
+        numbers: NDArray[np.float32] = self.numbers.astype(np.float32)
+        if self.scales is None:
+            return numbers
         rows, columns = self.numbers.shape
         scales = self.scales.astype(np.float32).reshape(rows, -1)
         if self.format == "q8":
-            return self.numbers * scales
-        return self.numbers * np.repeat(scales, _GROUP_COLUMNS[self.format], axis=1)[:, :columns]
+            return numbers * scales
+        return numbers * np.repeat(scales, _GROUP_COLUMNS[self.format], axis=1)[:, :columns]
 
 
-def quantize_table(weight: NDArray[np.float32], format: TableFormat) -> QuantizedTable:
-    """Return a table ``[V, D]`` in ``format`` (not f16); the same bytes on every machine with IEEE arithmetic.
+def quantize_table(
+    weight: NDArray[np.float32], format: TableFormat, moments: NDArray[np.floating[Any]] | None = None
+) -> QuantizedTable:
+    """Return a table ``[V, D]`` in ``format``.
 
-    q8: ``scale = max|row| / 127`` (1 for a row of zeros), numbers rounded half to even. q6, q4: each group's scale is
-    fitted for the smallest squared error: several scales are tried, each replaced by the least-squares one of the
-    numbers it gives; ``numbers = clip(round(weight / scale))`` for the scale as float16 stores it.
+    q8: ``scale = max|row| / 127`` (1 for a row of zeros), numbers rounded half to even. q6, q4: scales and numbers are
+    fitted as table_fit.py says, for the inputs that ``moments`` describes where it is given. f16: rounded.
 
-    Raises: InputError for another rank, for values that are no numbers or too large for a scale.
+    Raises: InputError for another rank, for values that are no numbers or too large for float16.
     """
     if weight.ndim != 2:
         raise InputError(f"quantize_table: found an array of {weight.ndim} dimensions, a matrix is needed")
     if not np.isfinite(weight).all():
         raise InputError("quantize_table: found an infinity or NaN")
     weight = weight.astype(np.float32, copy=False)
+    if format == "f16":
+        if np.abs(weight).max() > np.finfo(np.float16).max:
+            raise InputError("quantize_table: found values beyond float16's range (65504)")
+        return QuantizedTable(format, weight.astype(np.float16), None)
     if format == "q8":
         peak = np.abs(weight).max(axis=1)
         scales = np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
         return QuantizedTable(format, np.rint(weight / scales[:, None]).astype(np.int8), scales)
-    rows, columns = weight.shape
-    width = _GROUP_COLUMNS[format]
-    groups = -(-columns // width)
-    numbers = np.empty((rows, groups * width), np.int8)
-    scales = np.empty((rows, groups), np.float16)
-    for part in (slice(start, start + _ROWS_AT_A_TIME) for start in range(0, rows, _ROWS_AT_A_TIME)):
-        padded = np.pad(weight[part], ((0, 0), (0, groups * width - columns)))
-        fitted, best = _fit(padded.reshape(-1, width), _LARGEST[format])
-        numbers[part], scales[part] = best.reshape(len(padded), -1), fitted.reshape(len(padded), -1)
-    return QuantizedTable(format, numbers[:, :columns], scales)
+    return QuantizedTable(format, *fit_table(weight, _GROUP_COLUMNS[format], _LARGEST[format], moments))
 
 
-def pack_table(table: QuantizedTable) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def pack_table(table: QuantizedTable) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return the stored codes and scales (`TableShape.codes`, `TableShape.scales`)."""
+    if table.scales is None:
+        return table.numbers, None
     rows, columns = table.numbers.shape
     shape = TableShape(rows, columns, table.format)
     offset = _OFFSET[table.format]
@@ -165,13 +165,16 @@ def pack_table(table: QuantizedTable) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 
 def unpack_table(
-    codes: NDArray[np.uint8], scales: NDArray[Any], rows: int, columns: int, format: TableFormat
+    codes: NDArray[Any], scales: NDArray[Any] | None, rows: int, columns: int, format: TableFormat
 ) -> QuantizedTable:
     """Return the table of stored codes and scales. Raises: FormatError for shapes that do not belong to it."""
     shape = TableShape(rows, columns, format)
-    for what, found, needed in (("codes", codes.shape, shape.codes), ("scales", scales.shape, shape.scales)):
+    stored_scales = None if scales is None else scales.shape
+    for what, found, needed in (("codes", codes.shape, shape.codes), ("scales", stored_scales, shape.scales)):
         if found != needed:
             raise FormatError(f"{format} table {what}: found shape {found}, {rows} x {columns} needs {needed}")
+    if scales is None:
+        return QuantizedTable(format, codes, None)
     if format == "q8":
         quads = codes.reshape(shape.row_blocks, shape.column_blocks, 16, ROWS_PER_BLOCK, 4)
     else:
@@ -185,51 +188,3 @@ def unpack_table(
     blocks = quads.transpose(0, 3, 1, 2, 4).reshape(shape.row_blocks * ROWS_PER_BLOCK, -1)
     numbers = blocks[:rows, :columns].astype(np.int16) - _OFFSET[format]
     return QuantizedTable(format, numbers.astype(np.int8), scales)
-
-
-def _fit(groups: NDArray[np.float32], largest: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-    """Return scales ``[N]`` and numbers ``[N, width]`` from ``-largest - 1`` to ``largest`` of groups ``[N, width]``.
-
-    Of the scales tried, that with the smallest squared error; the first of equals.
-    """
-    peaks = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    best = np.zeros(len(groups), np.float16)
-    numbers = np.zeros(groups.shape, np.int8)
-    error = np.full(len(groups), np.inf, np.float32)
-    for start in _starts(peaks, largest):
-        rounded = _rounded(groups, start, largest)
-        scale = _half(_sums(groups * rounded) / np.maximum(_sums(rounded * rounded), np.float32(1)))
-        rounded = _rounded(groups, scale.astype(np.float32), largest)
-        left = groups - rounded * scale.astype(np.float32)[:, None]
-        found = _sums(left * left)
-        better = found < error
-        error[better], best[better], numbers[better] = found[better], scale[better], rounded[better]
-    return best, numbers
-
-
-def _starts(peaks: NDArray[np.float32], largest: int) -> Iterator[NDArray[np.float32]]:
-    """Yield the scales to try: the largest value near the long end of the range, then near the short end."""
-    for part in _TRIED:
-        yield peaks / np.float32(-(largest + 1) * part)
-    for part in _TRIED:
-        yield peaks / np.float32(largest * part)
-
-
-def _rounded(groups: NDArray[np.float32], scale: NDArray[np.float32], largest: int) -> NDArray[np.float32]:
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    return np.clip(np.rint(groups * inverse[:, None]), -largest - 1, largest)
-
-
-def _sums(products: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sums ``[N]`` of ``[N, power of two]``, halves added to halves: one order on every machine."""
-    while (half := products.shape[1] // 2) > 0:
-        products = products[:, :half] + products[:, half:]
-    return products[:, 0]
-
-
-def _half(scales: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):
-        half = scales.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise InputError("quantize_table: found a value too large for a float16 scale")
-    return half

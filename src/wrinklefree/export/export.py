@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,18 +14,20 @@ import torch
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
-from wrinklefree.artifact.tables import TABLE_FORMATS, TableFormat
+from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable, TableFormat
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.packed import TensorChange, write_packed
+from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
 from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
 from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 
 LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
 
-# A format writes a whole model directory from (directory, source, config.json, info, entries of the walk).
+# A format writes a whole model directory from (directory, source, config.json, info, entries of the walk,
+# tables).
 FORMATS: dict[str, Callable[..., list[TensorChange]]] = {"packed": write_packed}
 
 
@@ -90,18 +92,20 @@ def export(
         raise unknown_name("bits of a ternary weight", bits, LAYOUTS)
     with new_directory(out) as directory, _torch_threads(threads):
         config = _checkpoint_config(source)
-        Tokenizer.load(source)
+        tokenizer = Tokenizer.load(source)
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
         info = _packed_info(checkpoint, embedding, LAYOUTS[bits])
         show(0.2, "ternarising and writing")
-        tensors = FORMATS[format](directory, source, config, info, walk(model))
+        moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None
+        tables = quantized_tables(model, embedding, moments)
+        tensors = FORMATS[format](directory, source, config, info, walk(model), tables)
         codes = agreement = None
         if verify:
             show(0.4, "reading back")
-            codes = check_codes(directory, model)
+            codes = check_codes(directory, model, tables)
             show(0.6, "comparing with the source")
-            agreement = _compare(directory, model, embedding, threads, greedy_tokens)
+            agreement = _compare(directory, model, tables, threads, greedy_tokens)
         ternary = {
             entry.name: entry.shape[0] * entry.shape[1] for entry in walk(model) if isinstance(entry, TernaryLayer)
         }
@@ -151,13 +155,17 @@ def _packed_info(checkpoint: CheckpointInfo, embedding: TableFormat, layout: Lay
 
 
 def _compare(
-    directory: Path, model: torch.nn.Module, embedding: TableFormat, threads: int | None, greedy_tokens: int
+    directory: Path,
+    model: torch.nn.Module,
+    tables: Mapping[str, QuantizedTable],
+    threads: int | None,
+    greedy_tokens: int,
 ) -> Agreement:
     agreement = compare_engine_with_torch(
         Engine.load(directory, threads=threads, kv_type="float32"),
         model,
         greedy_tokens=greedy_tokens,
-        embedding=embedding,
+        tables=tables,
     )
     if not agreement.passed:
         unexplained = [d for d in agreement.differences if not d.explained]

@@ -19,7 +19,7 @@ from wrinklefree.artifact.files import json_bytes, sha256, space_errors, write_b
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS, PackedInfo, packed_tensors
 from wrinklefree.artifact.packing import LAYOUT, pack_codes, pack_group_scales
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorInfo
-from wrinklefree.artifact.tables import TableFormat, pack_table, quantize_table
+from wrinklefree.artifact.tables import QuantizedTable, TableFormat, pack_table
 from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.export.walk import Entry, Norm, Table, TernaryLayer
@@ -39,12 +39,18 @@ class TensorChange:
 
 
 def write_packed(
-    directory: Path, source: Path, config: Mapping[str, Any], info: PackedInfo, entries: Iterable[Entry]
+    directory: Path,
+    source: Path,
+    config: Mapping[str, Any],
+    info: PackedInfo,
+    entries: Iterable[Entry],
+    tables: Mapping[str, QuantizedTable],
 ) -> list[TensorChange]:
     """Write a packed directory into the existing, empty ``directory``; return what became of each part.
 
     ``source`` is the checkpoint the entries come from: its tokenizer and generation settings are copied byte for
-    byte, its file says what each tensor cost there; ``config`` is its config.json.
+    byte, its file says what each tensor cost there; ``config`` is its config.json; ``tables`` holds what becomes of
+    the embedding and an untied head.
 
     Raises: FormatError when the engine could not run such a config; InputError for lack of space or when the
     entries are not the tensors that the config announces.
@@ -63,7 +69,7 @@ def write_packed(
     with SafetensorsWriter(directory / WEIGHTS, [wanted[n][0] for n in wanted if n in present]) as writer:
         for entry in parts:
             written = 0
-            for name, array in _arrays(entry, info):
+            for name, array in _arrays(entry, info, tables):
                 writer.write(name, array)
                 written += array.nbytes
             changes.append(_change(entry, info, stored, written))
@@ -73,13 +79,6 @@ def write_packed(
     whole = {**settings, "wrinklefree": replace(info, files=files).to_json()}
     write_bytes(directory / CONFIG, json_bytes(whole))
     return changes
-
-
-def dequantized(table: NDArray[np.float32], embedding: TableFormat) -> NDArray[np.float32]:
-    """Return a table ``[V, D]`` as a reader of the written file sees it, in float32."""
-    if embedding == "f16":
-        return table.astype(np.float16).astype(np.float32)
-    return quantize_table(table, embedding).values()
 
 
 def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
@@ -94,25 +93,22 @@ def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
         yield f"{entry.name}.weight_scale"
 
 
-def _arrays(entry: Entry, info: PackedInfo) -> Iterator[tuple[str, NDArray[Any]]]:
+def _arrays(entry: Entry, info: PackedInfo, tables: Mapping[str, QuantizedTable]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the tensors of one part as they are written."""
     if isinstance(entry, Norm):
         yield f"{entry.name}.weight", entry.values()
         if entry.eps is not None:
             yield f"{entry.name}.eps", entry.eps.detach().float().cpu().numpy()
     elif isinstance(entry, Table):
-        values = entry.values()
-        if info.embedding == "f16":
-            yield f"{entry.name}.weight", _half(values, entry.name)
-        else:
-            codes, scales = pack_table(quantize_table(values, info.embedding))
-            yield f"{entry.name}.weight", codes
+        codes, scales = pack_table(tables[entry.name])
+        yield f"{entry.name}.weight", codes
+        if scales is not None:
             yield f"{entry.name}.weight_scale", scales
     else:
-        ternary, scales = entry.codes_and_scales()
+        ternary, fitted = entry.codes_and_scales()
         yield f"{entry.name}.weight", pack_codes(ternary, info.layout)
         grouped = info.granularity == "group"
-        yield f"{entry.name}.weight_scale", pack_group_scales(_half(scales, entry.name)) if grouped else scales
+        yield f"{entry.name}.weight_scale", pack_group_scales(_half(fitted, entry.name)) if grouped else fitted
         bias = entry.bias()
         if bias is not None:
             yield f"{entry.name}.bias", bias

@@ -11,7 +11,7 @@ explained only when the source's own two logits lie closer together than the noi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.manifest import PackedModel, open_packed
 from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
-from wrinklefree.artifact.tables import TableFormat, unpack_table
+from wrinklefree.artifact.tables import QuantizedTable, unpack_table
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.errors import VerificationError
-from wrinklefree.export.packed import dequantized
+from wrinklefree.export.tables import quantized_tables
 from wrinklefree.export.walk import Table, TernaryLayer, walk
 from wrinklefree.quant.bitlinear import bit_linears, full_strength
 
@@ -114,18 +114,18 @@ class CodesCheck:
     zeros_written: float
 
 
-def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
-    """Return the result of reading a packed directory back and comparing each code, scale and table with the source.
+def check_codes(directory: Path, model: nn.Module, tables: Mapping[str, QuantizedTable] | None = None) -> CodesCheck:
+    """Return the result of reading a packed directory back and comparing each code and scale with the source.
+
+    ``tables``: what the embedding and an untied head were written as; compared when given.
 
     Raises: VerificationError naming the first part that differs.
     """
     packed = open_packed(directory)
     zeros_source = zeros_written = weights = layers = 0
     for entry in walk(model):
-        if isinstance(entry, Table) and not np.array_equal(
-            _written_table(packed, entry), dequantized(entry.values(), packed.info.embedding)
-        ):
-            raise VerificationError(f"{entry.name}: the file's table is not the source's")
+        if isinstance(entry, Table) and tables is not None:
+            _check_table(packed, entry, tables[entry.name])
         if not isinstance(entry, TernaryLayer):
             continue
         codes, scales = entry.codes_and_scales()
@@ -142,12 +142,11 @@ def check_codes(directory: Path, model: nn.Module) -> CodesCheck:
     return CodesCheck(layers, zeros_source / weights, zeros_written / weights)
 
 
-def _written_table(packed: PackedModel, entry: Table) -> NDArray[np.float32]:
+def _check_table(packed: PackedModel, entry: Table, expected: QuantizedTable) -> None:
     codes = packed.weights.array(f"{entry.name}.weight")
-    if packed.info.embedding == "f16":
-        return codes.astype(np.float32)
-    scales = packed.weights.array(f"{entry.name}.weight_scale")
-    return unpack_table(codes, scales, *entry.shape, packed.info.embedding).values()
+    scales = None if expected.scales is None else packed.weights.array(f"{entry.name}.weight_scale")
+    if not np.array_equal(unpack_table(codes, scales, *entry.shape, expected.format).values(), expected.values()):
+        raise VerificationError(f"{entry.name}: the file's table is not what the source's became")
 
 
 def compare_engine_with_torch(
@@ -155,18 +154,19 @@ def compare_engine_with_torch(
     model: nn.Module,
     prompts: Sequence[str] = PROMPTS,
     greedy_tokens: int = 32,
-    embedding: TableFormat = "q8",
+    tables: Mapping[str, QuantizedTable] | None = None,
 ) -> Agreement:
     """Return how an engine agrees with the torch model it was exported from, at full quantisation strength.
 
     For each prompt the engine generates ``greedy_tokens`` tokens, past the end of the text where need be; then both
-    score prompt and tokens in one pass. For the time of the comparison the torch model carries tables rounded as
-    ``embedding`` says. Load the engine with ``kv_type="float32"`` for the sharpest answer.
+    score prompt and tokens in one pass. For the time of the comparison the torch model carries the ``tables`` that
+    were written (None: its own in 8 bits). Load the engine with ``kv_type="float32"`` for the sharpest answer.
     """
     half_cache = _has_half_cache(engine)
     cosine, noise_cosine, largest, equal, same, total = 1.0, 1.0, 0.0, 0, 0, 0
     differences = []
-    with exported_tables(model, embedding), full_strength(model), torch.no_grad():
+    tables = quantized_tables(model, "q8") if tables is None else tables
+    with exported_tables(model, tables), full_strength(model), torch.no_grad():
         for prompt in prompts:
             start = engine.tokenizer.encode(prompt)[: max(1, engine.context // 2)]
             tokens = _greedy(engine, start, greedy_tokens)
@@ -192,18 +192,17 @@ def compare_engine_with_torch(
 
 
 @contextmanager
-def exported_tables(model: nn.Module, embedding: TableFormat) -> Iterator[None]:
+def exported_tables(model: nn.Module, tables: Mapping[str, QuantizedTable]) -> Iterator[None]:
     """Give ``model`` the embedding and head a reader of the export sees, and restore its own afterwards."""
-    tables = [entry.parameter for entry in walk(model) if isinstance(entry, Table)]
-    own = [parameter.data for parameter in tables]
+    entries = [entry for entry in walk(model) if isinstance(entry, Table)]
+    own = [entry.parameter.data for entry in entries]
     try:
-        for parameter in tables:
-            rounded = torch.from_numpy(dequantized(parameter.detach().float().cpu().numpy(), embedding))
-            parameter.data = rounded.to(parameter.device)
+        for entry in entries:
+            entry.parameter.data = torch.from_numpy(tables[entry.name].values()).to(entry.parameter.device)
         yield
     finally:
-        for parameter, data in zip(tables, own, strict=True):
-            parameter.data = data
+        for entry, data in zip(entries, own, strict=True):
+            entry.parameter.data = data
 
 
 def _has_half_cache(engine: Engine) -> bool:
