@@ -17,6 +17,7 @@
 #include "bench/machine.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernels.h"
+#include "runtime/packed_codes.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -77,12 +78,18 @@ std::tuple<Out<int8_t>, Out<int32_t>, Out<float>> quantize(const std::string& na
 
 using Codes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;  // PackedShape.codes of packing.py
 
-void require_shape(const Codes& codes, std::initializer_list<int64_t> shape, const char* message) {
-  bool good = codes.ndim() == shape.size();
-  for (size_t i = 0; good && i < shape.size(); ++i) {
-    good = codes.shape(i) == static_cast<size_t>(shape.begin()[i]);
-  }
-  require(good, message);
+TernaryLayout layout_of(const std::string& name) {
+  require(name == "t2-r16c64" || name == "t1.6-r16c64", "layout must be t2-r16c64 or t1.6-r16c64");
+  return name == "t2-r16c64" ? TernaryLayout::kTwoBit : TernaryLayout::kFiveTrits;
+}
+
+void require_codes(const Codes& codes, const CodesShape& shape) {
+  const std::vector<uint64_t> wanted = shape.dimensions();
+  bool good = codes.ndim() == wanted.size();
+  for (size_t i = 0; good && i < wanted.size(); ++i) good = codes.shape(i) == wanted[i];
+  require(good,
+          "codes must have the shape PackedShape.codes of packing.py: [ceil(rows / 16), ceil(columns / 64), 256] "
+          "or, in t1.6-r16c64, [ceil(rows / 16), bytes of a row of blocks]");
 }
 
 int32_t blocks_of(int64_t size, int32_t block) { return static_cast<int32_t>((size + block - 1) / block); }
@@ -91,22 +98,15 @@ int32_t blocks_of(int64_t size, int32_t block) { return static_cast<int32_t>((si
 TernaryMatrix matrix_of(const Codes& codes, int32_t rows, int32_t columns, const In<int8_t, 2>& q,
                         const In<int32_t, 2>& block_sums, const std::string& layout, int32_t prefetch) {
   require(rows > 0 && columns > 0, "a matrix needs rows and columns");
-  require(layout == "t2-r16c64" || layout == "t1.6-r16c64", "layout must be t2-r16c64 or t1.6-r16c64");
   TernaryMatrix w{};
   w.codes = codes.data();
   w.rows = rows;
   w.columns = columns;
   w.row_blocks = blocks_of(rows, kRowsPerBlock);
   w.column_blocks = blocks_of(columns, kColumnsPerBlock);
-  w.layout = layout == "t2-r16c64" ? TernaryLayout::kTwoBit : TernaryLayout::kFiveTrits;
+  w.layout = layout_of(layout);
   w.prefetch = prefetch;
-  if (w.layout == TernaryLayout::kTwoBit) {
-    require_shape(codes, {w.row_blocks, w.column_blocks, kBytesPerBlock},
-                  "codes must have the shape [ceil(rows / 16), ceil(columns / 64), 256]");
-  } else {
-    require_shape(codes, {w.row_blocks, row_block_bytes(w.layout, w.column_blocks)},
-                  "codes must have the shape PackedShape.codes of packing.py");
-  }
+  require_codes(codes, {w.row_blocks, w.column_blocks, w.layout});
   const auto blocks = static_cast<size_t>(w.column_blocks);
   require(q.shape(1) == blocks * kColumnsPerBlock, "q must have the shape [tokens, ceil(columns / 64) * 64]");
   require(block_sums.shape(0) == q.shape(0) && block_sums.shape(1) == blocks,
@@ -117,6 +117,19 @@ TernaryMatrix matrix_of(const Codes& codes, int32_t rows, int32_t columns, const
 std::vector<float> padded(const float* values, int32_t count, int32_t blocks) {
   std::vector<float> out(static_cast<size_t>(blocks) * kRowsPerBlock, 0.0f);
   std::copy(values, values + count, out.begin());
+  return out;
+}
+
+// The codes in the other layout, as one dimension; ValueError when a byte stands for no codes.
+Out<uint8_t> converted(Codes codes, int32_t rows, int32_t columns, const std::string& layout) {
+  require(rows > 0 && columns > 0, "a matrix needs rows and columns");
+  const CodesShape from{blocks_of(rows, kRowsPerBlock), blocks_of(columns, kColumnsPerBlock), layout_of(layout)};
+  const CodesShape to{from.row_blocks, from.column_blocks, other_layout(from.layout)};
+  require_codes(codes, from);
+  const char* fault = codes_fault(codes.data(), from, from.row_blocks);
+  require(fault == nullptr, fault);
+  auto out = make<uint8_t>({static_cast<size_t>(to.bytes())});
+  convert_codes(codes.data(), from, from.row_blocks, out.data());
   return out;
 }
 
@@ -262,6 +275,8 @@ std::tuple<double, double, double> as_tuple(const ProductSpeed& speed) {
 
 void bind_products(nb::module_& module) {
   module.def("quantize", &quantize, "kernels"_a, "x"_a, "q [T, C * 64], block sums [T, C], scales [T] of x [T, I]");
+  module.def("converted", &converted, "codes"_a, "rows"_a, "columns"_a, "layout"_a,
+             "The bytes of these codes in the other layout.");
   module.def("ternary_dots", &ternary_dots, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "q"_a, "block_sums"_a,
              "layout"_a = "t2-r16c64", "prefetch"_a = 0);
   module.def("ternary_gemm_rows", &ternary_gemm_rows, "kernels"_a, "codes"_a, "rows"_a, "columns"_a, "row_scales"_a,

@@ -56,9 +56,12 @@ ModelOptions make_options(int32_t threads, int32_t context, int32_t slots, const
 }
 
 std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads, int32_t context, int32_t slots,
-                                  const std::string& kernels, const std::string& kv_type, bool keep_mapped) {
+                                  const std::string& kernels, const std::string& kv_type, bool keep_mapped,
+                                  const std::string& layout, int32_t prefetch_bytes) {
   ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
   options.keep_mapped = keep_mapped;
+  options.layout = layout;
+  options.prefetch_bytes = prefetch_bytes;
   const nb::gil_scoped_release release;
   return Model::load(directory, options);
 }
@@ -66,8 +69,9 @@ std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads,
 std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity, int64_t group_size,
                                     uint64_t seed, const std::string& layout, const std::string& head, int32_t threads,
                                     const std::string& kernels, int32_t context, int32_t slots,
-                                    const std::string& kv_type) {
-  const ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+                                    const std::string& kv_type, int32_t prefetch_bytes) {
+  ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+  options.prefetch_bytes = prefetch_bytes;
   const PackingConfig packing = make_packing_config(layout, granularity, group_size, head, "Model.random");
   const nb::gil_scoped_release release;
   return Model::random(config_json, packing, seed, options);
@@ -142,10 +146,12 @@ struct BoundSampler {
 void bind_model(nb::module_& module) {
   nb::class_<Model>(module, "Model", "A model in memory with one KV cache for each slot.")
       .def_static("load", &load_model, "directory"_a, "threads"_a = 0, "context"_a = 0, "slots"_a = 1,
-                  "kernels"_a = "auto", "kv_type"_a = "float16", "keep_mapped"_a = false, "Loads a packed directory.")
+                  "kernels"_a = "auto", "kv_type"_a = "float16", "keep_mapped"_a = false, "layout"_a = "stored",
+                  "prefetch_bytes"_a = -1,
+                  "Loads a packed directory; layout stored, t2 or t1.6: how the weights lie in memory.")
       .def_static("random", &random_model, "config_json"_a, "granularity"_a = "tensor", "group_size"_a = 64,
                   "seed"_a = 0, "layout"_a = "t2-r16c64", "head"_a = "q8", "threads"_a = 0, "kernels"_a = "auto",
-                  "context"_a = 0, "slots"_a = 1, "kv_type"_a = "float16",
+                  "context"_a = 0, "slots"_a = 1, "kv_type"_a = "float16", "prefetch_bytes"_a = -1,
                   "Random weights of the architecture of a config.json text.")
       .def("forward", &forward, "slot"_a, "tokens"_a, "logits"_a.none() = nb::none(),
            "Appends tokens; logits is a float32 array [V] for the last token or [T, V] for all, or None.")
@@ -158,6 +164,8 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("kernels_name", &Model::kernels_name)
       .def_prop_ro("kernels_reason", &Model::kernels_reason)
+      .def_prop_ro("layout", [](const Model& model) { return layout_name(model.layout()); })
+      .def_prop_ro("prefetch_bytes", &Model::prefetch_bytes)
       .def_prop_ro("bytes_per_token", &Model::bytes_per_token)
       .def_prop_ro("kv_bytes", &Model::kv_bytes)
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })

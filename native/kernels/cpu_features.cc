@@ -48,6 +48,11 @@ CpuFeatures detect() {
   return found;
 }
 
+bool made_by_intel() {
+  unsigned a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x756E6547 && d == 0x49656E69 && c == 0x6C65746E;  // GenuineIntel
+}
+
 void read_name(char* out) {
   unsigned words[12] = {};
   unsigned a, b, c, d;
@@ -67,12 +72,16 @@ void read_name(char* out) {
 
 #elif defined(__aarch64__) && defined(__linux__)
 
+bool made_by_intel() { return false; }
+
 CpuFeatures detect() {
   CpuFeatures found{};
   const unsigned long capabilities = getauxval(AT_HWCAP);
   const bool half_arithmetic = capabilities & (1ul << 10);  // HWCAP_ASIMDHP
   const bool dotprod = capabilities & (1ul << 20);          // HWCAP_ASIMDDP
+  const bool i8mm = getauxval(AT_HWCAP2) & (1ul << 13);     // HWCAP2_I8MM
   found.neon_dotprod = half_arithmetic && dotprod;
+  found.neon_i8mm = found.neon_dotprod && i8mm;
   return found;
 }
 
@@ -80,14 +89,19 @@ void read_name(char* out) { strcpy(out, "aarch64"); }
 
 #elif defined(__aarch64__) && defined(__APPLE__)
 
+bool made_by_intel() { return false; }
+
 CpuFeatures detect() {
   CpuFeatures found{};
-  int dotprod = 0, half = 0;
+  int dotprod = 0, half = 0, i8mm = 0;
   size_t size = sizeof(int);
   sysctlbyname("hw.optional.arm.FEAT_DotProd", &dotprod, &size, nullptr, 0);
   size = sizeof(int);
   sysctlbyname("hw.optional.arm.FEAT_FP16", &half, &size, nullptr, 0);
+  size = sizeof(int);
+  sysctlbyname("hw.optional.arm.FEAT_I8MM", &i8mm, &size, nullptr, 0);
   found.neon_dotprod = dotprod && half;
+  found.neon_i8mm = found.neon_dotprod && i8mm;
   return found;
 }
 
@@ -97,6 +111,8 @@ void read_name(char* out) {
 }
 
 #else
+
+bool made_by_intel() { return false; }
 
 CpuFeatures detect() { return CpuFeatures{}; }
 
@@ -109,6 +125,13 @@ void read_name(char* out) { strcpy(out, "unknown"); }
 const CpuFeatures& cpu_features() {
   static const CpuFeatures found = detect();
   return found;
+}
+
+int preferred_prefetch_bytes(const char** reason) {
+  static const bool intel = made_by_intel();
+  *reason = intel ? "an Intel processor: its prefetcher stops at every 4 KiB page"
+                  : "no Intel processor: the hardware keeps up by itself";
+  return intel ? 512 : 0;
 }
 
 const char* cpu_name() {

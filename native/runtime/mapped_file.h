@@ -1,14 +1,15 @@
-// The bytes of a file: mapped read-only, in memory, or of a small one as text.
+// The bytes of a file: mapped read-only, read into memory of the caller's, or of a small one as text.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
 namespace wf {
 
 // Offsets and sizes are 64 bits. A mapping stays valid when the file is replaced by rename (what our writers do); a
-// program that truncates the file in place while it is mapped breaks every process that maps it. read_into_memory ends
-// that dependence.
+// program that truncates the file in place while it is mapped breaks every process that maps it. What read() gave does
+// not depend on the file any more.
 class MappedFile {
  public:
   // Throws FormatError when the path cannot be opened or is no ordinary, non-empty file.
@@ -17,22 +18,19 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
-  // Replaces the mapping by a copy in huge pages where the system grants them: 7 % more tokens/s for the 135M shape
-  // (fewer page table look-ups), for memory of its own and the time of one read. data() changes; 2 MiB aligned.
-  // Throws FormatError when the file changes under way or is larger than the machine's memory, std::bad_alloc.
-  void read_into_memory();
-
   const std::string& path() const { return path_; }
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
- private:
+  // Copies bytes out of the file, not through the mapping. Throws FormatError when the file has become shorter. May be
+  // called by several threads at once.
+  void read(uint64_t offset, void* out, size_t bytes) const;
+  // Forgets the mapping; data() is null from then on. size() and read() stay.
   void unmap();
 
+ private:
   std::string path_;
   int descriptor_ = -1;
-  void* mapping_ = nullptr;  // what munmap gets
-  size_t mapped_bytes_ = 0;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

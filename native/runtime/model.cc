@@ -7,6 +7,8 @@
 
 #include "errors.h"
 #include "forward.h"
+#include "kernels/cpu_features.h"
+#include "mapped_file.h"
 
 namespace wf {
 
@@ -22,6 +24,27 @@ int32_t checked_option(const char* name, int64_t found, int64_t least, int64_t m
     throw InputError(message(name, ": found ", found, ", allowed is an integer from ", least, " to ", most));
   }
   return static_cast<int32_t>(found);
+}
+
+int choose_threads(const ModelOptions& options) {
+  return options.threads == 0 ? available_cores() : checked_option("threads", options.threads, 1, kMostThreads);
+}
+
+WeightsInMemory choose_memory(const PackingConfig& packing, const ModelOptions& options) {
+  constexpr int32_t kMostPrefetch = 1 << 16;
+  const char* reason = nullptr;
+  WeightsInMemory wanted{packing.layout,
+                         options.prefetch_bytes == -1
+                             ? preferred_prefetch_bytes(&reason)
+                             : checked_option("prefetch_bytes", options.prefetch_bytes, 0, kMostPrefetch)};
+  if (options.layout == "t2") {
+    wanted.layout = TernaryLayout::kTwoBit;
+  } else if (options.layout == "t1.6") {
+    wanted.layout = TernaryLayout::kFiveTrits;
+  } else if (options.layout != "stored") {
+    throw InputError(message("layout: found ", quoted(options.layout), ", allowed are stored, t2 and t1.6"));
+  }
+  return wanted;
 }
 
 int32_t choose_context(const ModelConfig& config, const ModelOptions& options) {
@@ -54,7 +77,8 @@ std::unique_ptr<Model> Model::load(const std::string& directory, const ModelOpti
   const JsonValue root = parse_config_text(read_small_file(config_path, kLargestConfig), config_path);
   const PackingConfig packing = parse_packing_config(root, config_path);
   ModelConfig config = parse_model_config(root, config_path);
-  std::unique_ptr<TensorSource> source = file_source(directory + "/model.safetensors", options.keep_mapped);
+  std::unique_ptr<TensorSource> source =
+      file_source(directory + "/model.safetensors", options.keep_mapped, choose_threads(options));
   return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
 }
 
@@ -62,18 +86,18 @@ std::unique_ptr<Model> Model::random(const std::string& config_json, const Packi
                                      const ModelOptions& options) {
   ModelConfig config = parse_model_config(parse_config_text(config_json, "config"), "config");
   check_memory(estimated_bytes(config), "the random weights");
-  std::unique_ptr<TensorSource> source = random_source(config, seed);
+  std::unique_ptr<TensorSource> source = random_source(config, seed, choose_threads(options));
   return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
 }
 
 Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<TensorSource> source,
              const ModelOptions& options)
     : config_(std::move(config)),
-      weights_(config_, packing, std::move(source)),
+      weights_(config_, packing, choose_memory(packing, options), std::move(source)),
       rope_(config_.rope, config_.head_dim),
       kv_type_(options.kv_type),
       context_(choose_context(config_, options)),
-      pool_(options.threads == 0 ? available_cores() : checked_option("threads", options.threads, 1, kMostThreads)),
+      pool_(choose_threads(options)),
       decode_threads_(pool_.size()),
       shared_(config_) {
   const char* reason = nullptr;

@@ -23,7 +23,9 @@ struct ModelOptions {
   int32_t slots = 1;
   std::string kernels = "auto";
   KvType kv_type = KvType::kF16;
-  bool keep_mapped = false;  // see SafetensorsFile
+  bool keep_mapped = false;       // see file_source
+  std::string layout = "stored";  // of the weights in memory: stored, t2 or t1.6 (converted, the same numbers)
+  int32_t prefetch_bytes = -1;    // see TernaryMatrix::prefetch; -1: preferred_prefetch_bytes()
 };
 
 class Pass;
@@ -47,6 +49,8 @@ class Model {
   int threads() const { return pool_.size(); }
   const char* kernels_name() const { return kernels_->name; }
   const std::string& kernels_reason() const { return kernels_reason_; }
+  TernaryLayout layout() const { return weights_.layers.front().q.matrix.layout; }
+  int32_t prefetch_bytes() const { return weights_.layers.front().q.matrix.prefetch; }
   uint64_t bytes_per_token() const { return weights_.bytes_per_token; }
   uint64_t kv_bytes() const { return KvCache::bytes(config_, context_, kv_type_); }
 

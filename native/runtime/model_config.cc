@@ -262,6 +262,10 @@ ModelConfig parse_model_config(const JsonValue& root, const std::string& place) 
   return config;
 }
 
+std::string layout_name(TernaryLayout layout) {
+  return std::string(layout == TernaryLayout::kTwoBit ? kTwoBitLayout : kFiveTritLayout);
+}
+
 PackingConfig make_packing_config(const std::string& layout, const std::string& granularity, int64_t group_size,
                                   const std::string& table, const std::string& place) {
   PackingConfig packing;

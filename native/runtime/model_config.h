@@ -56,6 +56,9 @@ PackingConfig parse_packing_config(const JsonValue& root, const std::string& pla
 PackingConfig make_packing_config(const std::string& layout, const std::string& granularity, int64_t group_size,
                                   const std::string& table, const std::string& place);
 
+// The name of a layout in config.json.
+std::string layout_name(TernaryLayout layout);
+
 // The text of config.json with the limits for untrusted files applied.
 JsonValue parse_config_text(const std::string& text, const std::string& place);
 

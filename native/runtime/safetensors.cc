@@ -95,10 +95,9 @@ std::string shape_text(const std::vector<uint64_t>& shape) {
   return out + "]";
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& path, bool keep_mapped) : file_(path) {
+SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
   read_header();
   check_coverage();
-  if (!keep_mapped) file_.read_into_memory();
 }
 
 void SafetensorsFile::read_header() {

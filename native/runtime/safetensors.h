@@ -21,14 +21,15 @@ struct TensorEntry {
 
 class SafetensorsFile {
  public:
-  // keep_mapped: the tensors stay in the page cache, shared with other processes; else they are read into memory.
   // Throws FormatError for whatever the rules above do not allow.
-  SafetensorsFile(const std::string& path, bool keep_mapped);
+  explicit SafetensorsFile(const std::string& path);
 
   const std::string& path() const { return file_.path(); }
   const std::unordered_map<std::string, TensorEntry>& tensors() const { return tensors_; }
-  // The first byte of an entry of this file; (entry.end - entry.begin) bytes may be read.
-  const std::byte* data(const TensorEntry& entry) const { return file_.data() + data_start_ + entry.begin; }
+  // Where an entry starts in the file.
+  uint64_t offset(const TensorEntry& entry) const { return data_start_ + entry.begin; }
+  // The file itself. Its mapping holds the first byte of an entry at offset(entry).
+  MappedFile& file() { return file_; }
 
  private:
   void read_header();

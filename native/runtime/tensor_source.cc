@@ -1,32 +1,19 @@
 #include "tensor_source.h"
 
-#include <array>
-#include <cmath>
+#include <algorithm>
 #include <cstring>
+#include <unordered_set>
 
 #include "errors.h"
-#include "half.h"
+#include "huge_memory.h"
+#include "load_tasks.h"
+#include "safetensors.h"
 
 namespace wf {
 
 namespace {
 
-struct DtypeInfo {
-  const char* name;
-  uint64_t bytes;
-};
-
-DtypeInfo info(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kU8:
-      return {"U8", 1};
-    case Dtype::kF16:
-      return {"F16", 2};
-    case Dtype::kF32:
-      return {"F32", 4};
-  }
-  return {"?", 1};
-}
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;  // of one task: stays in a core's cache from reading to checking
 
 uint64_t element_count(const std::vector<uint64_t>& shape, const std::string& name) {
   uint64_t count = 1;
@@ -34,89 +21,82 @@ uint64_t element_count(const std::vector<uint64_t>& shape, const std::string& na
   return count;
 }
 
-// Words of eight codes each: a byte at a time would take longer than reading them.
-bool holds_code_three(const uint8_t* codes, uint64_t bytes) {
+// Whether no exponent is all ones. Eight bytes at a time: scales are up to a ninth of a model.
+bool all_finite(const std::byte* data, Dtype dtype, uint64_t bytes) {
+  const bool half = dtype == Dtype::kF16;
+  const uint64_t exponents = half ? 0x7c007c007c007c00u : 0x7f8000007f800000u;
+  const uint64_t lowest = half ? 0x0400040004000400u : 0x0080000000800000u;
   uint64_t seen = 0;
-  for (uint64_t i = 0; i < bytes; i += 8) {  // blocks are 256 bytes
-    uint64_t word;
-    std::memcpy(&word, codes + i, 8);
-    seen |= word & (word >> 1) & 0x5555555555555555u;
-  }
-  return seen != 0;
-}
-
-// The byte of t1.6-r16c64 for the five codes of the number n, and which bytes are one.
-uint8_t five_trits(uint32_t n) { return static_cast<uint8_t>((256 * n + 242) / 243); }
-
-bool holds_no_five(const uint8_t* codes, uint64_t bytes) {
-  static const std::array<uint8_t, 256> wrong = [] {
-    std::array<uint8_t, 256> table;
-    table.fill(1);
-    for (uint32_t n = 0; n < 243; ++n) table[five_trits(n)] = 0;
-    return table;
-  }();
-  uint8_t seen = 0;
-  for (uint64_t i = 0; i < bytes; ++i) seen |= wrong[codes[i]];
-  return seen != 0;
-}
-
-bool all_finite(const std::byte* data, Dtype dtype, uint64_t count) {
-  if (dtype == Dtype::kF32) {
-    const auto* values = reinterpret_cast<const float*>(data);
-    for (uint64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(values[i])) return false;
-    }
-  } else if (dtype == Dtype::kF16) {
-    const auto* values = reinterpret_cast<const uint16_t*>(data);
-    for (uint64_t i = 0; i < count; ++i) {
-      if (!half_is_finite(values[i])) return false;
-    }
-  }
-  return true;
+  const auto look = [&](const std::byte* at, uint64_t count) {
+    uint64_t word = 0;
+    std::memcpy(&word, at, count);
+    seen |= (word & exponents) + lowest;  // the carry out of an exponent of ones is the sign bit's place
+  };
+  uint64_t i = 0;
+  for (; i + 8 <= bytes; i += 8) look(data + i, 8);
+  if (i < bytes) look(data + i, bytes - i);
+  return (seen & (half ? 0x8000800080008000u : 0x8000000080000000u)) == 0;
 }
 
 class FileSource : public TensorSource {
  public:
-  FileSource(const std::string& path, bool keep_mapped) : file_(path, keep_mapped) {}
+  FileSource(const std::string& path, bool keep_mapped, int threads)
+      : file_(path), keep_mapped_(keep_mapped), threads_(threads) {}
 
   bool has(const std::string& name) const override { return file_.tensors().count(name) != 0; }
 
   const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role) override {
-    const TensorEntry& entry = find(name);
-    if (entry.dtype != info(dtype).name || entry.shape != shape) {
-      throw FormatError(message(place(name), ": found ", quoted(entry.dtype), " ", shape_text(entry.shape),
-                                ", config.json needs ", info(dtype).name, " ", shape_text(shape)));
-    }
-    const std::byte* data = file_.data(entry);
-    if (reinterpret_cast<uintptr_t>(data) % info(dtype).bytes != 0) {
-      throw FormatError(message(place(name), ": starts at an offset that is no multiple of ", info(dtype).bytes,
-                                " bytes; write tensors in order of decreasing alignment"));
-    }
-    if (!all_finite(data, dtype, element_count(shape, name))) {
-      throw FormatError(place(name) + ": found an infinity or NaN; the file is damaged or training diverged");
-    }
-    used_.insert(name);
-    return data;
-  }
-
-  const uint8_t* codes(const std::string& name, const CodesShape& shape) override {
-    const auto* data = reinterpret_cast<const uint8_t*>(get(name, Dtype::kU8, shape.dimensions(), Role::kTable));
-    const uint64_t fives = shape.layout == TernaryLayout::kFiveTrits
-                               ? static_cast<uint64_t>(shape.column_blocks / kBlocksPerFive) * kBytesPerFive
-                               : 0;
-    for (int32_t i = 0; i < shape.row_blocks; ++i) {
-      const uint8_t* row = data + static_cast<uint64_t>(i) * shape.row_bytes();
-      if (holds_no_five(row, fives)) {
-        throw FormatError(place(name) + ": found a byte that stands for no five codes; the file is damaged");
-      }
-      if (holds_code_three(row + fives, shape.row_bytes() - fives)) {
-        throw FormatError(place(name) + ": found the unused bit pattern 3; the file is damaged");
+    const TensorEntry& entry = checked(name, dtype, shape);
+    const uint64_t bytes = entry.end - entry.begin;
+    const auto where = place(name);
+    std::byte* own = keep_mapped_ ? nullptr : reinterpret_cast<std::byte*>(arena_.allocate(bytes));
+    const std::byte* data = keep_mapped_ ? file_.file().data() + file_.offset(entry) : own;
+    for (uint64_t start = 0; start < bytes; start += kPieceBytes) {
+      auto task = [=, this, &entry, piece = std::min(kPieceBytes, bytes - start)] {
+        if (own != nullptr) file_.file().read(file_.offset(entry) + start, own + start, piece);
+        if (dtype == Dtype::kU8 || all_finite(data + start, dtype, piece)) return;
+        throw FormatError(where + ": found an infinity or NaN; the file is damaged or training diverged");
+      };
+      if (dtype == Dtype::kF32) {
+        task();
+      } else {
+        tasks_.add(std::move(task));
       }
     }
     return data;
   }
 
-  void finish() const override {
+  const uint8_t* codes(const std::string& name, const CodesShape& shape, TernaryLayout wanted) override {
+    const TensorEntry& entry = checked(name, Dtype::kU8, shape.dimensions());
+    const bool convert = wanted != shape.layout;
+    const uint64_t row_bytes = shape.row_bytes();
+    const uint64_t out_bytes = CodesShape{1, shape.column_blocks, wanted}.row_bytes();
+    const bool own = convert || !keep_mapped_;
+    uint8_t* out = own ? arena_.allocate(static_cast<uint64_t>(shape.row_blocks) * out_bytes) : nullptr;
+    const auto* mapped = reinterpret_cast<const uint8_t*>(file_.file().data()) + file_.offset(entry);
+    const auto step = static_cast<int32_t>(std::max<uint64_t>(1, kPieceBytes / row_bytes));
+    for (int32_t row = 0; row < shape.row_blocks; row += step) {
+      const int32_t rows = std::min(step, shape.row_blocks - row);
+      tasks_.add([=, this, &entry, where = place(name)] {
+        const uint64_t start = static_cast<uint64_t>(row) * row_bytes;
+        const uint64_t bytes = static_cast<uint64_t>(rows) * row_bytes;
+        std::vector<uint8_t> stored;  // what is converted does not stay
+        const uint8_t* data = mapped + start;
+        uint8_t* target = out + static_cast<uint64_t>(row) * out_bytes;
+        if (!keep_mapped_) {
+          if (convert) stored.resize(bytes);
+          uint8_t* copy = convert ? stored.data() : target;
+          file_.file().read(file_.offset(entry) + start, copy, bytes);
+          data = copy;
+        }
+        if (const char* fault = codes_fault(data, shape, rows)) throw FormatError(where + ": " + fault);
+        if (convert) convert_codes(data, shape, rows, target);
+      });
+    }
+    return own ? out : mapped;
+  }
+
+  void finish() override {
     for (const auto& item : file_.tensors()) {
       if (used_.count(item.first) == 0) {
         throw FormatError(place(item.first) +
@@ -124,18 +104,34 @@ class FileSource : public TensorSource {
                           "the model, so it is refused");
       }
     }
+    tasks_.run(threads_);
+    if (!keep_mapped_) file_.file().unmap();
   }
 
  private:
   std::string place(const std::string& name) const { return file_.path() + ": " + quoted(name); }
 
-  const TensorEntry& find(const std::string& name) const {
-    const auto entry = file_.tensors().find(name);
-    if (entry == file_.tensors().end()) throw FormatError(place(name) + ": is missing, config.json asks for it");
-    return entry->second;
+  const TensorEntry& checked(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape) {
+    const auto found = file_.tensors().find(name);
+    if (found == file_.tensors().end()) throw FormatError(place(name) + ": is missing, config.json asks for it");
+    const TensorEntry& entry = found->second;
+    if (entry.dtype != dtype_info(dtype).name || entry.shape != shape) {
+      throw FormatError(message(place(name), ": found ", quoted(entry.dtype), " ", shape_text(entry.shape),
+                                ", config.json needs ", dtype_info(dtype).name, " ", shape_text(shape)));
+    }
+    if (file_.offset(entry) % dtype_info(dtype).bytes != 0) {
+      throw FormatError(message(place(name), ": starts at an offset that is no multiple of ", dtype_info(dtype).bytes,
+                                " bytes; write tensors in order of decreasing alignment"));
+    }
+    used_.insert(name);
+    return entry;
   }
 
   SafetensorsFile file_;
+  const bool keep_mapped_;
+  const int threads_;
+  HugeArena arena_;
+  LoadTasks tasks_;
   std::unordered_set<std::string> used_;
 };
 
@@ -147,13 +143,18 @@ uint64_t next_random(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
+// Words of random bits, of which those in `keep` are kept and those in `set` are ones. Room for a whole last word.
+void fill_words(uint8_t* out, uint64_t bytes, uint64_t seed, uint64_t keep, uint64_t set) {
+  for (uint64_t i = 0; i < bytes; i += 8) {
+    const uint64_t word = (next_random(seed) & keep) | set;
+    std::memcpy(out + i, &word, 8);
+  }
+}
+
 class RandomSource : public TensorSource {
  public:
-  RandomSource(const ModelConfig& config, uint64_t seed) : config_(config), state_(seed) {
-    for (int byte = 0; byte < 256; ++byte) {
-      if ((byte & (byte >> 1) & 0x55) == 0) code_bytes_.push_back(static_cast<uint8_t>(byte));
-    }
-  }
+  RandomSource(const ModelConfig& config, uint64_t seed, int threads)
+      : config_(config), threads_(threads), state_(seed) {}
 
   bool has(const std::string& name) const override {
     const auto contains = [&](const char* part) { return name.find(part) != std::string::npos; };
@@ -168,70 +169,82 @@ class RandomSource : public TensorSource {
 
   const std::byte* get(const std::string& name, Dtype dtype, const std::vector<uint64_t>& shape, Role role) override {
     const uint64_t count = element_count(shape, name);
-    const uint64_t bytes = checked_product(count, info(dtype).bytes, name);
-    // uint64_t elements: new aligns them for every type, and 7 bytes of tail are within one element.
-    blocks_.push_back(std::make_unique<uint64_t[]>(bytes / 8 + 1));
-    auto* data = reinterpret_cast<std::byte*>(blocks_.back().get());
-    fill(data, dtype, count, role);
+    const uint64_t bytes = checked_product(count, dtype_info(dtype).bytes, name);
+    uint8_t* data = arena_.allocate(bytes);
+    if (dtype == Dtype::kF32) {
+      fill_floats(data, count, role);
+    } else {
+      // Halves: 0.02 to 0.03 for weights, 0.001 to 0.002 for the scales of a table, whose numbers are up to 32.
+      const uint64_t keep = dtype == Dtype::kU8 ? ~uint64_t{0} : 0x03ff03ff03ff03ffu;
+      const uint64_t signs = dtype == Dtype::kF16 && role == Role::kTable ? 0x8000800080008000u : 0;
+      const uint64_t exponent = dtype == Dtype::kU8         ? 0
+                                : role == Role::kTableScale ? 0x1400140014001400u
+                                                            : 0x2400240024002400u;
+      for (uint64_t start = 0; start < bytes; start += kPieceBytes) {
+        tasks_.add([=, seed = next_random(state_), piece = std::min(kPieceBytes, bytes - start)] {
+          fill_words(data + start, piece, seed, keep | signs, exponent);
+        });
+      }
+    }
+    return reinterpret_cast<const std::byte*>(data);
+  }
+
+  const uint8_t* codes(const std::string&, const CodesShape& stored, TernaryLayout wanted) override {
+    const CodesShape shape{stored.row_blocks, stored.column_blocks, wanted};
+    const uint64_t row_bytes = shape.row_bytes();
+    uint8_t* data = arena_.allocate(shape.bytes());
+    const auto step = static_cast<int32_t>(std::max<uint64_t>(1, kPieceBytes / row_bytes));
+    for (int32_t row = 0; row < shape.row_blocks; row += step) {
+      tasks_.add([=, seed = next_random(state_), rows = std::min(step, shape.row_blocks - row)] {
+        uint8_t* out = data + static_cast<uint64_t>(row) * row_bytes;
+        fill_words(out, static_cast<uint64_t>(rows) * row_bytes, seed, ~uint64_t{0}, 0);
+        make_codes_valid(out, shape, rows);
+      });
+    }
     return data;
   }
 
-  const uint8_t* codes(const std::string& name, const CodesShape& shape) override {
-    const std::byte* data = get(name, Dtype::kU8, shape.dimensions(), Role::kTable);
-    auto* codes = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(data));
-    const uint64_t fives = shape.layout == TernaryLayout::kFiveTrits
-                               ? static_cast<uint64_t>(shape.column_blocks / kBlocksPerFive) * kBytesPerFive
-                               : 0;
-    for (uint64_t i = 0; i < shape.bytes(); ++i) {
-      codes[i] = i % shape.row_bytes() < fives ? five_trits(static_cast<uint32_t>(next_random(state_) % 243))
-                                               : code_bytes_[next_random(state_) % code_bytes_.size()];
-    }
-    return codes;
-  }
-
-  void finish() const override {}
+  void finish() override { tasks_.run(threads_); }
 
  private:
-  void fill(std::byte* data, Dtype dtype, uint64_t count, Role role) {
+  void fill_floats(uint8_t* out, uint64_t count, Role role) {
     for (uint64_t i = 0; i < count; ++i) {
-      const uint64_t random = next_random(state_);
-      const float unit = static_cast<float>(random >> 40) * 0x1p-24f;  // [0, 1)
-      if (dtype == Dtype::kU8) {
-        data[i] = static_cast<std::byte>(random);
-      } else if (dtype == Dtype::kF16) {
-        // 0.02 to 0.04: exponent -6 or -5 with a random fraction, always finite
-        const auto half = static_cast<uint16_t>(0x2400u | (random >> 32 & 0x3ffu));
-        std::memcpy(data + 2 * i, &half, 2);
-      } else {
-        const float value = role == Role::kNorm         ? 0.5f + unit
-                            : role == Role::kBias       ? unit - 0.5f
-                            : role == Role::kTableScale ? 0.0002f + 0.0001f * unit
-                                                        : 0.02f + 0.02f * unit;
-        std::memcpy(data + 4 * i, &value, 4);
-      }
+      const float unit = static_cast<float>(next_random(state_) >> 40) * 0x1p-24f;  // [0, 1)
+      const float value = role == Role::kNorm         ? 0.5f + unit
+                          : role == Role::kBias       ? unit - 0.5f
+                          : role == Role::kTableScale ? 0.0002f + 0.0001f * unit
+                                                      : 0.02f + 0.02f * unit;
+      std::memcpy(out + 4 * i, &value, 4);
     }
   }
 
   const ModelConfig config_;
+  const int threads_;
   uint64_t state_;
-  std::vector<uint8_t> code_bytes_;
-  std::vector<std::unique_ptr<uint64_t[]>> blocks_;
+  HugeArena arena_;
+  LoadTasks tasks_;
 };
 
 }  // namespace
 
-std::vector<uint64_t> CodesShape::dimensions() const {
-  const auto rows = static_cast<uint64_t>(row_blocks);
-  if (layout == TernaryLayout::kTwoBit) return {rows, static_cast<uint64_t>(column_blocks), kBytesPerBlock};
-  return {rows, row_bytes()};
+DtypeInfo dtype_info(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kU8:
+      return {"U8", 1};
+    case Dtype::kF16:
+      return {"F16", 2};
+    case Dtype::kF32:
+      return {"F32", 4};
+  }
+  return {"?", 1};
 }
 
-std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped) {
-  return std::make_unique<FileSource>(path, keep_mapped);
+std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped, int threads) {
+  return std::make_unique<FileSource>(path, keep_mapped, threads);
 }
 
-std::unique_ptr<TensorSource> random_source(const ModelConfig& config, uint64_t seed) {
-  return std::make_unique<RandomSource>(config, seed);
+std::unique_ptr<TensorSource> random_source(const ModelConfig& config, uint64_t seed, int threads) {
+  return std::make_unique<RandomSource>(config, seed, threads);
 }
 
 }  // namespace wf

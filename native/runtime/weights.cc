@@ -53,8 +53,9 @@ int64_t Table::block_bytes() const {
   return matrix.column_blocks * table_block_bytes(matrix.format);
 }
 
-Weights::Weights(const ModelConfig& config, const PackingConfig& packing, std::unique_ptr<TensorSource> source)
-    : packing_(packing), source_(std::move(source)) {
+Weights::Weights(const ModelConfig& config, const PackingConfig& packing, const WeightsInMemory& wanted,
+                 std::unique_ptr<TensorSource> source)
+    : packing_(packing), wanted_(wanted), source_(std::move(source)) {
   embedding = load_table(config, "model.embed_tokens.weight");
   const std::string head_name = "lm_head.weight";
   const bool tied = config.tie_known ? config.tie_word_embeddings : !source_->has(head_name);
@@ -105,10 +106,10 @@ Linear Weights::load_linear(const std::string& name, int32_t rows, int32_t colum
   m.columns = columns;
   m.row_blocks = blocks_of(rows, kRowsPerBlock);
   m.column_blocks = blocks_of(columns, kColumnsPerBlock);
-  m.layout = packing_.layout;
-  const CodesShape shape{m.row_blocks, m.column_blocks, m.layout};
-  m.codes = source_->codes(name + ".weight", shape);
-  bytes_per_token += shape.bytes();
+  m.layout = wanted_.layout;
+  m.prefetch = wanted_.prefetch_bytes;
+  m.codes = source_->codes(name + ".weight", {m.row_blocks, m.column_blocks, packing_.layout}, m.layout);
+  bytes_per_token += CodesShape{m.row_blocks, m.column_blocks, m.layout}.bytes();
   const std::string scale_name = name + ".weight_scale";
   const auto row_blocks = static_cast<uint64_t>(m.row_blocks);
   if (packing_.granularity == Granularity::kGroup) {
@@ -136,6 +137,7 @@ Table Weights::load_table(const ModelConfig& config, const std::string& name) {
   m.columns = config.hidden_size;
   m.row_blocks = blocks_of(m.rows, kRowsPerBlock);
   m.column_blocks = blocks_of(m.columns, kColumnsPerBlock);
+  m.prefetch = wanted_.prefetch_bytes;
   const auto rows = static_cast<uint64_t>(m.rows);
   const auto columns = static_cast<uint64_t>(m.columns);
   if (packing_.table == TableKind::kF16) {

@@ -40,10 +40,17 @@ struct Table {
   int64_t block_bytes() const;
 };
 
+// How the weights are to lie in memory.
+struct WeightsInMemory {
+  TernaryLayout layout;    // another than the stored one: converted, which changes no product
+  int32_t prefetch_bytes;  // see TernaryMatrix::prefetch
+};
+
 class Weights {
  public:
   // Throws FormatError when a tensor is missing, left over or not what `config` says.
-  Weights(const ModelConfig& config, const PackingConfig& packing, std::unique_ptr<TensorSource> source);
+  Weights(const ModelConfig& config, const PackingConfig& packing, const WeightsInMemory& wanted,
+          std::unique_ptr<TensorSource> source);
 
   Table embedding, head;
   const float* final_norm = nullptr;
@@ -62,6 +69,7 @@ class Weights {
   const float* pad_scales(const float* stored, int32_t rows, int32_t padded_rows, bool one_for_all);
 
   PackingConfig packing_;
+  WeightsInMemory wanted_;
   std::unique_ptr<TensorSource> source_;
   std::deque<std::vector<float>> row_scales_;  // padded to whole row blocks
 };
