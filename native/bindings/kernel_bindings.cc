@@ -234,19 +234,46 @@ Out<float> table_gemm_groups(const std::string& name, In<uint8_t, 3> codes, int3
   return table_product(name, w, codes, rows, x, prefetch);
 }
 
-template <class Cache>
-Out<float> attend(const std::string& name, In<float, 1> q, In<Cache, 2> k, In<Cache, 2> v, float scale) {
-  require(k.shape(1) == q.shape(0) && v.shape(0) == k.shape(0) && v.shape(1) == k.shape(1) && k.shape(0) > 0,
-          "q [D], k [T, D] and v [T, D] differ");
-  auto out = make<float>({q.shape(0)});
-  std::vector<float> scores(k.shape(0));
-  const int32_t dim = static_cast<int32_t>(q.shape(0)), length = static_cast<int32_t>(k.shape(0));
-  if constexpr (sizeof(Cache) == 2) {
-    table(name).attend(q.data(), k.data(), v.data(), dim, dim, length, scale, scores.data(), out.data());
-  } else {
-    table(name).attend_f32(q.data(), k.data(), v.data(), dim, dim, length, scale, scores.data(), out.data());
-  }
+// All heads of one key-value head at one position.
+Out<float> attend_view(const std::string& name, const In<float, 2>& q, const KvView& view, size_t keys, float scale) {
+  const auto heads = static_cast<int32_t>(q.shape(0)), dim = static_cast<int32_t>(q.shape(1));
+  auto out = make<float>({q.shape(0), q.shape(1)});
+  std::vector<float> peaks(q.shape(0)), totals(q.shape(0));
+  table(name).attend(q.data(), heads, &view, dim, 0, static_cast<int32_t>(keys), scale, peaks.data(), totals.data(),
+                     out.data());
+  for (size_t i = 0; i < q.shape(0) * q.shape(1); ++i) out.data()[i] /= totals[i / q.shape(1)];
   return out;
+}
+
+template <class Cache>
+KvView view_of(const In<float, 2>& q, const In<Cache, 2>& k, const In<Cache, 2>& v, KvType type) {
+  require(k.shape(1) == q.shape(1) && v.shape(0) == k.shape(0) && v.shape(1) == k.shape(1) && k.shape(0) > 0,
+          "q [H, D], k [T, D] and v [T, D] differ");
+  return {k.data(), v.data(), nullptr, nullptr, static_cast<int64_t>(k.shape(1)), type};
+}
+
+template <class Cache>
+Out<float> attend(const std::string& name, In<float, 2> q, In<Cache, 2> k, In<Cache, 2> v, float scale) {
+  const KvView view = view_of(q, k, v, sizeof(Cache) == 2 ? KvType::kF16 : KvType::kF32);
+  return attend_view(name, q, view, k.shape(0), scale);
+}
+
+Out<float> attend_i8(const std::string& name, In<float, 2> q, In<int8_t, 2> k, In<int8_t, 2> v, In<float, 1> k_scales,
+                     In<float, 1> v_scales, float scale) {
+  KvView view = view_of(q, k, v, KvType::kI8);
+  require(k_scales.shape(0) == k.shape(0) && v_scales.shape(0) == k.shape(0), "k_scales and v_scales must be [T]");
+  view.k_scales = k_scales.data();
+  view.v_scales = v_scales.data();
+  return attend_view(name, q, view, k.shape(0), scale);
+}
+
+std::pair<Out<int8_t>, Out<float>> store_i8(const std::string& name, In<float, 2> x) {
+  auto out = make<int8_t>({x.shape(0), x.shape(1)});
+  auto scales = make<float>({x.shape(0)});
+  for (size_t t = 0; t < x.shape(0); ++t)
+    table(name).store_i8(x.data() + t * x.shape(1), static_cast<int32_t>(x.shape(1)), out.data() + t * x.shape(1),
+                         scales.data() + t);
+  return {out, scales};
 }
 
 Out<uint16_t> store_f16(const std::string& name, In<float, 1> x) {
@@ -290,8 +317,11 @@ void bind_products(nb::module_& module) {
              "prefetch"_a = 0, "A q8 table [R, C, 1024] times x [T, D], quantised by quantize_wide");
   module.def("table_gemm_groups", &table_gemm_groups, "kernels"_a, "codes"_a, "rows"_a, "group_scales"_a, "x"_a,
              "prefetch"_a = 0, "The same for q6 [R, C, 768] or q4 [R, C, 512]; group_scales: float16 bits [R, G, 16]");
-  module.def("attend", &attend<uint16_t>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "k, v: float16 bits [T, D]");
+  module.def("attend", &attend<uint16_t>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a,
+             "q [H, D]; k, v: float16 bits [T, D]");
   module.def("attend_f32", &attend<float>, "kernels"_a, "q"_a, "k"_a, "v"_a, "scale"_a);
+  module.def("attend_i8", &attend_i8, "kernels"_a, "q"_a, "k"_a, "v"_a, "k_scales"_a, "v_scales"_a, "scale"_a);
+  module.def("store_i8", &store_i8, "kernels"_a, "x"_a, "int8 codes [T, D] and scales [T] of x [T, D]");
   module.def("store_f16", &store_f16, "kernels"_a, "x"_a);
   module.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
   module.def("silu_mul", &silu_mul, "kernels"_a, "gate"_a, "up"_a);

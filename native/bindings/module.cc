@@ -48,10 +48,10 @@ ModelOptions make_options(int32_t threads, int32_t context, int32_t slots, const
   options.context = context;
   options.slots = slots;
   options.kernels = kernels;
-  if (kv_type != "float16" && kv_type != "float32") {
-    throw InputError(message("kv_type: found ", quoted(kv_type), ", allowed are float16 and float32"));
+  if (kv_type != "float16" && kv_type != "float32" && kv_type != "int8") {
+    throw InputError(message("kv_type: found ", quoted(kv_type), ", allowed are float16, float32 and int8"));
   }
-  options.kv_type = kv_type == "float16" ? KvType::kF16 : KvType::kF32;
+  options.kv_type = kv_type == "float16" ? KvType::kF16 : kv_type == "float32" ? KvType::kF32 : KvType::kI8;
   return options;
 }
 
@@ -94,6 +94,27 @@ void forward(Model& model, int32_t slot, const Tokens& tokens, const std::option
   model.forward(slot, tokens.data(), count, want, out);
 }
 
+// wants: 0 no logits, 1 those of the item's last token, 2 all.
+void forward_batch(Model& model, const std::vector<int32_t>& slots, const std::vector<Tokens>& tokens,
+                   const std::vector<int32_t>& wants, const std::optional<Logits>& logits) {
+  if (slots.size() != tokens.size() || slots.size() != wants.size()) {
+    throw InputError("batch: slots, tokens and wants must have the same length");
+  }
+  std::vector<BatchItem> items;
+  size_t rows = 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const auto want = wants[i] == 0 ? LogitsOf::kNone : wants[i] == 1 ? LogitsOf::kLast : LogitsOf::kAll;
+    items.push_back({slots[i], tokens[i].data(), static_cast<int64_t>(tokens[i].shape(0)), want});
+    rows += wants[i] == 0 ? 0 : wants[i] == 1 ? 1 : tokens[i].shape(0);
+  }
+  const auto width = static_cast<size_t>(model.config().vocab_size);
+  const bool fits = logits.has_value() && logits->ndim() == 2 && logits->shape(0) == rows && logits->shape(1) == width;
+  if (rows > 0 && !fits) throw InputError(message("logits: an array [", rows, ", ", width, "] is needed"));
+  float* out = rows > 0 ? logits->data() : nullptr;
+  const nb::gil_scoped_release release;
+  model.forward_batch(items, out);
+}
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -123,6 +144,47 @@ double time_decode(Model& model, int32_t count) {
     token = greedy.sample(logits.data(), -1).token;
   }
   return seconds_since(start);
+}
+
+// Seconds that one pass of `count` tokens takes behind what slot 0 holds, with the logits of all or of the last.
+double time_pass(Model& model, int32_t count, bool all) {
+  const nb::gil_scoped_release release;
+  if (count < 1) throw InputError(message("count: found ", count, ", at least one token is needed"));
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (int32_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = i % model.config().vocab_size;
+  const size_t rows = all ? tokens.size() : 1;
+  std::vector<float> logits(rows * static_cast<size_t>(model.config().vocab_size));
+  const auto start = std::chrono::steady_clock::now();
+  model.forward(0, tokens.data(), count, all ? LogitsOf::kAll : LogitsOf::kLast, logits.data());
+  return seconds_since(start);
+}
+
+// Seconds that `steps` greedy tokens for each of the first `sequences` slots take, all slots in one pass a step.
+double time_batch_decode(Model& model, int32_t sequences, int32_t steps) {
+  const nb::gil_scoped_release release;
+  const auto width = static_cast<size_t>(model.config().vocab_size);
+  Sampler greedy(model.config().vocab_size, {});
+  std::vector<int32_t> tokens(static_cast<size_t>(std::max(sequences, 0)));
+  std::vector<BatchItem> items;
+  for (int32_t i = 0; i < sequences; ++i) {
+    tokens[static_cast<size_t>(i)] = i % model.config().vocab_size;
+    items.push_back({i, &tokens[static_cast<size_t>(i)], 1, LogitsOf::kLast});
+  }
+  std::vector<float> logits(tokens.size() * width);
+  const auto start = std::chrono::steady_clock::now();
+  for (int32_t step = 0; step < steps; ++step) {
+    model.forward_batch(items, logits.data());
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = greedy.sample(logits.data() + i * width, -1).token;
+  }
+  return seconds_since(start);
+}
+
+// (seconds by part of a pass, waits at barriers) since profiling was switched on.
+nb::object profile_of(const Model& model) {
+  const Profile profile = model.profile();
+  nb::dict seconds;
+  for (size_t i = 0; i < kParts; ++i) seconds[kPartNames[i]] = profile.seconds[i];
+  return nb::make_tuple(seconds, profile.waits);
 }
 
 nb::object sample(Sampler& sampler, const LogitsRow& logits, int32_t vocabulary, int32_t logprobs) {
@@ -155,10 +217,18 @@ void bind_model(nb::module_& module) {
                   "Random weights of the architecture of a config.json text.")
       .def("forward", &forward, "slot"_a, "tokens"_a, "logits"_a.none() = nb::none(),
            "Appends tokens; logits is a float32 array [V] for the last token or [T, V] for all, or None.")
+      .def("forward_batch", &forward_batch, "slots"_a, "tokens"_a, "wants"_a, "logits"_a.none() = nb::none(),
+           "Appends tokens to several slots in joint passes; wants: 0 no logits, 1 of the last token, 2 of all; logits "
+           "[rows asked for, V], in order.")
       .def("length", &Model::length, "slot"_a)
       .def("truncate", &Model::truncate, "slot"_a, "length"_a)
       .def("time_prefill", &time_prefill, "count"_a, "Seconds for a prompt of count tokens in slot 0.")
       .def("time_decode", &time_decode, "count"_a, "Seconds for count greedy tokens behind what slot 0 holds.")
+      .def("time_pass", &time_pass, "count"_a, "all"_a, "Seconds of one pass of count tokens behind what slot 0 holds.")
+      .def("time_batch_decode", &time_batch_decode, "sequences"_a, "steps"_a,
+           "Seconds of greedy steps of the first slots together.")
+      .def("set_profiling", &Model::set_profiling, "on"_a)
+      .def("profile", &profile_of, "({part: seconds}, waits at barriers) since profiling was switched on.")
       .def_prop_ro("context", &Model::context)
       .def_prop_ro("slots", &Model::slots)
       .def_prop_ro("threads", &Model::threads)

@@ -132,10 +132,9 @@ const Kernels kAvxVnniKernels = {
     .add = add,
     .attend = attend,
     .store_f16 = store_f16,
-    .attend_f32 = attend_f32,
+    .store_i8 = store_i8,
     .burn_int8 = burn_int8,
     .attend_block = attend_block,
-    .attend_block_f32 = attend_block_f32,
 };
 
 }  // namespace wf

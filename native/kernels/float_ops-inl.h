@@ -5,7 +5,7 @@
 // `V` has: F (the vector), kLanes, kTileTokens (tokens of the register tile of the dense product), zero, set1,
 // load, store, add, sub, mul, div, max, fma(a, b, c) = a * b + c, round (half to even), pow2 (2^n of a whole n in
 // [-126, 127]), sqrt1 (of one float), sum, sum4 (four sums to memory), peak, transpose (of kLanes vectors), from_f16,
-// to_i8 (of whole numbers in [-127, 127]), to_f16; and kAttendRows (see attend_block-inl.h).
+// from_i8, to_i8 (of whole numbers in [-127, 127]), to_f16; and kAttendRows (see attend_block-inl.h).
 #include "kernels/kernels.h"
 
 // Sums live in registers across these calls; the compiler's own guess keeps some of them out of line, which sends
@@ -22,6 +22,7 @@ inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 
 WF_ALWAYS_INLINE F widen(const float* p) { return V::load(p); }
 WF_ALWAYS_INLINE F widen(const uint16_t* p) { return V::from_f16(p); }
+WF_ALWAYS_INLINE F widen(const int8_t* p) { return V::from_i8(p); }
 
 // The first `count` < kLanes elements, zeros behind. Tails are rare (model widths are multiples of 16), so a copy
 // through the stack is good enough and never reads behind the caller's memory.
@@ -51,11 +52,10 @@ WF_ALWAYS_INLINE void store_some(float* p, F value, int32_t count) {
   }
 }
 
-// e^x with a relative error below 2e-7 for x in [-87.3, 88]; x outside is clamped to that range.
-// Cody-Waite reduction to |r| <= ln(2)/2, then e^r = 1 + r + r^2 P(r) with the Cephes expf coefficients.
-WF_ALWAYS_INLINE F exp_of(F x) {
+// e^x with a relative error below 2e-7 for x in [-87.3, 88]; smaller x are clamped to that range, larger ones must not
+// be. Cody-Waite reduction to |r| <= ln(2)/2, then e^r = 1 + r + r^2 P(r) with the Cephes expf coefficients.
+WF_ALWAYS_INLINE F exp_up_to_88(F x) {
   x = V::max(x, V::set1(-87.3f));
-  x = V::sub(V::zero(), V::max(V::sub(V::zero(), x), V::set1(-88.0f)));
   const F n = V::round(V::mul(x, V::set1(1.44269504f)));
   F r = V::fma(n, V::set1(-0.693359375f), x);
   r = V::fma(n, V::set1(2.12194440e-4f), r);
@@ -67,6 +67,11 @@ WF_ALWAYS_INLINE F exp_of(F x) {
   p = V::fma(p, r, V::set1(5.0000001201e-1f));
   p = V::fma(p, V::mul(r, r), V::add(r, V::set1(1.0f)));
   return V::mul(p, V::pow2(n));
+}
+
+// The same for any x.
+WF_ALWAYS_INLINE F exp_of(F x) {
+  return exp_up_to_88(V::sub(V::zero(), V::max(V::sub(V::zero(), x), V::set1(-88.0f))));
 }
 
 WF_ALWAYS_INLINE F absolute(F x) { return V::max(x, V::sub(V::zero(), x)); }
@@ -233,113 +238,21 @@ void f16_gemm(const uint16_t* w, int32_t columns, const float* x, int32_t tokens
   }
 }
 
-// --------------------------------------------------------------------------------------------------- attention
+// --------------------------------------------------------------------------------------------- keys and values
 
-// scores[t] = q . k_t. Four keys at a time, so that their sums across a register are taken together.
-template <class Cache>
-inline void score_keys(const float* q, const Cache* k, int64_t stride, int32_t head_dim, int32_t length,
-                       float* scores) {
-  int32_t t = 0;
-  for (; t + 4 <= length; t += 4) {
-    const Cache* line = k + t * stride;
-    F a = V::zero(), b = a, c = a, d = a;
-    int32_t i = 0;
-    for (; i + kLanes <= head_dim; i += kLanes) {
-      const F part = V::load(q + i);
-      a = V::fma(widen(line + i), part, a);
-      b = V::fma(widen(line + stride + i), part, b);
-      c = V::fma(widen(line + 2 * stride + i), part, c);
-      d = V::fma(widen(line + 3 * stride + i), part, d);
-    }
-    if (i < head_dim) {
-      const F part = widen_tail(q + i, head_dim - i);
-      a = V::fma(widen_tail(line + i, head_dim - i), part, a);
-      b = V::fma(widen_tail(line + stride + i, head_dim - i), part, b);
-      c = V::fma(widen_tail(line + 2 * stride + i, head_dim - i), part, c);
-      d = V::fma(widen_tail(line + 3 * stride + i, head_dim - i), part, d);
-    }
-    V::sum4(a, b, c, d, scores + t);
+void store_i8(const float* x, int32_t n, int8_t* out, float* scale) {
+  F peaks = V::set1(1e-30f);
+  for (int32_t i = 0; i < n; i += kLanes) peaks = V::max(peaks, absolute(widen_some(x + i, n - i)));
+  const float peak = V::peak(peaks);
+  const F factor = V::set1(127.0f / peak);
+  int32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) V::to_i8(out + i, V::round(V::mul(V::load(x + i), factor)));
+  if (i < n) {
+    int8_t copy[kLanes];
+    V::to_i8(copy, V::round(V::mul(widen_tail(x + i, n - i), factor)));
+    for (int32_t j = 0; i + j < n; ++j) out[i + j] = copy[j];
   }
-  for (; t < length; ++t) {
-    F sum = V::zero();
-    for (int32_t i = 0; i < head_dim; i += kLanes)
-      sum = V::fma(widen_some(k + t * stride + i, head_dim - i), widen_some(q + i, head_dim - i), sum);
-    scores[t] = V::sum(sum);
-  }
-}
-
-// Multiplies the scores by `scale` and returns the largest.
-inline float scale_scores(float* scores, int32_t length, float scale) {
-  F peaks = V::set1(-3.4e38f);
-  int32_t t = 0;
-  for (; t + kLanes <= length; t += kLanes) {
-    const F score = V::mul(V::load(scores + t), V::set1(scale));
-    V::store(scores + t, score);
-    peaks = V::max(peaks, score);
-  }
-  float peak = V::peak(peaks);
-  for (; t < length; ++t) {
-    scores[t] *= scale;
-    peak = scores[t] > peak ? scores[t] : peak;
-  }
-  return peak;
-}
-
-// out[d .. d + N * kLanes) = sum_t weights[t] * v_t, times `factor`.
-template <int32_t N, class Cache>
-WF_ALWAYS_INLINE void mix_values(const float* weights, const Cache* v, int64_t stride, int32_t length, float factor,
-                                 float* out) {
-  F even[N], odd[N];
-  for (int32_t i = 0; i < N; ++i) even[i] = odd[i] = V::zero();
-  int32_t t = 0;
-  for (; t + 2 <= length; t += 2) {
-    const F a = V::set1(weights[t]), b = V::set1(weights[t + 1]);
-    for (int32_t i = 0; i < N; ++i) {
-      even[i] = V::fma(a, widen(v + t * stride + i * kLanes), even[i]);
-      odd[i] = V::fma(b, widen(v + (t + 1) * stride + i * kLanes), odd[i]);
-    }
-  }
-  if (t < length)
-    for (int32_t i = 0; i < N; ++i) even[i] = V::fma(V::set1(weights[t]), widen(v + t * stride + i * kLanes), even[i]);
-  for (int32_t i = 0; i < N; ++i) V::store(out + i * kLanes, V::mul(V::add(even[i], odd[i]), V::set1(factor)));
-}
-
-template <class Cache>
-inline void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim, int32_t length,
-                       float scale, float* scores, float* out) {
-  score_keys(q, k, stride, head_dim, length, scores);
-  const F peak = V::set1(scale_scores(scores, length, scale));
-  F sums = V::zero();
-  int32_t t = 0;
-  for (; t + kLanes <= length; t += kLanes) {
-    const F weight = exp_of(V::sub(V::load(scores + t), peak));
-    V::store(scores + t, weight);
-    sums = V::add(sums, weight);
-  }
-  float total = V::sum(sums);
-  if (t < length) {
-    store_tail(scores + t, exp_of(V::sub(widen_tail(scores + t, length - t), peak)), length - t);
-    for (; t < length; ++t) total += scores[t];
-  }
-  const float factor = 1.0f / total;
-  int32_t d = 0;
-  for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) mix_values<4>(scores, v + d, stride, length, factor, out + d);
-  for (; d + kLanes <= head_dim; d += kLanes) mix_values<1>(scores, v + d, stride, length, factor, out + d);
-  if (d < head_dim) {
-    F last = V::zero();
-    for (t = 0; t < length; ++t) last = V::fma(V::set1(scores[t]), widen_tail(v + t * stride + d, head_dim - d), last);
-    store_tail(out + d, V::mul(last, V::set1(factor)), head_dim - d);
-  }
-}
-
-void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
-            float scale, float* scores, float* out) {
-  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
-}
-
-void attend_f32(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
-                float scale, float* scores, float* out) {
-  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+  *scale = peak / 127.0f;
 }
 
 }  // namespace

@@ -10,21 +10,20 @@ namespace wf {
 
 constexpr int kRowsPerBlock = 16;
 constexpr int kColumnsPerBlock = 64;
-constexpr int kBytesPerBlock = 256;     // 2 bits a weight
-constexpr int kBlocksPerFive = 5;       // column blocks that share bytes in the layout of 1.6 bits
+constexpr int kBytesPerBlock = 256;  // 2 bits a weight
+constexpr int kBlocksPerFive = 5;    // column blocks that share bytes in the layout of 1.6 bits
 constexpr int kBytesPerFive = 1024;
 
 enum class TernaryLayout : uint8_t {
-  kTwoBit,      // t2-r16c64
-  kFiveTrits,   // t1.6-r16c64: five trits a byte, the column blocks left over as kTwoBit
+  kTwoBit,     // t2-r16c64
+  kFiveTrits,  // t1.6-r16c64: five trits a byte, the column blocks left over as kTwoBit
 };
 
 // Bytes of the codes of one row block.
 constexpr int64_t row_block_bytes(TernaryLayout layout, int32_t column_blocks) {
-  return layout == TernaryLayout::kTwoBit
-             ? int64_t{column_blocks} * kBytesPerBlock
-             : int64_t{column_blocks / kBlocksPerFive} * kBytesPerFive +
-                   int64_t{column_blocks % kBlocksPerFive} * kBytesPerBlock;
+  return layout == TernaryLayout::kTwoBit ? int64_t{column_blocks} * kBytesPerBlock
+                                          : int64_t{column_blocks / kBlocksPerFive} * kBytesPerFive +
+                                                int64_t{column_blocks % kBlocksPerFive} * kBytesPerBlock;
 }
 
 // A packed ternary matrix; the memory belongs to the caller. Codes are {0,1,2}; the loader refused all others.
@@ -67,10 +66,23 @@ struct TableMatrix {
 // peak = max(max|x|, 1e-5), scale = peak / 16256, kept as two bytes x16 = 128 * high + low with high in [-127, 127]
 // and low in [-64, 63], so that int8 instructions can be used. Zero-filled to whole column blocks.
 struct WideActivations {
-  const int8_t* high;         // [tokens][column_blocks * 64]
-  const int8_t* low;          // [tokens][column_blocks * 64]
-  const int32_t* half_sums;   // [tokens][column_blocks * 2]: the sum of x16 over each 32 columns
-  const float* scales;        // [tokens]
+  const int8_t* high;        // [tokens][column_blocks * 64]
+  const int8_t* low;         // [tokens][column_blocks * 64]
+  const int32_t* half_sums;  // [tokens][column_blocks * 2]: the sum of x16 over each 32 columns
+  const float* scales;       // [tokens]
+};
+
+// How keys and values are kept: float16, float32, or int8 with a float32 scale for each position of a head.
+enum class KvType : uint8_t { kF16, kF32, kI8 };
+
+// The keys and values of one key-value head, position after position; the memory belongs to the caller.
+struct KvView {
+  const void* k;  // [positions] rows of head_dim elements, `stride` elements apart
+  const void* v;
+  const float* k_scales;  // [positions] for kI8: key t is k_scales[t] times its codes; else null
+  const float* v_scales;
+  int64_t stride;
+  KvType type;
 };
 
 // One token's quantised activations: q[column_blocks * 64] (zero-filled behind `columns`), the sum of q over each
@@ -97,7 +109,8 @@ struct Kernels {
   // rounding; with one scale a row (kQ8) the result is float(sum) * row_scale * token scale, bit for bit.
   void (*table_gemm)(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
                      float* y, int64_t y_stride);
-  // Head in float16, plain rows: y[t * y_stride + r] = sum_i w[r * columns + i] * x[t * columns + i], rows [begin, end).
+  // Head in float16, plain rows: y[t * y_stride + r] = sum_i w[r * columns + i] * x[t * columns + i], rows [begin,
+  // end).
   void (*f16_gemm)(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
                    float* y, int64_t y_stride);
 
@@ -108,15 +121,16 @@ struct Kernels {
   void (*relu2_mul)(const float* gate, const float* up, int32_t n, float* out);
   void (*add)(float* y, const float* x, int32_t n);  // y += x
 
-  // One head of attention for one query: out[d] = sum_t softmax_t(scale * q . k_t) v_t over t in [0, length).
-  // k and v are float16 bits with `stride` elements between positions; scores is scratch of `length` floats.
-  void (*attend)(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
-                 float scale, float* scores, float* out);
+  // Attention of one position over the keys [first, last) of one key-value head, for the `group` query heads that share
+  // them, left unfinished so that ranges can be computed by different threads: with s[h, t] = scale * q[h] . k[t],
+  // peaks[h] = max_t s[h, t], totals[h] = sum_t e^(s[h, t] - peaks[h]), out[h, d] = sum_t e^(s[h, t] - peaks[h]) v[t,
+  // d]. q and out are [group, head_dim]. Keys and values are read and converted once for all heads.
+  void (*attend)(const float* q, int32_t group, const KvView* kv, int32_t head_dim, int32_t first, int32_t last,
+                 float scale, float* peaks, float* totals, float* out);
   // float32 -> float16 bits, round half to even.
   void (*store_f16)(const float* x, int32_t n, uint16_t* out);
-  // attend with a float32 cache.
-  void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
-                     float scale, float* scores, float* out);
+  // float32 -> int8: out[i] = round-half-even(x[i] * (127 / peak)) with peak = max(max|x|, 1e-30), scale = peak / 127.
+  void (*store_i8)(const float* x, int32_t n, int8_t* out, float* scale);
   // Multiply-adds done by `rounds` rounds of the table's int8 multiply instruction on registers alone: nothing can be
   // faster. For measuring the machine, not for computing.
   int64_t (*burn_int8)(int64_t rounds);
@@ -124,17 +138,22 @@ struct Kernels {
   // Attention of `queries` consecutive positions of the `group` query heads that share one key-value head, for
   // head_dim as attend_block_takes says. Query i, head h is q[i * q_stride + h * head_dim ...] and sees the positions
   // t < length + i, so `length` is what the first query sees, itself included; out has the same places. Several times
-  // faster than one query at a time: keys and values are converted once for many queries.
-  void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const uint16_t* k,
-                       const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                       int64_t out_stride);
-  void (*attend_block_f32)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
-                           const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                           int64_t out_stride);
+  // faster than one query at a time: keys and values are converted once for many queries. The result of a query does
+  // not depend on the others of the call. scratch: attend_scratch_floats(head_dim).
+  void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv,
+                       int32_t head_dim, int32_t length, float scale, float* scratch, float* out, int64_t out_stride);
 };
 
 constexpr int kMaxBlockHeadDim = 128;
 inline bool attend_block_takes(int32_t head_dim) { return head_dim % 16 == 0 && head_dim <= kMaxBlockHeadDim; }
+
+// Floats of scratch that attend_block needs, aligned to 64 bytes: queries and mixtures of a block of rows, a tile of
+// keys and one of values.
+constexpr int32_t kAttendBlockRows = 96;
+constexpr int32_t kAttendTileKeys = 64;
+constexpr int64_t attend_scratch_floats(int32_t head_dim) {
+  return int64_t{2} * (kAttendBlockRows + kAttendTileKeys) * head_dim;
+}
 
 // Many tokens: ranges of row blocks that begin and end at multiples of this waste nothing (see ternary_panel-inl.h).
 constexpr int kPanelGrain = 2;

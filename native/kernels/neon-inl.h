@@ -27,6 +27,11 @@ struct V {
   static float sum(F x) { return vaddvq_f32(x); }
   static void sum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
   static float peak(F x) { return vmaxvq_f32(x); }
+  static F from_i8(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(static_cast<uint32_t>(four))))));
+  }
   static F from_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
   static void to_i8(int8_t* p, F x) {
     const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(x));

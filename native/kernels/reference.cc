@@ -138,9 +138,9 @@ void quantize_wide(const float* x, int32_t n, int8_t* high, int8_t* low, int32_t
 // The integer value of one entry of a table, by the formats of artifact/packing.py.
 int32_t table_value(const TableMatrix* w, int32_t row, int32_t column) {
   const int32_t inside = column % kColumnsPerBlock;
-  const uint8_t* block = w->codes + (static_cast<int64_t>(row / kRowsPerBlock) * w->column_blocks +
-                                     column / kColumnsPerBlock) *
-                                        table_block_bytes(w->format);
+  const uint8_t* block =
+      w->codes + (static_cast<int64_t>(row / kRowsPerBlock) * w->column_blocks + column / kColumnsPerBlock) *
+                     table_block_bytes(w->format);
   const int32_t place = 4 * (row % kRowsPerBlock) + column % 4;
   if (w->format == TableFormat::kQ8) return block[64 * (inside / 4) + place] - 128;
   const int32_t nibble = block[64 * (inside % 32 / 4) + place] >> (inside / 32 * 4) & 15;
@@ -205,75 +205,63 @@ void add(float* y, const float* x, int32_t n) {
   for (int32_t i = 0; i < n; ++i) y[i] += x[i];
 }
 
-float wide(float value) { return value; }
-float wide(uint16_t bits) { return float_of_half(bits); }
+// Element d of the key or value of position t.
+float kv_value(const void* memory, const float* scales, const KvView* kv, int32_t t, int32_t d) {
+  const int64_t at = t * kv->stride + d;
+  if (kv->type == KvType::kF16) return float_of_half(static_cast<const uint16_t*>(memory)[at]);
+  if (kv->type == KvType::kF32) return static_cast<const float*>(memory)[at];
+  return static_cast<float>(static_cast<const int8_t*>(memory)[at]) * scales[t];
+}
 
-template <class Cache>
-void attend_any(const float* q, const Cache* k, const Cache* v, int64_t stride, int32_t head_dim, int32_t length,
-                float scale, float* scores, float* out) {
-  float peak = -INFINITY;
-  for (int32_t t = 0; t < length; ++t) {
-    float sum = 0;
-    for (int32_t d = 0; d < head_dim; ++d) sum += q[d] * wide(k[t * stride + d]);
-    scores[t] = sum * scale;
-    peak = scores[t] > peak ? scores[t] : peak;
+float key_score(const float* q, const KvView* kv, int32_t head_dim, int32_t t, float scale) {
+  float sum = 0;
+  for (int32_t d = 0; d < head_dim; ++d) sum += q[d] * kv_value(kv->k, kv->k_scales, kv, t, d);
+  return sum * scale;
+}
+
+// Two passes over the keys instead of memory for the scores.
+void attend_one(const float* q, const KvView* kv, int32_t head_dim, int32_t first, int32_t last, float scale,
+                float* peak, float* total, float* out) {
+  *peak = -INFINITY;
+  *total = 0;
+  for (int32_t d = 0; d < head_dim; ++d) out[d] = 0;
+  for (int32_t t = first; t < last; ++t) {
+    const float score = key_score(q, kv, head_dim, t, scale);
+    *peak = score > *peak ? score : *peak;
   }
-  float total = 0;
-  for (int32_t t = 0; t < length; ++t) {
-    scores[t] = expf(scores[t] - peak);  // at most 1: no overflow
-    total += scores[t];
-  }
-  for (int32_t d = 0; d < head_dim; ++d) {
-    float sum = 0;
-    for (int32_t t = 0; t < length; ++t) sum += scores[t] * wide(v[t * stride + d]);
-    out[d] = sum / total;
+  for (int32_t t = first; t < last; ++t) {
+    const float weight = expf(key_score(q, kv, head_dim, t, scale) - *peak);  // at most 1: no overflow
+    *total += weight;
+    for (int32_t d = 0; d < head_dim; ++d) out[d] += weight * kv_value(kv->v, kv->v_scales, kv, t, d);
   }
 }
 
-void attend(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
-            float scale, float* scores, float* out) {
-  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
+void attend(const float* q, int32_t group, const KvView* kv, int32_t head_dim, int32_t first, int32_t last, float scale,
+            float* peaks, float* totals, float* out) {
+  for (int32_t h = 0; h < group; ++h)
+    attend_one(q + h * head_dim, kv, head_dim, first, last, scale, peaks + h, totals + h, out + h * head_dim);
 }
 
-void attend_f32(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
-                float scale, float* scores, float* out) {
-  attend_any(q, k, v, stride, head_dim, length, scale, scores, out);
-}
-
-// One query after the other; the scores of one need `length` floats, kept here in two passes over the keys instead.
-template <class Cache>
-void attend_block_any(const float* q, int64_t q_stride, int32_t queries, int32_t group, const Cache* k, const Cache* v,
-                      int64_t stride, int32_t head_dim, int32_t length, float scale, float* out, int64_t out_stride) {
+void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv, int32_t head_dim,
+                  int32_t length, float scale, float*, float* out, int64_t out_stride) {
   for (int32_t i = 0; i < queries; ++i)
     for (int32_t h = 0; h < group; ++h) {
-      const float* query = q + i * q_stride + h * head_dim;
+      float peak, total;
       float* result = out + i * out_stride + h * head_dim;
-      const auto score = [&](int32_t t) {
-        float sum = 0;
-        for (int32_t d = 0; d < head_dim; ++d) sum += query[d] * wide(k[t * stride + d]);
-        return sum * scale;
-      };
-      float peak = -INFINITY, total = 0;
-      for (int32_t t = 0; t < length + i; ++t) peak = score(t) > peak ? score(t) : peak;
-      for (int32_t d = 0; d < head_dim; ++d) result[d] = 0;
-      for (int32_t t = 0; t < length + i; ++t) {
-        const float weight = expf(score(t) - peak);
-        total += weight;
-        for (int32_t d = 0; d < head_dim; ++d) result[d] += weight * wide(v[t * stride + d]);
-      }
+      attend_one(q + i * q_stride + h * head_dim, kv, head_dim, 0, length + i, scale, &peak, &total, result);
       for (int32_t d = 0; d < head_dim; ++d) result[d] /= total;
     }
 }
 
-void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t group, const uint16_t* k,
-                  const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                  int64_t out_stride) {
-  attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
-}
-
-void attend_block_f32(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k, const float* v,
-                      int64_t stride, int32_t head_dim, int32_t length, float scale, float* out, int64_t out_stride) {
-  attend_block_any(q, q_stride, queries, group, k, v, stride, head_dim, length, scale, out, out_stride);
+void store_i8(const float* x, int32_t n, int8_t* out, float* scale) {
+  float peak = 1e-30f;
+  for (int32_t i = 0; i < n; ++i) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+  const float factor = 127.0f / peak;
+  for (int32_t i = 0; i < n; ++i) {
+    const float value = rintf(x[i] * factor);
+    out[i] = value == value ? static_cast<int8_t>(value) : int8_t{0};  // NaN would be undefined
+  }
+  *scale = peak / 127.0f;
 }
 
 void store_f16(const float* x, int32_t n, uint16_t* out) {
@@ -304,10 +292,9 @@ const Kernels kReferenceKernels = {
     .add = add,
     .attend = attend,
     .store_f16 = store_f16,
-    .attend_f32 = attend_f32,
+    .store_i8 = store_i8,
     .burn_int8 = burn_int8,
     .attend_block = attend_block,
-    .attend_block_f32 = attend_block_f32,
 };
 
 }  // namespace wf

@@ -1,8 +1,10 @@
-// One pass of up to SharedScratch::chunk tokens through all layers, run by every thread of the pool together.
+// One pass of up to SharedScratch::chunk rows through all layers, run by every thread of the pool together. Rows may
+// belong to several slots: weights are read once for all of them, attention is each slot's own.
 #pragma once
 #include <cstdint>
 
 #include "model.h"
+#include "profile.h"
 
 namespace wf {
 
@@ -10,55 +12,81 @@ struct PassContext {
   const ModelConfig& config;
   const Weights& weights;
   const Kernels& kernels;
-  KvCache& cache;
-  KvType kv_type;
-  SharedScratch& shared;
-  std::vector<TokenScratch>& own;           // by thread
-  std::vector<std::vector<float>>& scores;  // by thread
+  const Rope& rope;
+  SharedScratch& shared;            // its ids, runs and wanted rows are the pass's
+  std::vector<ThreadScratch>& own;  // by thread
+  Profile* profile;                 // or null
 };
 
 class Pass {
  public:
-  Pass(const PassContext& context, const int32_t* tokens, int32_t count, LogitsOf want, float* logits)
-      : c_(context), tokens_(tokens), count_(count), start_(context.cache.length()), want_(want), logits_(logits) {}
+  // logits: [wanted rows, V]; not used when there are none.
+  Pass(const PassContext& context, float* logits)
+      : c_(context), count_(static_cast<int32_t>(context.shared.ids.size())), logits_(logits) {}
 
   // The job of the thread pool: all threads call it with their worker. No exception leaves it: it allocates nothing.
   void run(Worker& worker) noexcept;
 
  private:
-  TokenScratch& scratch(const Worker& worker) const {
-    return count_ == 1 ? c_.own[static_cast<size_t>(worker.index())] : c_.shared.tokens;
-  }
+  // How the queries of a run meet their keys.
+  struct Task {
+    const Run* run;
+    int32_t row, queries;  // rows of the pass; queries is 1 but for blocks
+    int32_t kv_head;
+    int32_t split;  // -1: all, one after the other
+    bool block;
+  };
+  struct Range {
+    int32_t first, last, splits, split_keys;
+  };
+
+  ThreadScratch& own(const Worker& worker) const { return c_.own[static_cast<size_t>(worker.index())]; }
+  TokenScratch& scratch(const Worker& worker) const { return count_ == 1 ? own(worker).token : c_.shared.tokens; }
+  // f(row) for each of `rows`; of a pass of one row, in every thread.
   template <typename F>
-  void each_token(Worker& worker, F&& f) const noexcept;
+  void each_row(Worker& worker, int32_t rows, F&& f) const noexcept;
+  // f(begin, end) over row blocks of `bytes` each.
+  template <typename F>
+  void each_block(Worker& worker, int64_t blocks, int64_t bytes, F&& f) const noexcept;
+  void mark(Worker& worker, Part part) const noexcept;
+  const Run& run_of(int32_t row) const noexcept;
 
   void embed(Worker& worker) noexcept;
-  void attention(Worker& worker, int32_t index, const Layer& layer) noexcept;
-  void rotate_and_store(int32_t index, const Layer& layer, int32_t token, int32_t head) noexcept;
-  void attend_all(Worker& worker, int32_t index) noexcept;
-  // `queries` tokens from `first` on, all query heads of one key-value head.
-  void attend_block(int32_t index, int32_t first, int32_t queries, int32_t kv_head) noexcept;
-  void attend(Worker& worker, int32_t index, int32_t token, int32_t head) noexcept;
+  void project(Worker& worker, const Layer& layer) noexcept;
   void mlp(Worker& worker, const Layer& layer) noexcept;
   void head(Worker& worker) noexcept;
 
   // residual += added (when given); quantized = quantise(rms_norm(residual)).
   void norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept;
-  // quantized = quantise(input), after `norm` when there is one.
-  void quantize_rows(Worker& worker, const float* input, int32_t width, int32_t stride, const float* norm,
-                     float epsilon) noexcept;
-  void quantize(TokenScratch& scratch, int32_t token, const float* input, int32_t width) noexcept;
+  // quantized = quantise(row), after `norm` when there is one.
+  void quantize(TokenScratch& scratch, int32_t token, const float* row, int32_t width, const float* norm,
+                float epsilon) noexcept;
   void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, float* out,
                int32_t stride) noexcept;
-  // Row blocks of `bytes` each to hand out at once, of `total`.
-  int64_t grain(const Worker& worker, int64_t total, int64_t bytes) const;
+
+  // forward_attention.cc
+  void attention(Worker& worker, int32_t index, const Layer& layer) noexcept;
+  void rotate(float* head, const float* norm, const TokenScratch& scratch, int32_t row) const noexcept;
+  void store(const TokenScratch& scratch, int32_t index, const Layer& layer, const Run& run, int32_t row,
+             int32_t kv_head) noexcept;
+  void rotate_long_runs(Worker& worker, int32_t index, const Layer& layer) noexcept;
+  Range range_of(int32_t index, const Run& run, int32_t row) const noexcept;
+  bool split_between_threads(const Run& run) const { return run.count == 1 && count_ < kSplitRows; }
+  bool attends_in_blocks(int32_t index, const Run& run) const noexcept;
+  int32_t tasks_of(int32_t index, const Run& run) const noexcept;
+  Task task_of(int32_t index, const Run& run, int32_t number) const noexcept;
+  void attend(Worker& worker, int32_t index, const Layer& layer, const Task& task) noexcept;
+  void attend_block(Worker& worker, int32_t index, const Task& task) noexcept;
+  // The heads [first, last) of one query from the sums of its ranges: [heads, head_dim], from head 0 on.
+  void merge(PartialScratch& partial, int32_t row, int32_t splits, int32_t first, int32_t last,
+             float* out) const noexcept;
+  const float* attended(TokenScratch& scratch, int32_t index, const Run& run, int32_t row) noexcept;
 
   const PassContext& c_;
-  const int32_t* tokens_;
   const int32_t count_;
-  const int32_t start_;  // position of the first token
-  const LogitsOf want_;
   float* const logits_;
 };
 
 }  // namespace wf
+
+#include "forward-inl.h"

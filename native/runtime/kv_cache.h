@@ -1,13 +1,13 @@
-// The keys and values of one sequence, float16 or float32: [layer][kv head][position][head_dim], K then V.
+// The keys and values of one sequence: [layer][kv head][position][head_dim], K then V, then for int8 the scales of
+// both.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/kernels.h"
 #include "model_config.h"
 
 namespace wf {
-
-enum class KvType : uint8_t { kF16, kF32 };
 
 class KvCache {
  public:
@@ -23,31 +23,18 @@ class KvCache {
   int32_t length() const { return length_; }  // positions in use
   void set_length(int32_t length) { length_ = length; }
 
-  // The element [layer][head][position][0]; rows of one head are head_dim elements apart.
-  uint16_t* keys_f16(int32_t layer, int32_t head, int32_t position) const {
-    return static_cast<uint16_t*>(memory_) + offset(layer, head, position);
-  }
-  uint16_t* values_f16(int32_t layer, int32_t head, int32_t position) const {
-    return keys_f16(layer, head, position) + half_;
-  }
-  float* keys_f32(int32_t layer, int32_t head, int32_t position) const {
-    return static_cast<float*>(memory_) + offset(layer, head, position);
-  }
-  float* values_f32(int32_t layer, int32_t head, int32_t position) const {
-    return keys_f32(layer, head, position) + half_;
-  }
+  // What one key-value head of a layer holds, from position 0 on.
+  KvView view(int32_t layer, int32_t head) const;
+  // Writes the key and value [head_dim] of one position.
+  void store(const Kernels& kernels, int32_t layer, int32_t head, int32_t position, const float* key,
+             const float* value) noexcept;
 
  private:
-  size_t offset(int32_t layer, int32_t head, int32_t position) const {
-    return ((static_cast<size_t>(layer) * heads_ + static_cast<size_t>(head)) * context_ +
-            static_cast<size_t>(position)) *
-           head_dim_;
-  }
-
   size_t heads_, head_dim_, context_;
-  size_t half_;  // elements of K
+  size_t rows_;  // layers * heads * context: of K
+  KvType type_;
   size_t bytes_;
-  void* memory_ = nullptr;
+  char* memory_ = nullptr;
   int32_t length_ = 0;
 };
 

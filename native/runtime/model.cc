@@ -110,10 +110,7 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
   const int32_t count = checked_option("slots", options.slots, 1, kMostSlots);
   check_memory(checked_product(kv_bytes(), static_cast<uint64_t>(count), "the KV caches"), "the KV caches");
   for (int32_t i = 0; i < count; ++i) slots_.push_back(std::make_unique<KvCache>(config_, context_, kv_type_));
-  for (int i = 0; i < pool_.size(); ++i) {
-    private_.emplace_back(config_, 1);
-    scores_.emplace_back(static_cast<size_t>(context_));
-  }
+  for (int i = 0; i < pool_.size(); ++i) own_.emplace_back(config_);
 }
 
 KvCache& Model::checked_slot(int32_t slot) const {
@@ -137,9 +134,9 @@ void Model::truncate(int32_t slot, int32_t length) {
   cache.set_length(length);
 }
 
-void Model::run_pass(Pass& pass, int32_t count) {
+void Model::run_job(Pass& pass, size_t rows) {
   const auto job = [&pass](Worker& worker) { pass.run(worker); };
-  if (count > 1) {  // pieces of work long enough to wait for
+  if (rows > 1) {  // pieces of work long enough to wait for
     pool_.run(pool_.size(), job);
     return;
   }
@@ -150,35 +147,94 @@ void Model::run_pass(Pass& pass, int32_t count) {
   decode_threads_.record(taken.count(), pool_.stalls() - stalls);
 }
 
-void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {
+size_t Model::run_pass(float* logits) {
+  const PassContext context{config_, weights_, *kernels_, rope_, shared_, own_, profile_.get()};
+  Pass pass(context, logits);
+  run_job(pass, shared_.ids.size());
+  for (const Run& run : shared_.runs) run.cache->set_length(run.start + run.count);
+  const size_t rows = shared_.wanted.size();
+  clear_rows();
+  return rows;
+}
+
+void Model::check(const std::vector<BatchItem>& items) const {
+  std::vector<bool> used(slots_.size());
+  if (items.empty()) throw InputError("batch: found no item, at least one is needed");
+  for (const BatchItem& item : items) {
+    const KvCache& cache = checked_slot(item.slot);
+    if (used[static_cast<size_t>(item.slot)]) throw InputError(message("batch: slot ", item.slot, " occurs twice"));
+    used[static_cast<size_t>(item.slot)] = true;
+    if (item.count < 1) throw InputError("tokens: found none, at least one is needed");
+    if (item.count > context_ - cache.length()) {
+      throw InputError(message("tokens: ", item.count, " tokens behind position ", cache.length(),
+                               " exceed the context of ", context_,
+                               " positions; shorten the prompt or load with a larger context (at most ",
+                               config_.max_position_embeddings, ")"));
+    }
+    for (int64_t i = 0; i < item.count; ++i) {
+      if (item.tokens[i] < 0 || item.tokens[i] >= config_.vocab_size) {
+        throw InputError(
+            message("tokens: found ", item.tokens[i], " at index ", i, ", allowed are 0 to ", config_.vocab_size - 1));
+      }
+    }
+  }
+}
+
+void Model::forward_batch(const std::vector<BatchItem>& items, float* logits) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  KvCache& cache = checked_slot(slot);
-  if (count < 1) throw InputError("tokens: found none, at least one is needed");
-  if (count > context_ - cache.length()) {
-    throw InputError(message("tokens: ", count, " tokens behind position ", cache.length(), " exceed the context of ",
-                             context_, " positions; shorten the prompt or load with a larger context (at most ",
-                             config_.max_position_embeddings, ")"));
+  check(items);
+  clear_rows();
+  for (const BatchItem& item : items) {
+    for (int64_t done = 0; done < item.count;) {
+      const auto filled = static_cast<int64_t>(shared_.ids.size());
+      const int64_t left = item.count - done;
+      int64_t count = std::min(shared_.chunk - filled, left);
+      // One row alone goes through attention in another way, so no piece of a longer item is one: where pieces end,
+      // which depends on the other items, must not change a result.
+      if (left - count == 1) --count;
+      if (count < std::min<int64_t>(left, 2) && filled > 0) {
+        logits += run_pass(logits) * static_cast<size_t>(config_.vocab_size);
+        continue;
+      }
+      count = std::max<int64_t>(count, 1);  // a model so wide that few rows fit in a pass
+      add_rows(item, done, count);
+      done += count;
+    }
   }
+  run_pass(logits);
+}
+
+void Model::add_rows(const BatchItem& item, int64_t done, int64_t count) {
+  KvCache& cache = checked_slot(item.slot);
+  const auto first = static_cast<int32_t>(shared_.ids.size());
+  shared_.runs.push_back({&cache, first, static_cast<int32_t>(count), cache.length()});
+  shared_.ids.insert(shared_.ids.end(), item.tokens + done, item.tokens + done + count);
   for (int64_t i = 0; i < count; ++i) {
-    if (tokens[i] < 0 || tokens[i] >= config_.vocab_size) {
-      throw InputError(
-          message("tokens: found ", tokens[i], " at index ", i, ", allowed are 0 to ", config_.vocab_size - 1));
+    const bool last = done + i == item.count - 1;
+    if (item.want == LogitsOf::kAll || (item.want == LogitsOf::kLast && last)) {
+      shared_.wanted.push_back(first + static_cast<int32_t>(i));
     }
   }
-  const PassContext context{config_, weights_, *kernels_, cache, kv_type_, shared_, private_, scores_};
-  for (int64_t done = 0; done < count; done += shared_.chunk) {
-    const auto size = static_cast<int32_t>(std::min<int64_t>(shared_.chunk, count - done));
-    const bool last = done + size == count;
-    for (int32_t t = 0; t < size; ++t) {
-      const int64_t offset = static_cast<int64_t>(t) * (config_.head_dim / 2);
-      rope_.angles(cache.length() + t, shared_.cosines.data() + offset, shared_.sines.data() + offset);
-    }
-    const LogitsOf part = want == LogitsOf::kLast && !last ? LogitsOf::kNone : want;
-    float* out = want == LogitsOf::kAll ? logits + done * config_.vocab_size : logits;
-    Pass pass(context, tokens + done, size, part, out);
-    run_pass(pass, size);
-    cache.set_length(cache.length() + size);
-  }
+}
+
+void Model::clear_rows() {
+  shared_.ids.clear();
+  shared_.wanted.clear();
+  shared_.runs.clear();
+}
+
+void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {
+  forward_batch({{slot, tokens, count, want}}, logits);
+}
+
+void Model::set_profiling(bool on) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  profile_ = on ? std::make_unique<Profile>() : nullptr;
+}
+
+Profile Model::profile() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return profile_ == nullptr ? Profile{} : *profile_;
 }
 
 }  // namespace wf

@@ -32,6 +32,14 @@ class Pass;
 
 enum class LogitsOf : uint8_t { kNone, kLast, kAll };
 
+// Tokens for one slot in a joint pass.
+struct BatchItem {
+  int32_t slot;
+  const int32_t* tokens;
+  int64_t count;
+  LogitsOf want;
+};
+
 class Model {
  public:
   // Loads a packed directory. Throws FormatError for the files, InputError for the options.
@@ -59,13 +67,27 @@ class Model {
   // anything is written. Calls from several threads wait for each other.
   void forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits);
 
+  // The same for several slots together, each at most once: the weights are read once for all tokens. logits: a row for
+  // each one asked for, in the order of the items, [rows, V]. A token's numbers are those of forward().
+  void forward_batch(const std::vector<BatchItem>& items, float* logits);
+
+  // While on, passes add to profile(), which starts at zero.
+  void set_profiling(bool on);
+  Profile profile() const;
+
   int32_t length(int32_t slot) const;
   // Forgets the positions from `length` on. Throws InputError when the slot holds fewer.
   void truncate(int32_t slot, int32_t length);
 
  private:
   KvCache& checked_slot(int32_t slot) const;
-  void run_pass(Pass& pass, int32_t count);
+  void check(const std::vector<BatchItem>& items) const;
+  // Adds `count` tokens of an item, from `done` on, to the rows of the next pass.
+  void add_rows(const BatchItem& item, int64_t done, int64_t count);
+  void clear_rows();
+  // Runs the rows that shared_ holds, appends them to their slots and clears shared_; returns the rows of logits.
+  size_t run_pass(float* logits);
+  void run_job(Pass& pass, size_t rows);
 
   ModelConfig config_;
   Weights weights_;
@@ -78,8 +100,8 @@ class Model {
   ThreadPool pool_;
   ActiveThreads decode_threads_;
   SharedScratch shared_;
-  std::vector<TokenScratch> private_;       // by thread, for one token
-  std::vector<std::vector<float>> scores_;  // by thread, [context]
+  std::vector<ThreadScratch> own_;  // by thread
+  std::unique_ptr<Profile> profile_;
   mutable std::mutex mutex_;
 };
 

@@ -2,15 +2,24 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kv_cache.h"
 #include "model_config.h"
 
 namespace wf {
 
 // Tokens that go through the layers together; a longer prompt is fed in pieces.
 constexpr int32_t kMostChunkTokens = 256;
+// A single query's keys are handled in ranges of at least kSplitKeys positions and at most kMostSplits of them, by the
+// number of positions alone, so that results do not depend on threads or on what else is in the pass.
+constexpr int32_t kSplitKeys = 256;
+constexpr int32_t kMostSplits = 16;
+// Passes of fewer rows give each range of a query to a thread of its own.
+constexpr int32_t kSplitRows = 8;
 
 inline int32_t padded_rows(int32_t rows) { return (rows + kRowsPerBlock - 1) / kRowsPerBlock * kRowsPerBlock; }
 inline int32_t column_blocks(int32_t columns) { return (columns + kColumnsPerBlock - 1) / kColumnsPerBlock; }
@@ -38,7 +47,9 @@ struct TokenScratch {
         high(size(tokens, column_blocks(config.hidden_size) * kColumnsPerBlock)),
         low(high.size()),
         half_sums(size(tokens, column_blocks(config.hidden_size) * 2)),
-        wide_scales(size(tokens, 1)) {}
+        wide_scales(size(tokens, 1)),
+        cosines(size(tokens, config.head_dim / 2)),
+        sines(cosines.size()) {}
 
   static size_t size(int32_t tokens, int32_t width) { return static_cast<size_t>(tokens) * static_cast<size_t>(width); }
 
@@ -48,9 +59,58 @@ struct TokenScratch {
   std::vector<int32_t> block_sums;  // [tokens, column blocks]
   std::vector<float> scales;        // [tokens]
   // The head's input, as WideActivations.
-  std::vector<int8_t> high, low;   // [tokens, column blocks of D * 64]
-  std::vector<int32_t> half_sums;  // [tokens, column blocks of D * 2]
-  std::vector<float> wide_scales;  // [tokens]
+  std::vector<int8_t> high, low;      // [tokens, column blocks of D * 64]
+  std::vector<int32_t> half_sums;     // [tokens, column blocks of D * 2]
+  std::vector<float> wide_scales;     // [tokens]
+  std::vector<float> cosines, sines;  // [tokens, head_dim / 2]
+};
+
+// One query's unfinished attention, for the heads of one key-value head and one range of positions (Kernels::attend).
+struct PartialScratch {
+  PartialScratch(const ModelConfig& config, int32_t rows)
+      : heads(config.num_attention_heads),
+        head_dim(config.head_dim),
+        sums(TokenScratch::size(rows * kMostSplits, heads * (head_dim + 2))) {}
+
+  float* peaks(int32_t row, int32_t split, int32_t head) { return start(row, split) + head; }
+  float* totals(int32_t row, int32_t split, int32_t head) { return start(row, split) + heads + head; }
+  float* out(int32_t row, int32_t split, int32_t head) { return start(row, split) + 2 * heads + head * head_dim; }
+
+  const int32_t heads, head_dim;
+  std::vector<float> sums;
+
+ private:
+  float* start(int32_t row, int32_t split) {
+    return sums.data() + TokenScratch::size(row * kMostSplits + split, heads * (head_dim + 2));
+  }
+};
+
+// What each thread has for itself.
+struct ThreadScratch {
+  explicit ThreadScratch(const ModelConfig& config)
+      : token(config, 1),
+        partial(config, 1),
+        query(TokenScratch::size(1, config.q_width())),
+        block(static_cast<float*>(
+            ::operator new[](attend_scratch_floats(std::min(config.head_dim, kMaxBlockHeadDim)) * sizeof(float),
+                             std::align_val_t{64}))) {}
+
+  struct AlignedDelete {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+
+  TokenScratch token;
+  PartialScratch partial;
+  std::vector<float> query;                       // heads after rotation
+  std::unique_ptr<float[], AlignedDelete> block;  // for attend_block
+};
+
+// Consecutive rows of a pass that are consecutive positions of one slot.
+struct Run {
+  KvCache* cache;
+  int32_t first;  // row
+  int32_t count;
+  int32_t start;  // position of the first row
 };
 
 // What threads write for each other. Widths are padded to whole row blocks.
@@ -58,6 +118,7 @@ struct SharedScratch {
   explicit SharedScratch(const ModelConfig& config)
       : chunk(chunk_tokens(config)),
         tokens(config, chunk),
+        partial(config, std::min(chunk, kSplitRows)),
         q_stride(padded_rows(config.q_width())),
         kv_stride(padded_rows(config.kv_width())),
         hidden_stride(padded_rows(config.hidden_size)),
@@ -68,18 +129,24 @@ struct SharedScratch {
         attention(TokenScratch::size(chunk, q_stride)),
         hidden(TokenScratch::size(chunk, hidden_stride)),
         gate(TokenScratch::size(chunk, middle_stride)),
-        up(TokenScratch::size(chunk, middle_stride)),
-        cosines(TokenScratch::size(chunk, config.head_dim / 2)),
-        sines(cosines.size()) {}
+        up(TokenScratch::size(chunk, middle_stride)) {
+    ids.reserve(static_cast<size_t>(chunk));
+    wanted.reserve(static_cast<size_t>(chunk));
+    runs.reserve(static_cast<size_t>(chunk));
+  }
 
   const int32_t chunk;  // tokens
   TokenScratch tokens;
+  PartialScratch partial;
   int32_t q_stride, kv_stride, hidden_stride, middle_stride;
-  std::vector<float> q, k, v;         // [tokens, stride]
-  std::vector<float> attention;       // [tokens, q_stride]
-  std::vector<float> hidden;          // [tokens, hidden_stride]: output of o or down
-  std::vector<float> gate, up;        // [tokens, middle_stride]
-  std::vector<float> cosines, sines;  // [tokens, head_dim / 2]
+  std::vector<float> q, k, v;    // [tokens, stride]
+  std::vector<float> attention;  // [tokens, q_stride]
+  std::vector<float> hidden;     // [tokens, hidden_stride]: output of o or down
+  std::vector<float> gate, up;   // [tokens, middle_stride]
+  // The pass at hand.
+  std::vector<int32_t> ids;     // [tokens]
+  std::vector<int32_t> wanted;  // rows whose logits are asked for, rising
+  std::vector<Run> runs;        // in the order of rows
 };
 
 }  // namespace wf

@@ -93,6 +93,16 @@ bool ThreadPool::wait_for_change(std::atomic<int>& value, int old, int spins) no
 }
 
 void Worker::barrier() noexcept {
+  if (profile_ == nullptr) {
+    wait_at_barrier();
+    return;
+  }
+  const Profile::Clock::time_point start = Profile::Clock::now();
+  wait_at_barrier();
+  profile_->add_wait(start);
+}
+
+void Worker::wait_at_barrier() noexcept {
   ThreadPool& pool = pool_;
   // Both are read before arriving: once all have arrived, the caller may return and set up the next job.
   const int active = pool.active_;

@@ -5,10 +5,13 @@
 #pragma once
 #include <sys/types.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
+
+#include "profile.h"
 
 namespace wf {
 
@@ -27,14 +30,21 @@ class Worker {
   // Returns when every thread of the job has called it; orders all memory between them.
   void barrier() noexcept;
 
-  // Calls f(begin, end) for pieces of [0, total) of about `grain`, each piece once over the threads of the job, then
-  // waits at a barrier. All threads must call it with the same numbers.
+  // Calls f(begin, end) for pieces of [0, total), each piece once over the threads of the job, then waits at a barrier.
+  // Pieces are multiples of `grain` and begin large, at most `most`, and end small: few of them, and little to wait for
+  // when one thread is slower. A thread's pieces rise. All threads must call it with the same numbers.
   template <typename F>
-  void chunks(int64_t total, int64_t grain, F&& f) noexcept;
+  void chunks(int64_t total, int64_t grain, int64_t most, F&& f) noexcept;
+
+  // From now on `profile` counts what this worker waits; null: nobody.
+  void watch(Profile* profile) { profile_ = profile; }
 
  private:
+  void wait_at_barrier() noexcept;
+
   ThreadPool& pool_;
   int index_;
+  Profile* profile_ = nullptr;
 };
 
 class ThreadPool {
@@ -89,15 +99,24 @@ class ThreadPool {
 inline int Worker::count() const { return pool_.active_; }
 
 template <typename F>
-void Worker::chunks(int64_t total, int64_t grain, F&& f) noexcept {
-  if (pool_.active_ == 1) {
+void Worker::chunks(int64_t total, int64_t grain, int64_t most, F&& f) noexcept {
+  const int active = pool_.active_;
+  if (active == 1) {
     if (total > 0) f(int64_t{0}, total);
     return;
   }
-  while (true) {
-    const int64_t begin = pool_.next_.fetch_add(grain, std::memory_order_relaxed);
+  // A thread draws numbers; where the piece of a number lies is a matter of counting, the same for all.
+  int64_t begin = 0, piece = 0;
+  for (int64_t counted = 0;; ++counted) {
+    const int64_t mine = pool_.next_.fetch_add(1, std::memory_order_relaxed);
+    const auto measure = [&] {
+      const int64_t share = std::min(most, (total - begin) / (2 * active));
+      piece = std::max(grain, share / grain * grain);
+    };
+    for (measure(); counted < mine && begin < total; ++counted, measure()) begin += piece;
     if (begin >= total) break;
-    f(begin, begin + grain < total ? begin + grain : total);
+    f(begin, std::min(begin + piece, total));
+    begin += piece;
   }
   barrier();
 }

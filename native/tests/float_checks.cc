@@ -49,76 +49,11 @@ void test_halves(const Kernels& kernels) {
   if (got != expected) fail(kernels, "store_f16");
 }
 
-void test_attend(const Kernels& kernels) {
-  const Kernels& reference = kReferenceKernels;
-  for (int head_dim : {1, 8, 20, 64, 80, 128})
-    for (int length : {1, 2, 3, 4, 5, 15, 16, 33, 100}) {
-      const int64_t stride = head_dim + uniform(0, 5);
-      Buffer<float> q(head_dim, 1), k(length * stride, 1), v(length * stride, 1), scores(length, 1), out(head_dim, 1),
-          expected(head_dim, 1);
-      Buffer<uint16_t> k16(length * stride, 1), v16(length * stride, 1);
-      for (int i = 0; i < head_dim; ++i) q.start[i] = normal();
-      for (int i = 0; i < length * stride; ++i) k.start[i] = normal(), v.start[i] = normal();
-      reference.store_f16(k.start, length * stride, k16.start);
-      reference.store_f16(v.start, length * stride, v16.start);
-      const float scale = 1.0f / sqrtf(head_dim);
-      // Scores are off by 2 head_dim eps sum |q k| scale <= 2 head_dim eps 36 sqrt(head_dim), weights by that and the
-      // exponential's 2e-7 relative, the mixture of |v| < 6 by `length` roundings more.
-      const double bound = 6 * (2 * head_dim * kEpsilon * 36 * sqrt(head_dim) + 1e-6 + 2 * length * kEpsilon);
-      kernels.attend(q.start, k16.start, v16.start, stride, head_dim, length, scale, scores.start, out.start);
-      reference.attend(q.start, k16.start, v16.start, stride, head_dim, length, scale, scores.start, expected.start);
-      check_close(kernels, "attend", out.start, expected.start, head_dim, 0, bound);
-      kernels.attend_f32(q.start, k.start, v.start, stride, head_dim, length, scale, scores.start, out.start);
-      reference.attend_f32(q.start, k.start, v.start, stride, head_dim, length, scale, scores.start, expected.start);
-      check_close(kernels, "attend_f32", out.start, expected.start, head_dim, 0, bound);
-    }
-}
-
-void test_attend_block(const Kernels& kernels) {
-  const Kernels& reference = kReferenceKernels;
-  for (int head_dim : {16, 48, 64, 80, 128})
-    for (int queries : {1, 2, 3, 9, 20})
-      for (int length : {1, 5, 63, 64, 65, 200}) {
-        const int group = uniform(1, 4), last = length + queries - 1;
-        const int64_t stride = head_dim + uniform(0, 3), row = group * head_dim + uniform(0, 3);
-        Buffer<float> q(queries * row, 1), k(last * stride, 1), v(last * stride, 1);
-        Buffer<float> out(queries * row, 1), expected(queries * row, 1);
-        Buffer<uint16_t> k16(last * stride, 1), v16(last * stride, 1);
-        for (int i = 0; i < queries * row; ++i) q.start[i] = 2 * normal();
-        for (int i = 0; i < last * stride; ++i) k.start[i] = normal(), v.start[i] = normal();
-        reference.store_f16(k.start, last * stride, k16.start);
-        reference.store_f16(v.start, last * stride, v16.start);
-        const float scale = 1.0f / sqrtf(head_dim);
-        // As for one query, with |q| < 12, and a rounding more for every tile of keys that raises the peak.
-        const double bound = 6 * (2 * head_dim * kEpsilon * 72 * sqrt(head_dim) + 2e-6 + 3 * last * kEpsilon);
-        kernels.attend_block(q.start, row, queries, group, k16.start, v16.start, stride, head_dim, length, scale,
-                             out.start, row);
-        reference.attend_block(q.start, row, queries, group, k16.start, v16.start, stride, head_dim, length, scale,
-                               expected.start, row);
-        check_close(kernels, "attend_block", out.start, expected.start, queries * row, 0, bound);
-        kernels.attend_block_f32(q.start, row, queries, group, k.start, v.start, stride, head_dim, length, scale,
-                                 out.start, row);
-        reference.attend_block_f32(q.start, row, queries, group, k.start, v.start, stride, head_dim, length, scale,
-                                   expected.start, row);
-        check_close(kernels, "attend_block_f32", out.start, expected.start, queries * row, 0, bound);
-        std::vector<float> scores(last);  // the reference against itself: one query at a time
-        const int i = queries - 1;
-        reference.attend_f32(q.start + i * row, k.start, v.start, stride, head_dim, last, scale, scores.data(),
-                             out.start);
-        check_close(reference, "attend_block of one", out.start, expected.start + i * row, head_dim, 0, bound);
-      }
-}
-
 }  // namespace
 
 void check_elementwise(const Kernels& kernels) {
   test_elementwise(kernels);
   test_halves(kernels);
-}
-
-void check_attention(const Kernels& kernels) {
-  test_attend(kernels);
-  test_attend_block(kernels);
 }
 
 }  // namespace wf::checks

@@ -30,7 +30,7 @@ void check(int threads, int64_t size, int64_t grain, int layers) {
       for (int layer = 0; layer < layers; ++layer) {
         const auto& last = values[static_cast<size_t>(layer)];
         auto& next = values[static_cast<size_t>(layer) + 1];
-        worker.chunks(size, grain, [&](int64_t begin, int64_t end) {
+        worker.chunks(size, grain, job % 2 == 0 ? size : grain, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             next[static_cast<size_t>(i)] += last[static_cast<size_t>(i)] + last[static_cast<size_t>(size - 1 - i)];
           }

@@ -237,8 +237,8 @@ def test_wrong_arguments_of_the_native_model(toys: dict[str, Path]) -> None:
         model.forward(0, good, np.empty(255, np.float32))
     with pytest.raises(InputError, match="slot 0 holds 0"):
         model.truncate(0, 1)
-    with pytest.raises(InputError, match="allowed are float16 and float32"):
-        _native.Model.load(str(toys["llama_tensor"]), kv_type="int8")
+    with pytest.raises(InputError, match="allowed are float16, float32 and int8"):
+        _native.Model.load(str(toys["llama_tensor"]), kv_type="int4")
     with pytest.raises(InputError, match="kernels: 'mmx'"):
         _native.Model.load(str(toys["llama_tensor"]), kernels="mmx")
     with pytest.raises(InputError, match="threads: found 257"):

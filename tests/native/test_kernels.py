@@ -220,15 +220,32 @@ def test_tables_with_group_scales(
 def test_attention_is_softmax_of_scores(table: str, length: int) -> None:
     """1e-5: scores below 10 in magnitude, off by 64 roundings; weights and values of order one."""
     rng = np.random.default_rng(length)
-    q, k, v = (rng.normal(size=s).astype(np.float32) for s in (64, (length, 64), (length, 64)))
+    q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((3, 64), (length, 64), (length, 64)))
     halves = [a.astype(np.float16) for a in (k, v)]
+    (k8, k_scales), (v8, v_scales) = kernels.store_i8(table, k), kernels.store_i8(table, v)
     for keys, values, attend in (
         (k, v, lambda: kernels.attend_f32(table, q, k, v, 0.125)),
         (*halves, lambda: kernels.attend(table, q, *(a.view(np.uint16) for a in halves), 0.125)),
+        (
+            k8 * k_scales[:, None],
+            v8 * v_scales[:, None],
+            lambda: kernels.attend_i8(table, q, k8, v8, k_scales, v_scales, 0.125),
+        ),
     ):
-        scores = keys.astype(np.float64) @ q * 0.125
-        weights = np.exp(scores - scores.max())
-        np.testing.assert_allclose(attend(), weights / weights.sum() @ values.astype(np.float64), atol=1e-5, rtol=0)
+        scores = q @ keys.astype(np.float64).T * 0.125
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        wanted = weights / weights.sum(axis=1, keepdims=True) @ values.astype(np.float64)
+        np.testing.assert_allclose(attend(), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("width", [1, 15, 64, 80])
+def test_int8_keys_are_absmax_codes(table: str, width: int) -> None:
+    """Rounding is half to even, as NumPy's; the factor is a float32 quotient in both."""
+    x = np.random.default_rng(width).normal(size=(7, width)).astype(np.float32)
+    codes, scales = kernels.store_i8(table, x)
+    peaks = np.abs(x).max(axis=1)
+    np.testing.assert_array_equal(codes, np.rint(x * (np.float32(127) / peaks)[:, None]))
+    np.testing.assert_array_equal(scales, peaks / np.float32(127))
 
 
 def test_half_precision_stores_as_numpy_does(table: str) -> None:
