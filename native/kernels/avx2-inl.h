@@ -95,6 +95,17 @@ WF_ALWAYS_INLINE __m256i four_columns(const int8_t* q) {
   return _mm256_set1_epi32(bytes);
 }
 
+// body(0), body(1), ... body(N - 1), each written out before the compiler decides what lives in registers: arrays of
+// sums that a loop goes through are stored in every turn, even when the loop is unrolled later.
+template <int32_t N, class Body>
+WF_ALWAYS_INLINE void times(const Body& body) {
+  if constexpr (N > 0) {
+    times<N - 1>(body);
+    body(N - 1);
+  }
+}
+#define WF_INLINE_BODY __attribute__((always_inline))
+
 // An empty statement that uses the sum: without it GCC 12 turns a chain of additions into a tree, which needs every
 // product at once and sends them through memory (a third slower).
 WF_ALWAYS_INLINE void in_order(__m256i& sum) { __asm__("" : "+x"(sum)); }

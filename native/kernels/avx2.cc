@@ -44,10 +44,10 @@ constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
 constexpr int32_t kTileTokens = 4;     // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
 constexpr int32_t kSegmentBlocks = 4;  // 256 columns: 64 results, the most an int16 can hold
 constexpr int32_t kFewBlocks = 1;
-constexpr int32_t kFewTokens = 6;
-constexpr int32_t kFewGroupedTokens = 6;
-constexpr int32_t kFewDenseTokens = 2;
-constexpr int32_t kFewDenseGroupedTokens = 2;
+constexpr int32_t kFewTokens = 3;
+constexpr int32_t kFewGroupedTokens = 3;
+constexpr int32_t kFewDenseTokens = 1;
+constexpr int32_t kFewDenseGroupedTokens = 1;
 
 }  // namespace
 }  // namespace wf
@@ -60,24 +60,29 @@ namespace {
 template <int32_t T>
 WF_ALWAYS_INLINE void Fives<T>::add(__m256i fractions, const int8_t* q, int64_t q_stride) {
   __m256i left = lowered(fractions);
-#pragma GCC unroll 5
-  for (int32_t p = 0; p < 5; ++p, left = times_three(left)) {
+  times<5>([&](int32_t p) WF_INLINE_BODY {
     const __m256i codes = code_of(left);
-    for (int32_t t = 0; t < T; ++t) Dot::add(sums[t][p], codes, four_columns(q + t * q_stride + p * kColumnsPerBlock));
-  }
+    times<T>([&](int32_t t) WF_INLINE_BODY {
+      Dot::add(sums[t][p], codes, four_columns(q + t * q_stride + p * kColumnsPerBlock));
+    });
+    left = times_three(left);
+  });
 }
 
-// 8 independent chains of vpmaddubsw alone. Named one by one: an array of them would live in memory.
+// 12 independent chains of vpmaddubsw alone, which takes 5 cycles. Named one by one: an array would live in memory.
 int64_t burn_int8(int64_t rounds) {
   const __m256i values = _mm256_set1_epi8(3);
-  __m256i a = _mm256_set1_epi8(1), b = a, c = a, d = a, e = a, f = a, g = a, h = a;
+  __m256i a = _mm256_set1_epi8(1), b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
   const auto step = [&](__m256i& words) {
     words = _mm256_maddubs_epi16(words, values);
     in_order(words);
   };
-  for (int64_t i = 0; i < rounds; ++i) step(a), step(b), step(c), step(d), step(e), step(f), step(g), step(h);
-  __asm__ volatile("" : : "x"(a), "x"(b), "x"(c), "x"(d), "x"(e), "x"(f), "x"(g), "x"(h));
-  return rounds * 8 * 32;
+  for (int64_t n = 0; n < rounds; ++n) {
+    step(a), step(b), step(c), step(d), step(e), step(f), step(g), step(h), step(i), step(j), step(k), step(l);
+  }
+  __asm__ volatile("" : : "x"(a), "x"(b), "x"(c), "x"(d), "x"(e), "x"(f));
+  __asm__ volatile("" : : "x"(g), "x"(h), "x"(i), "x"(j), "x"(k), "x"(l));
+  return rounds * 12 * 32;
 }
 
 // A product with 15-bit activations: the bytes of even and of odd columns as int16, each with a pair of int16

@@ -120,6 +120,10 @@ WF_ALWAYS_INLINE void table_tile(const TablePiece& piece, const TableActivations
 
 template <int32_t T, int32_t kHalves, class Sum>
 inline void table_tokens(const TablePiece& piece, TableActivations x, int32_t offset, int32_t tokens, Sum* sums) {
+  if constexpr (T > 1) {  // as few tiles, but of equal size
+    if ((tokens + T - 2) / (T - 1) == (tokens + T - 1) / T)
+      return table_tokens<T - 1, kHalves>(piece, x, offset, tokens, sums);
+  }
   for (; tokens >= T; tokens -= T) {
     table_tile<T, kHalves>(piece, x, offset, sums);
     x.first += T * x.stride, x.second += T * x.stride, x.half_sums += T * x.half_stride;

@@ -60,21 +60,19 @@ struct Few {
 
   // Column block c, 256 bytes at `offset`.
   WF_ALWAYS_INLINE void add_two_bits(int32_t c, int64_t offset, __m256i (*sums)[kRegisters][kSums]) const {
-#pragma GCC unroll 4
-    for (int32_t d = 0; d < 4; ++d) {
-#pragma GCC unroll 4
-      for (int32_t r = 0; r < kRegisters; ++r) {
+    times<4>([&](int32_t d) WF_INLINE_BODY {
+      times<kRegisters>([&](int32_t r) WF_INLINE_BODY {
         const uint8_t* from = codes[r / 2] + offset + 64 * d + 32 * (r % 2);
         if (r % 2 == 0) __builtin_prefetch(from + w->prefetch);
         const __m256i bytes = load_codes(from);
-#pragma GCC unroll 4
-        for (int32_t p = 0; p < 4; ++p) {
+        times<4>([&](int32_t p) WF_INLINE_BODY {
           const __m256i plane = plane_of<kSums>(bytes, p);
-          for (int32_t t = 0; t < T; ++t)
+          times<T>([&](int32_t t) WF_INLINE_BODY {
             Dot::add(sums[t][r][p % kSums], plane, four_columns(activations(t, c) + 16 * p + 4 * d));
-        }
-      }
-    }
+          });
+        });
+      });
+    });
   }
 
   // Adds the column blocks [first, last), the first of them at `offset`, to dots, times 2^kShift.
@@ -82,22 +80,25 @@ struct Few {
     while (first < last) {
       const int32_t stop = last - first > kMost ? first + kMost : last;
       __m256i sums[T][kRegisters][kSums];
-      for (int32_t t = 0; t < T; ++t)
-        for (int32_t r = 0; r < kRegisters; ++r)
-          for (int32_t i = 0; i < kSums; ++i) sums[t][r][i] = _mm256_setzero_si256();
+      times<T * kRegisters * kSums>([&](int32_t i) WF_INLINE_BODY {
+        sums[i / kSums / kRegisters][i / kSums % kRegisters][i % kSums] = _mm256_setzero_si256();
+      });
       for (; first < stop; ++first, offset += kBytesPerBlock) add_two_bits(first, offset, sums);
-      for (int32_t t = 0; t < T; ++t)
-        for (int32_t r = 0; r < kRegisters; ++r) {
-          if constexpr (kSums == 4) {
-            __m256i sum = sums[t][r][0];
-            for (int32_t i = 1; i < 4; ++i) sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 2), sums[t][r][i]);
-            dots[t][r] = _mm256_add_epi32(dots[t][r], sum);
-          } else {
-            for (int32_t i = 0; i < kSums; ++i)
-              dots[t][r] = _mm256_add_epi32(
-                  dots[t][r], i + 1 < kSums ? Dot::whole<2>(sums[t][r][i]) : Dot::whole<0>(sums[t][r][i]));
-          }
-        }
+      times<T * kRegisters>([&](int32_t i) WF_INLINE_BODY {
+        const int32_t t = i / kRegisters, r = i % kRegisters;
+        dots[t][r] = _mm256_add_epi32(dots[t][r], together(sums[t][r]));
+      });
+    }
+  }
+
+  // The sums of the planes as int32, times 2^kShift.
+  WF_ALWAYS_INLINE static __m256i together(const __m256i* sums) {
+    if constexpr (kSums == 1) return Dot::whole<0>(sums[0]);
+    if constexpr (kSums == 2) return _mm256_add_epi32(Dot::whole<2>(sums[0]), Dot::whole<0>(sums[1]));
+    if constexpr (kSums == 4) {
+      const __m256i high = _mm256_add_epi32(Dot::whole<2>(sums[0]), Dot::whole<0>(sums[1]));
+      const __m256i low = _mm256_add_epi32(Dot::whole<2>(sums[2]), Dot::whole<0>(sums[3]));
+      return _mm256_add_epi32(_mm256_slli_epi32(high, 4), low);
     }
   }
 };
@@ -119,7 +120,6 @@ WF_ALWAYS_INLINE F add_scaled(__m256i dots, int32_t activations, F scale, F sums
 template <int32_t T>
 WF_ALWAYS_INLINE Fives<T> five_blocks(const uint8_t* codes, int32_t prefetch, const int8_t* q, int64_t q_stride) {
   Fives<T> sums;
-#pragma GCC unroll 2
   for (int32_t d = 0; d < 16; ++d) {
     __builtin_prefetch(codes + 64 * d + prefetch);
     sums.add(load_codes(codes + 64 * d), q + 4 * d, q_stride);
@@ -133,8 +133,10 @@ inline void few_whole(const Few<T, kBlocks>& few, const int32_t* totals, float* 
   using Shape = Few<T, kBlocks>;
   const int32_t columns = few.w->column_blocks;
   __m256i dots[T][Shape::kRegisters];
-  for (int32_t t = 0; t < T; ++t)
-    for (int32_t r = 0; r < Shape::kRegisters; ++r) dots[t][r] = _mm256_set1_epi32(-(totals[t] << Shape::kShift));
+  times<T * Shape::kRegisters>([&](int32_t i) WF_INLINE_BODY {
+    dots[i / Shape::kRegisters][i % Shape::kRegisters] =
+        _mm256_set1_epi32(-(totals[i / Shape::kRegisters] << Shape::kShift));
+  });
   int32_t c = 0;
   int64_t offset = 0;
   if constexpr (T <= kFewDenseTokens)
@@ -236,8 +238,9 @@ inline void unpack_five_trits(const uint8_t* codes, uint8_t* panel) {
   }
 }
 
-WF_ALWAYS_INLINE void flush(__m256i sum, int32_t total, const float* scales, float* sums) {
-  V::store(sums, add_scaled<0>(Dot::whole<0>(sum), total, V::load(scales), V::load(sums)));
+WF_ALWAYS_INLINE void flush(__m256i sum, __m256i total, const float* scales, float* sums) {
+  const __m256i exact = _mm256_sub_epi32(Dot::whole<0>(sum), total);
+  V::store(sums, V::fma(_mm256_cvtepi32_ps(exact), V::load(scales), V::load(sums)));
 }
 
 // 16 rows x T tokens: for 4 columns 2 loads of codes and T broadcasts feed 2 T multiplications. The 16 steps of a
@@ -264,8 +267,9 @@ inline void tile(const uint8_t* panel, const float* scales, const int8_t* q, int
       }
     }
     for (int32_t t = 0; t < T; ++t) {
-      int32_t total = 0;
-      for (int32_t c = first; c < last; ++c) total += block_sums[static_cast<int64_t>(t) * sums_stride + c];
+      const int32_t* line = block_sums + static_cast<int64_t>(t) * sums_stride;
+      __m256i total = _mm256_set1_epi32(line[first]);  // a load that broadcasts
+      for (int32_t c = first + 1; c < last; ++c) total = _mm256_add_epi32(total, _mm256_set1_epi32(line[c]));
       flush(low[t], total, scales, sums + t * kPanelRows);
       flush(high[t], total, scales + 8, sums + t * kPanelRows + 8);
     }

@@ -1,6 +1,7 @@
 // What the AVX-512 VNNI and the AMX tables share: the vector type, the ternary product for a few tokens and the
 // product with quantised tables. vpdpbusd multiplies 64 unsigned by 64 signed bytes and adds groups of four to 16
 // int32 sums, one a row, so nothing needs flushing but for scales.
+#pragma once
 #include <immintrin.h>
 
 #include "kernels/kernels.h"

@@ -1,5 +1,6 @@
 // The product with quantised tables for a few tokens, on AVX-512 VNNI. Entries are unsigned bytes here, value plus
 // kOffset, and meet the two halves of the activations: x16 = 128 * high + low.
+#pragma once
 #include "kernels/avx512-inl.h"
 
 namespace wf {
@@ -46,7 +47,6 @@ WF_ALWAYS_INLINE F group_of(__m512i high, __m512i low, int32_t offset, F scale, 
 
 WF_ALWAYS_INLINE __m512i both(const __m512i* sums) { return _mm512_add_epi32(sums[0], sums[1]); }
 
-template <int32_t T>
 WF_ALWAYS_INLINE void ask_for(const TableMatrix* w, const uint8_t* block) {
   for (int64_t i = 0; i < table_block_bytes(w->format); i += 64)
     _mm_prefetch(reinterpret_cast<const char*>(block + i + w->prefetch), _MM_HINT_T0);
@@ -61,16 +61,34 @@ WF_ALWAYS_INLINE void table_q8(const TableMatrix* w, const WideActivations* x, i
   clear<T>(high);
   clear<T>(low);
   for (int32_t c = 0; c < w->column_blocks; ++c, codes += 1024) {
-    ask_for<T>(w, codes);
+    ask_for(w, codes);
     add_entries<T, 16>(
         x, c * kColumnsPerBlock, stride, [&](int32_t k) { return load_codes(codes + 64 * k); }, high, low);
   }
   const F scale = V::load(w->row_scales + row_block * kRowsPerBlock);
   for (int32_t t = 0; t < T; ++t) {
     int64_t total = 0;
-    for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[t * 2 * w->column_blocks + i];
+    for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[int64_t{t} * 2 * w->column_blocks + i];
     out[t] = V::mul(whole_of(both(high[t]), both(low[t]), total), scale);
   }
+}
+
+// Step k of 4 columns of a block of 4-bit entries.
+WF_ALWAYS_INLINE __m512i entries_q4(const uint8_t* codes, int32_t k) {
+  const __m512i bytes = load_codes(codes + 64 * (k % 8));
+  return _mm512_and_si512(k < 8 ? bytes : _mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15));
+}
+
+// The same of 6-bit entries. k is known to the compiler where loops are unrolled.
+WF_ALWAYS_INLINE __m512i entries_q6(const uint8_t* codes, int32_t k) {
+  const __m512i tops = load_codes(codes + 512 + 64 * (k % 4));
+  const int32_t pair = k / 4;  // its bits 2 pair and 2 pair + 1 become bits 4 and 5
+  const __m512i top = pair == 0   ? _mm512_slli_epi16(tops, 4)
+                      : pair == 1 ? _mm512_slli_epi16(tops, 2)
+                      : pair == 2 ? tops
+                                  : _mm512_srli_epi16(tops, 2);
+  // (top and 0x30) or the low four bits
+  return _mm512_ternarylogic_epi32(top, _mm512_set1_epi8(0x30), entries_q4(codes, k), 0xEA);
 }
 
 template <int32_t T>
@@ -78,19 +96,17 @@ WF_ALWAYS_INLINE void table_q4(const TableMatrix* w, const WideActivations* x, i
   const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
   const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 512;
   const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * 2 * kRowsPerBlock;
-  const __m512i nibble = _mm512_set1_epi8(15);
   for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
   for (int32_t c = 0; c < w->column_blocks; ++c, codes += 512, scales += 2 * kRowsPerBlock) {
-    ask_for<T>(w, codes);
+    ask_for(w, codes);
+#pragma GCC unroll 2
     for (int32_t half = 0; half < 2; ++half) {
       __m512i high[T][2], low[T][2];
       clear<T>(high);
       clear<T>(low);
-      const auto entries = [&](int32_t k) {
-        const __m512i bytes = load_codes(codes + 64 * k);
-        return _mm512_and_si512(half ? _mm512_srli_epi16(bytes, 4) : bytes, nibble);
-      };
-      add_entries<T, 8>(x, c * kColumnsPerBlock + 32 * half, stride, entries, high, low);
+      add_entries<T, 8>(
+          x, c * kColumnsPerBlock + 32 * half, stride, [&](int32_t k) { return entries_q4(codes, 8 * half + k); }, high,
+          low);
       const F scale = V::from_f16(scales + half * kRowsPerBlock);
       for (int32_t t = 0; t < T; ++t)
         out[t] = group_of(both(high[t]), both(low[t]), 8 * x->half_sums[(t * w->column_blocks + c) * 2 + half], scale,
@@ -104,28 +120,17 @@ WF_ALWAYS_INLINE void table_q6(const TableMatrix* w, const WideActivations* x, i
   const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
   const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 768;
   const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * kRowsPerBlock;
-  const __m512i nibble = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
   for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
   for (int32_t c = 0; c < w->column_blocks; ++c, codes += 768, scales += kRowsPerBlock) {
-    ask_for<T>(w, codes);
+    ask_for(w, codes);
     __m512i high[T][2], low[T][2];
     clear<T>(high);
     clear<T>(low);
-    const auto entries = [&](int32_t k) {  // k is known to the compiler: the loop is unrolled
-      const __m512i bytes = load_codes(codes + 64 * (k % 8)), tops = load_codes(codes + 512 + 64 * (k % 4));
-      const __m512i bottom = _mm512_and_si512(k < 8 ? bytes : _mm512_srli_epi16(bytes, 4), nibble);
-      const int32_t pair = k / 4;  // bits 2 pair, 2 pair + 1 go to bits 4, 5
-      const __m512i top = pair == 0   ? _mm512_slli_epi16(tops, 4)
-                          : pair == 1 ? _mm512_slli_epi16(tops, 2)
-                          : pair == 2 ? tops
-                                      : _mm512_srli_epi16(tops, 2);
-      return _mm512_ternarylogic_epi32(top, two_bits, bottom, 0xEA);  // (top and two_bits) or bottom
-    };
 #pragma GCC unroll 4
     for (int32_t quarter = 0; quarter < 4; ++quarter)
       add_entries<T, 4>(
-          x, c * kColumnsPerBlock + 16 * quarter, stride, [&](int32_t k) { return entries(4 * quarter + k); }, high,
-          low);
+          x, c * kColumnsPerBlock + 16 * quarter, stride, [&](int32_t k) { return entries_q6(codes, 4 * quarter + k); },
+          high, low);
     const F scale = V::from_f16(scales);
     for (int32_t t = 0; t < T; ++t) {
       const int32_t* halves = x->half_sums + (t * w->column_blocks + c) * 2;

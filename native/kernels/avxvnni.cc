@@ -49,8 +49,8 @@ constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
 constexpr int32_t kTileTokens = 6;     // 2 x 6 sums, 2 codes and a broadcast of 16 registers
 constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 constexpr int32_t kFewBlocks = 1;
-constexpr int32_t kFewTokens = 6;
-constexpr int32_t kFewGroupedTokens = 6;
+constexpr int32_t kFewTokens = 3;
+constexpr int32_t kFewGroupedTokens = 3;
 constexpr int32_t kFewDenseTokens = 1;
 constexpr int32_t kFewDenseGroupedTokens = 1;
 
@@ -64,16 +64,15 @@ namespace {
 
 template <int32_t T>
 WF_ALWAYS_INLINE void Fives<T>::add(__m256i fractions, const int8_t* q, int64_t q_stride) {
-#pragma GCC unroll 5
-  for (int32_t p = 0; p < 5; ++p) {
+  times<5>([&](int32_t p) WF_INLINE_BODY {
     const __m256i later = times_three(fractions);
-    for (int32_t t = 0; t < T; ++t) {
+    times<T>([&](int32_t t) WF_INLINE_BODY {
       const __m256i four = four_columns(q + t * q_stride + p * kColumnsPerBlock);
       Dot::add(here[t][p], fractions, four);
       Dot::add(next[t][p], later, four);
-    }
+    });
     fractions = later;
-  }
+  });
 }
 
 // 12 independent chains hide the latency. Named one by one: an array of them would live in memory.

@@ -24,6 +24,8 @@ const Table kTables[] = {
      "the processor has AVX2, FMA and F16C and the system saves the 256-bit registers"},
 #endif
 #if defined(__aarch64__)
+    {&kNeonI8mmKernels, [](const CpuFeatures& cpu) { return cpu.neon_i8mm; },
+     "the processor has NEON with the int8 matrix product, the dot product and half-precision instructions"},
     {&kNeonDotprodKernels, [](const CpuFeatures& cpu) { return cpu.neon_dotprod; },
      "the processor has NEON with the dot product and half-precision instructions"},
 #endif

@@ -9,6 +9,7 @@
 //   block, block + apart, ... (kBlocks of them) for T tokens, out [T][kBlocks * 16]: with kGrouped the float32 sums of
 //   the groups, each times its scale when kScaled, else the exact dot products as float32. totals [T] holds the sum of
 //   each token's activations.
+#pragma once
 #include "kernels/kernels.h"
 
 namespace wf {
@@ -21,6 +22,13 @@ struct ProductOutput {
   void* y;
   int64_t stride;
   const float* token_scales;
+
+  template <Output kOutput>
+  ProductOutput from_token(int32_t token) const {
+    void* later = kOutput == Output::kDots ? static_cast<void*>(static_cast<int32_t*>(y) + token * stride)
+                                           : static_cast<void*>(static_cast<float*>(y) + token * stride);
+    return {later, stride, token_scales ? token_scales + token : nullptr};
+  }
 };
 
 // Rows [row, row + rows) of one token from sums in row order. The order of the two multiplications is the reference's.

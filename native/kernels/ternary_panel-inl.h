@@ -16,6 +16,7 @@
 //   unpack_five_trits(codes, panel): one superblock of 1,024 bytes, five blocks as above one behind the other,
 //   tile<T>(panel, scales, q, q_stride, block_sums, sums_stride, blocks, segment_blocks, sums): adds to
 //     sums [T][kPanelRows] the products of `blocks` column blocks; scales [segment][kPanelRows].
+#pragma once
 #include "kernels/ternary_few-inl.h"
 
 namespace wf {
@@ -30,6 +31,11 @@ template <int32_t T>
 inline void panel_tokens(const uint8_t* panel, const float* scales, const int8_t* q, int64_t q_stride,
                          const int32_t* block_sums, int32_t sums_stride, int32_t blocks, int32_t segment_blocks,
                          int32_t tokens, float* sums) {
+  if constexpr (T > 1) {  // as few tiles, but of equal size: one of two tokens has too few chains of sums to be fast
+    if ((tokens + T - 2) / (T - 1) == (tokens + T - 1) / T)
+      return panel_tokens<T - 1>(panel, scales, q, q_stride, block_sums, sums_stride, blocks, segment_blocks, tokens,
+                                 sums);
+  }
   int32_t t = 0;
   for (; t + T <= tokens; t += T)
     tile<T>(panel, scales, q + t * q_stride, q_stride, block_sums + static_cast<int64_t>(t) * sums_stride, sums_stride,
