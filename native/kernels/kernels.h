@@ -72,6 +72,19 @@ struct WideActivations {
   const float* scales;       // [tokens]
 };
 
+// How keys and values are kept: float16, float32, or int8 with a float32 scale for each position of a head.
+enum class KvType : uint8_t { kF16, kF32, kI8 };
+
+// The keys and values of one key-value head, position after position; the memory belongs to the caller.
+struct KvView {
+  const void* k;  // [positions] rows of head_dim elements, `stride` elements apart
+  const void* v;
+  const float* k_scales;  // [positions] for kI8: key t is k_scales[t] times its codes; else null
+  const float* v_scales;
+  int64_t stride;
+  KvType type;
+};
+
 // One token's quantised activations: q[column_blocks * 64] (zero-filled behind `columns`), the sum of q over each
 // column block, and scale = max(max|x|, 1e-5) / 127. q = round-half-even(x * (127 / max(max|x|, 1e-5))), in float32
 // exactly as torch computes it, so |q| <= 127.
@@ -108,15 +121,16 @@ struct Kernels {
   void (*relu2_mul)(const float* gate, const float* up, int32_t n, float* out);
   void (*add)(float* y, const float* x, int32_t n);  // y += x
 
-  // One head of attention for one query: out[d] = sum_t softmax_t(scale * q . k_t) v_t over t in [0, length).
-  // k and v are float16 bits with `stride` elements between positions; scores is scratch of `length` floats.
-  void (*attend)(const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length,
-                 float scale, float* scores, float* out);
+  // Attention of one position over the keys [first, last) of one key-value head, for the `group` query heads that share
+  // them, left unfinished so that ranges can be computed by different threads: with s[h, t] = scale * q[h] . k[t],
+  // peaks[h] = max_t s[h, t], totals[h] = sum_t e^(s[h, t] - peaks[h]), out[h, d] = sum_t e^(s[h, t] - peaks[h]) v[t,
+  // d]. q and out are [group, head_dim]. Keys and values are read and converted once for all heads.
+  void (*attend)(const float* q, int32_t group, const KvView* kv, int32_t head_dim, int32_t first, int32_t last,
+                 float scale, float* peaks, float* totals, float* out);
   // float32 -> float16 bits, round half to even.
   void (*store_f16)(const float* x, int32_t n, uint16_t* out);
-  // attend with a float32 cache.
-  void (*attend_f32)(const float* q, const float* k, const float* v, int64_t stride, int32_t head_dim, int32_t length,
-                     float scale, float* scores, float* out);
+  // float32 -> int8: out[i] = round-half-even(x[i] * (127 / peak)) with peak = max(max|x|, 1e-30), scale = peak / 127.
+  void (*store_i8)(const float* x, int32_t n, int8_t* out, float* scale);
   // Multiply-adds done by `rounds` rounds of the table's int8 multiply instruction on registers alone: nothing can be
   // faster. For measuring the machine, not for computing.
   int64_t (*burn_int8)(int64_t rounds);
@@ -124,17 +138,22 @@ struct Kernels {
   // Attention of `queries` consecutive positions of the `group` query heads that share one key-value head, for
   // head_dim as attend_block_takes says. Query i, head h is q[i * q_stride + h * head_dim ...] and sees the positions
   // t < length + i, so `length` is what the first query sees, itself included; out has the same places. Several times
-  // faster than one query at a time: keys and values are converted once for many queries.
-  void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const uint16_t* k,
-                       const uint16_t* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                       int64_t out_stride);
-  void (*attend_block_f32)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const float* k,
-                           const float* v, int64_t stride, int32_t head_dim, int32_t length, float scale, float* out,
-                           int64_t out_stride);
+  // faster than one query at a time: keys and values are converted once for many queries. The result of a query does
+  // not depend on the others of the call. scratch: attend_scratch_floats(head_dim).
+  void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv,
+                       int32_t head_dim, int32_t length, float scale, float* scratch, float* out, int64_t out_stride);
 };
 
 constexpr int kMaxBlockHeadDim = 128;
 inline bool attend_block_takes(int32_t head_dim) { return head_dim % 16 == 0 && head_dim <= kMaxBlockHeadDim; }
+
+// Floats of scratch that attend_block needs, aligned to 64 bytes: queries and mixtures of a block of rows, a tile of
+// keys and one of values.
+constexpr int32_t kAttendBlockRows = 96;
+constexpr int32_t kAttendTileKeys = 64;
+constexpr int64_t attend_scratch_floats(int32_t head_dim) {
+  return int64_t{2} * (kAttendBlockRows + kAttendTileKeys) * head_dim;
+}
 
 // Many tokens: ranges of row blocks that begin and end at multiples of this waste nothing (see ternary_panel-inl.h).
 constexpr int kPanelGrain = 2;
