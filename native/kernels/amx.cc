@@ -300,10 +300,9 @@ const Kernels kAmxKernels = {
     .add = add,
     .attend = attend,
     .store_f16 = store_f16,
-    .attend_f32 = attend_f32,
+    .store_i8 = store_i8,
     .burn_int8 = burn_int8,
     .attend_block = attend_block,
-    .attend_block_f32 = attend_block_f32,
 };
 
 }  // namespace wf
