@@ -11,7 +11,9 @@ namespace {
 
 struct Dot {
   static constexpr int32_t kMostBlocks[3] = {4, 2, 0};
-  static constexpr int32_t few_sums(int32_t tokens, int32_t) { return tokens <= 2 ? 2 : 1; }
+  static constexpr int32_t few_sums(int32_t tokens, int32_t group_blocks) {
+    return tokens <= (group_blocks == 1 ? 2 : 3) ? 2 : 1;
+  }
 
   WF_ALWAYS_INLINE static void add(__m256i& sum, __m256i codes, __m256i values) {
     sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, values));
@@ -44,10 +46,10 @@ constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
 constexpr int32_t kTileTokens = 4;     // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
 constexpr int32_t kSegmentBlocks = 4;  // 256 columns: 64 results, the most an int16 can hold
 constexpr int32_t kFewBlocks = 1;
-constexpr int32_t kFewTokens = 3;
-constexpr int32_t kFewGroupedTokens = 3;
-constexpr int32_t kFewDenseTokens = 1;
-constexpr int32_t kFewDenseGroupedTokens = 1;
+constexpr int32_t kFewTokens = 5;
+constexpr int32_t kFewGroupedTokens = 5;
+constexpr int32_t kFewDenseTokens = 2;
+constexpr int32_t kFewDenseGroupedTokens = 2;
 
 }  // namespace
 }  // namespace wf

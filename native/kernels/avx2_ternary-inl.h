@@ -5,7 +5,7 @@
 //   struct Dot {
 //     add(sum, codes, q)      adds the products of 4 columns of 8 rows,
 //     whole<kShift>(sum)      the sum as 8 int32, times 2^kShift,
-//     few_sums(tokens, ...)   how the planes of t2 are shared out, see add_two_bits,
+//     few_sums(tokens, ...)   how many sums the planes of t2 are added to, see plane_of,
 //     kMostBlocks[3]          the most column blocks that sums of few_sums 1, 2, 4 hold,
 //   };
 //   struct Fives<T>           a superblock of 1.6 bits, see add_fives,
@@ -35,11 +35,15 @@ WF_ALWAYS_INLINE __m256i plane_of(__m256i codes, int32_t p) {
   return _mm256_and_si256(shift ? _mm256_srli_epi16(codes, shift) : codes, mask);
 }
 
-// Row blocks side by side and the tokens they meet.
-template <int32_t T, int32_t kBlocks>
+// Row blocks side by side and the tokens they meet; kGroupBlocks column blocks share a scale, 0 for a whole row.
+template <int32_t T, int32_t kBlocks, int32_t kGroupBlocks>
 struct Few {
   static constexpr int32_t kRegisters = 2 * kBlocks;
-  static constexpr int32_t kSums = Dot::few_sums(T, kBlocks);
+  // One token reads all rows side by side, as they come from memory. Several tokens have many sums: they go through
+  // the same codes once for each register of rows, or the sums would not stay in registers; not where a scale ends
+  // the sums after every column block anyway.
+  static constexpr int32_t kAtOnce = T == 1 || kGroupBlocks == 1 ? kRegisters : 1;
+  static constexpr int32_t kSums = Dot::few_sums(T, kGroupBlocks);
   static constexpr int32_t kShift = 2 * (kSums - 1);  // sums are combined as this many bits too high
   static constexpr int32_t kMost = Dot::kMostBlocks[kSums / 2];
 
@@ -58,17 +62,18 @@ struct Few {
     return q + (static_cast<int64_t>(t) * w->column_blocks + c) * kColumnsPerBlock;
   }
 
-  // Column block c, 256 bytes at `offset`.
-  WF_ALWAYS_INLINE void add_two_bits(int32_t c, int64_t offset, __m256i (*sums)[kRegisters][kSums]) const {
+  // Column block c, 256 bytes at `offset`, for kAtOnce registers of rows from `first` on.
+  WF_ALWAYS_INLINE void add_two_bits(int32_t first, int32_t c, int64_t offset, __m256i (*sums)[kAtOnce][kSums]) const {
     times<4>([&](int32_t d) WF_INLINE_BODY {
-      times<kRegisters>([&](int32_t r) WF_INLINE_BODY {
+      times<kAtOnce>([&](int32_t i) WF_INLINE_BODY {
+        const int32_t r = first + i;
         const uint8_t* from = codes[r / 2] + offset + 64 * d + 32 * (r % 2);
         if (r % 2 == 0) __builtin_prefetch(from + w->prefetch);
         const __m256i bytes = load_codes(from);
         times<4>([&](int32_t p) WF_INLINE_BODY {
           const __m256i plane = plane_of<kSums>(bytes, p);
           times<T>([&](int32_t t) WF_INLINE_BODY {
-            Dot::add(sums[t][r][p % kSums], plane, four_columns(activations(t, c) + 16 * p + 4 * d));
+            Dot::add(sums[t][i][p % kSums], plane, four_columns(activations(t, c) + 16 * p + 4 * d));
           });
         });
       });
@@ -78,16 +83,20 @@ struct Few {
   // Adds the column blocks [first, last), the first of them at `offset`, to dots, times 2^kShift.
   WF_ALWAYS_INLINE void add_range(int32_t first, int32_t last, int64_t offset, __m256i (*dots)[kRegisters]) const {
     while (first < last) {
-      const int32_t stop = last - first > kMost ? first + kMost : last;
-      __m256i sums[T][kRegisters][kSums];
-      times<T * kRegisters * kSums>([&](int32_t i) WF_INLINE_BODY {
-        sums[i / kSums / kRegisters][i / kSums % kRegisters][i % kSums] = _mm256_setzero_si256();
+      const int32_t blocks = min_of(last - first, kMost);
+      times<kRegisters / kAtOnce>([&](int32_t part) WF_INLINE_BODY {
+        __m256i sums[T][kAtOnce][kSums];
+        times<T * kAtOnce * kSums>([&](int32_t i) WF_INLINE_BODY {
+          sums[i / kSums / kAtOnce][i / kSums % kAtOnce][i % kSums] = _mm256_setzero_si256();
+        });
+        for (int32_t c = 0; c < blocks; ++c) add_two_bits(part * kAtOnce, first + c, offset + c * kBytesPerBlock, sums);
+        times<T * kAtOnce>([&](int32_t i) WF_INLINE_BODY {
+          __m256i& dot = dots[i / kAtOnce][part * kAtOnce + i % kAtOnce];
+          dot = _mm256_add_epi32(dot, together(sums[i / kAtOnce][i % kAtOnce]));
+        });
       });
-      for (; first < stop; ++first, offset += kBytesPerBlock) add_two_bits(first, offset, sums);
-      times<T * kRegisters>([&](int32_t i) WF_INLINE_BODY {
-        const int32_t t = i / kRegisters, r = i % kRegisters;
-        dots[t][r] = _mm256_add_epi32(dots[t][r], together(sums[t][r]));
-      });
+      first += blocks;
+      offset += blocks * kBytesPerBlock;
     }
   }
 
@@ -129,8 +138,8 @@ WF_ALWAYS_INLINE Fives<T> five_blocks(const uint8_t* codes, int32_t prefetch, co
 
 // One scale for a row: integers to the end. Float32 holds them exactly (see ternary_panel-inl.h).
 template <int32_t T, int32_t kBlocks>
-inline void few_whole(const Few<T, kBlocks>& few, const int32_t* totals, float* out) {
-  using Shape = Few<T, kBlocks>;
+inline void few_whole(const Few<T, kBlocks, 0>& few, const int32_t* totals, float* out) {
+  using Shape = Few<T, kBlocks, 0>;
   const int32_t columns = few.w->column_blocks;
   __m256i dots[T][Shape::kRegisters];
   times<T * Shape::kRegisters>([&](int32_t i) WF_INLINE_BODY {
@@ -156,8 +165,8 @@ inline void few_whole(const Few<T, kBlocks>& few, const int32_t* totals, float* 
 }
 
 template <int32_t T, int32_t kBlocks, int32_t kGroupBlocks, bool kScaled>
-inline void few_grouped(const Few<T, kBlocks>& few, int32_t block, int32_t apart, float* out) {
-  using Shape = Few<T, kBlocks>;
+inline void few_grouped(const Few<T, kBlocks, kGroupBlocks>& few, int32_t block, int32_t apart, float* out) {
+  using Shape = Few<T, kBlocks, kGroupBlocks>;
   const int32_t columns = few.w->column_blocks;
   const int64_t groups = (columns + kGroupBlocks - 1) / kGroupBlocks;
   const auto scales_at = [&](int32_t r, int32_t group) {
@@ -208,13 +217,16 @@ inline void few_grouped(const Few<T, kBlocks>& few, int32_t block, int32_t apart
 template <int32_t T, int32_t kBlocks, bool kGrouped, bool kScaled>
 inline void few_blocks(const TernaryMatrix* w, int32_t block, int32_t apart, const int8_t* q, const int32_t* block_sums,
                        const int32_t* totals, float* out) {
-  const Few<T, kBlocks> few(w, block, apart, q, block_sums);
+  const auto grouped = [&]<int32_t kGroupBlocks>() {
+    const Few<T, kBlocks, kGroupBlocks> few(w, block, apart, q, block_sums);
+    few_grouped<T, kBlocks, kGroupBlocks, kScaled>(few, block, apart, out);
+  };
   if constexpr (!kGrouped) {
-    few_whole<T, kBlocks>(few, totals, out);
+    few_whole<T, kBlocks>({w, block, apart, q, block_sums}, totals, out);
   } else {
-    if (w->group_blocks == 1) return few_grouped<T, kBlocks, 1, kScaled>(few, block, apart, out);
-    if (w->group_blocks == 2) return few_grouped<T, kBlocks, 2, kScaled>(few, block, apart, out);
-    few_grouped<T, kBlocks, 4, kScaled>(few, block, apart, out);
+    if (w->group_blocks == 1) return grouped.template operator()<1>();
+    if (w->group_blocks == 2) return grouped.template operator()<2>();
+    grouped.template operator()<4>();
   }
 }
 

@@ -7,10 +7,11 @@ namespace wf {
 namespace {
 
 struct Dot {
-  static constexpr int32_t kMostBlocks[3] = {1 << 30, 1 << 30, 1 << 30};
+  static constexpr int32_t kMostBlocks[3] = {8, 8, 8};
   // vpdpbusd takes 4 or 5 cycles, so one token needs several chains to keep the units busy.
-  static constexpr int32_t few_sums(int32_t tokens, int32_t blocks) {
-    return tokens * blocks == 1 ? 4 : tokens * blocks <= 3 ? 2 : 1;
+  static constexpr int32_t few_sums(int32_t tokens, int32_t group_blocks) {
+    if (group_blocks == 1) return tokens == 1 ? 4 : tokens <= 3 ? 2 : 1;
+    return tokens <= 3 ? 4 : 2;
   }
 
   WF_ALWAYS_INLINE static void add(__m256i& sum, __m256i codes, __m256i values) {
@@ -49,8 +50,8 @@ constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
 constexpr int32_t kTileTokens = 6;     // 2 x 6 sums, 2 codes and a broadcast of 16 registers
 constexpr int32_t kSegmentBlocks = 8;  // a whole panel
 constexpr int32_t kFewBlocks = 1;
-constexpr int32_t kFewTokens = 3;
-constexpr int32_t kFewGroupedTokens = 3;
+constexpr int32_t kFewTokens = 5;
+constexpr int32_t kFewGroupedTokens = 6;
 constexpr int32_t kFewDenseTokens = 1;
 constexpr int32_t kFewDenseGroupedTokens = 1;
 
