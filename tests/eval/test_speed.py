@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import packed_toys
 import pytest
 
 pytest.importorskip("wrinklefree._native", reason="wf bench: native engine not built, not checked")
@@ -37,6 +40,53 @@ def test_every_test_asked_for_is_there_for_every_thread_count() -> None:
         assert result["gb_s"] >= 0 and result["bandwidth_share"] >= 0 and result["compute_share"] >= 0
     machine = report["machine"]
     assert machine["threads"] == 2 and machine["read_gb_s"] > 0 and machine["int8_gops"] > 0
+
+
+def test_the_json_is_the_documented_one() -> None:
+    report = _measure(threads=(1,), prompt=0, decode=2, repeat=1)
+    assert set(report) == {"machine", "model", "results"}
+    assert set(report["machine"]) == {"cpu", "isa", "threads", "read_gb_s", "int8_gops"}
+    assert set(report["model"]) == {"name", "params", "bytes_per_token", "bits_per_weight"}
+    keys = {"test", "threads", "tok_s", "gb_s", "bandwidth_share", "compute_share"}
+    assert [set(result) for result in report["results"]] == [keys]
+
+
+def test_fewer_bits_are_fewer_bytes() -> None:
+    """Of a toy of 5 column blocks a row: 1.6 bits for 2, and 8, 6, 4 and 16 bits for a number of the head."""
+    wide = speed._llama(320, 320, 1, (5, 5, 64), 4096, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "SHAPES", {"toy": wide})
+        bytes_of = {
+            (type_name, head): _measure(threads=(1,), prompt=0, decode=1, repeat=1, type=type_name, head=head)["model"][
+                "bytes_per_token"
+            ]
+            for type_name, head in [("t2", "q8"), ("t1.6", "q8"), ("t2", "q6"), ("t2", "q4"), ("t2", "f16")]
+        }
+    ternary = 7 * 320 * 320
+    assert bytes_of["t2", "q8"] - bytes_of["t1.6", "q8"] == pytest.approx(0.4 / 8 * ternary)
+    numbers = 4096 * 320
+    assert bytes_of["t2", "q8"] - bytes_of["t2", "q6"] == pytest.approx((8 - 6.25) / 8 * numbers + 4 * 4096)
+    assert bytes_of["t2", "q8"] - bytes_of["t2", "q4"] == pytest.approx((8 - 4.5) / 8 * numbers + 4 * 4096)
+    assert bytes_of["t2", "f16"] - bytes_of["t2", "q8"] == pytest.approx(numbers - 4 * 4096)
+
+
+def test_a_batch_reads_the_weights_once_a_step() -> None:
+    report = _measure(threads=(1,), prompt=0, decode=8, batch=(4,), repeat=1)
+    batch = next(result for result in report["results"] if result["test"] == "batch4")
+    gb_s = batch["tok_s"]["median"] / 4 * report["model"]["bytes_per_token"] * 1e-9
+    assert batch["gb_s"] == pytest.approx(gb_s, abs=1e-3)
+
+
+def test_a_model_is_measured_as_it_is_stored_or_as_asked(tmp_path: Path) -> None:
+    info = replace(packed_toys.INFO, embedding="q4", layout="t1.6-r16c64")
+    config = {**packed_toys.CONFIG, "hidden_size": 320, "head_dim": 80}
+    directory = packed_toys.write(tmp_path / "toy", config, info)
+    stored, two_bits = (
+        measure_speed(directory, options=SpeedOptions(threads=(1,), prompt=0, decode=2, repeat=1, type=type_name))
+        for type_name in (None, "t2")
+    )
+    assert stored["model"]["bytes_per_token"] < two_bits["model"]["bytes_per_token"]
+    assert stored["model"]["params"] == two_bits["model"]["params"]
 
 
 def test_sizes_are_those_of_the_architecture() -> None:
@@ -79,6 +129,8 @@ def test_shapes_match_their_published_parameter_counts() -> None:
     [
         ({"shape": "smollm-135m"}, "did you mean 'smollm2-135m'"),
         ({}, "give either a packed directory or --shape"),
+        ({"shape": "toy", "options": SpeedOptions(type="t3")}, "unknown layout 't3'"),
+        ({"shape": "toy", "options": SpeedOptions(head="q5")}, "unknown head 'q5'"),
         ({"shape": "toy", "model": "x"}, "give either a packed directory or --shape"),
     ],
 )

@@ -17,8 +17,13 @@ def run(
         str | None,
         typer.Option(help="random weights of bitnet-2b, smollm2-135m, qwen3-0.6b, llama-3b or llama-8b"),
     ] = None,
-    type: Annotated[str | None, typer.Option(help="scales of a shape: tensor, row or group")] = None,
-    group_size: Annotated[int, typer.Option(help="columns for each scale of --type group")] = 64,
+    type: Annotated[
+        str | None, typer.Option(help="bits of a ternary weight: t2 or t1.6; default: as stored, t2 for a shape")
+    ] = None,
+    granularity: Annotated[str | None, typer.Option(help="scales of a shape: tensor, row or group")] = None,
+    group_size: Annotated[int, typer.Option(help="columns for each scale of --granularity group")] = 64,
+    head: Annotated[str, typer.Option(help="embedding and head of a shape: q8, q6, q4 or f16")] = "q8",
+    kv_type: Annotated[str, typer.Option(help="keys and values: float16, float32 or int8")] = "float16",
     threads: Annotated[str, typer.Option(help="numbers of threads, such as 1,2; default: physical cores")] = "",
     prompt: Annotated[int, typer.Option(help="tokens of the prompt test; 0 skips it")] = 512,
     decode: Annotated[int, typer.Option(help="tokens of the decode test; 0 skips it")] = 128,
@@ -40,14 +45,17 @@ def run(
         block=block,
         repeat=repeat,
         kernels=kernels,
-        granularity=type,
+        type=type,
+        granularity=granularity,
         group_size=group_size,
+        head=head,
+        kv_type=kv_type,
     )
     with progress("bench") as show:
         figures = measure_speed(model, shape, options, show)
     machine, subject = figures["machine"], figures["model"]
     output.line(
-        f"{machine['cpu']}, {machine['isa']} ({machine['isa_reason']}): reads {machine['read_gb_s']} GB/s, "
+        f"{machine['cpu']}, {machine['isa']} ({_reason(kernels)}): reads {machine['read_gb_s']} GB/s, "
         f"{machine['int8_gops']} int8 GOP/s with {machine['threads']} threads"
     )
     output.line(
@@ -57,6 +65,12 @@ def run(
     columns = ("test", "threads", "tokens/s", "least", "most", "GB/s", "of bandwidth", "of int8 peak")
     output.table("speed", columns, [_row(result) for result in figures["results"]])
     output.finish(figures)
+
+
+def _reason(kernels: str) -> str:
+    from wrinklefree.engine.native import load_native
+
+    return str(load_native().kernels.select(kernels)[1])
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT
+from wrinklefree.artifact.tables import TABLE_FORMATS
 from wrinklefree.engine.generation import Generation, Step, decode_steps
 from wrinklefree.engine.native import load_native
 from wrinklefree.engine.sampling import SamplingParams
-from wrinklefree.errors import InputError
+from wrinklefree.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from wrinklefree.artifact.tokenizer import Tokenizer
 
+LAYOUTS = {"t2": LAYOUT, "t1.6": DENSE_LAYOUT}
 LOGIT_CHUNK = 64  # tokens whose logits are computed together
 
 
@@ -36,8 +39,9 @@ class Engine:
     """A loaded model. Calls from several threads are safe; each generation holds one of the slots.
 
     Attributes: ``config`` (the object in config.json), ``context`` (positions of a slot), ``slots``, ``threads``,
-    ``kernels_name``, ``kernels_reason``, ``bytes_per_token`` (weights read for one decoded token), ``kv_bytes``
-    (address space of one slot's cache).
+    ``kernels_name``, ``kernels_reason``, ``layout`` (of the ternary weights in memory), ``prefetch_bytes`` (how far
+    ahead of the kernels weights are asked for; 0: the processor's own prefetching), ``bytes_per_token`` (weights read
+    for one decoded token), ``kv_bytes`` (address space of one slot's cache).
     """
 
     def __init__(self, model: Any, config: Mapping[str, Any], directory: Path | None = None) -> None:
@@ -54,6 +58,8 @@ class Engine:
         self.vocab_size: int = model.vocab_size
         self.kernels_name: str = model.kernels_name
         self.kernels_reason: str = model.kernels_reason
+        self.layout: str = model.layout
+        self.prefetch_bytes: int = model.prefetch_bytes
         self.bytes_per_token: int = model.bytes_per_token
         self.kv_bytes: int = model.kv_bytes
 
@@ -67,13 +73,15 @@ class Engine:
         slots: int = 1,
         kv_type: str = "float16",
         keep_mapped: bool = False,
+        layout: str = "stored",
     ) -> Engine:
         """Return the model of a packed directory.
 
         ``threads`` None: one for each physical core this process may use. ``context`` None: the smaller of the
-        model's own and 4096 positions. ``kv_type``: float16 or float32 keys and values. ``keep_mapped``: leave the
-        weights in the page cache, where processes share them, instead of reading them into memory of their own (some
-        per cent faster; a file damaged later does no harm).
+        model's own and 4096 positions. ``kv_type``: keys and values in float16, float32 or int8. ``keep_mapped``:
+        leave the weights in the page cache, where processes share them, instead of reading them into memory of their
+        own (some per cent faster; a file damaged later does no harm). ``layout``: "stored", or "t2" or "t1.6" to hold
+        the ternary weights in 2 or 1.6 bits whatever the file has (the same values; needs memory of its own).
 
         Raises: FormatError when a file is damaged or not what this engine runs, InputError for an argument,
         MissingDependencyError when the extension is not built.
@@ -82,7 +90,9 @@ class Engine:
         options = _options(threads, context, kernels, slots, kv_type)
         if not directory.is_dir():
             raise InputError(f"{directory}: found no directory; give one that `wf export` wrote")
-        model = load_native().Model.load(str(directory), keep_mapped=keep_mapped, **options)
+        if layout not in ("stored", *LAYOUTS):
+            raise unknown_name("layout", layout, ("stored", *LAYOUTS))
+        model = load_native().Model.load(str(directory), keep_mapped=keep_mapped, layout=layout, **options)
         config = json.loads((directory / "config.json").read_bytes())  # the loader above has checked it
         return cls(model, config, directory)
 
@@ -98,13 +108,24 @@ class Engine:
         kernels: str = "auto",
         slots: int = 1,
         kv_type: str = "float16",
+        layout: str = "t2",
+        head: str = "q8",
     ) -> Engine:
-        """Return a model with random weights of the architecture in ``config`` (keys of config.json), for speed."""
+        """Return a model with random weights of the architecture in ``config`` (keys of config.json), for speed.
+
+        ``layout``: ternary weights in 2 bits (t2) or 1.6 (t1.6). ``head``: q8, q6, q4 or f16, for the embedding too.
+        """
         options = _options(threads, context, kernels, slots, kv_type)
         _check_int("seed", seed, 0, (1 << 64) - 1)
         _check_int("group_size", group_size, 0, 1 << 20)
         text = json.dumps(dict(config))
-        model = load_native().Model.random(text, granularity, group_size, seed, **options)
+        if layout not in LAYOUTS:
+            raise unknown_name("layout", layout, LAYOUTS)
+        if head not in TABLE_FORMATS:
+            raise unknown_name("head", head, TABLE_FORMATS)
+        model = load_native().Model.random(
+            text, granularity, group_size, seed, layout=LAYOUTS[layout], head=head, **options
+        )
         return cls(model, config)
 
     @property
@@ -211,6 +232,27 @@ class Engine:
         with self._slot(0):
             self._model.time_prefill(start)
             return float(self._model.time_decode(tokens))
+
+    def pass_seconds(self, tokens: int, all_logits: bool = True) -> float:
+        """Return the seconds of one pass over ``tokens`` tokens from an empty cache, with all logits or the last."""
+        _check_int("tokens", tokens, 1, self.context)
+        with self._slot(0):
+            return float(self._model.time_pass(tokens, all_logits))
+
+    def batch_decode_seconds(self, sequences: int, steps: int, start: int = 1) -> float:
+        """Return the seconds in which ``sequences`` sequences decode ``steps`` greedy tokens each, in joint passes.
+
+        Each sequence has a slot of its own and begins behind a prompt of ``start`` tokens.
+        """
+        _check_int("sequences", sequences, 1, self.slots)
+        _check_int("start", start, 1, self.context)
+        _check_int("steps", steps, 1, self.context - start)
+        prompt = np.arange(start, dtype=np.int32) % self.vocab_size
+        with ExitStack() as held:
+            for slot in range(sequences):
+                held.enter_context(self._slot(slot))
+                self._model.forward(slot, prompt, None)
+            return float(self._model.time_batch_decode(sequences, steps))
 
     @contextmanager
     def _slot(self, wanted: int | None = None) -> Iterator[int]:

@@ -8,7 +8,6 @@ share of bandwidth above one says that a part of the weights stays in the cache 
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +16,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from wrinklefree.artifact.config import ModelConfig, parse_config
+from wrinklefree.artifact.manifest import open_packed
 from wrinklefree.engine import Engine
-from wrinklefree.engine.engine import LOGIT_CHUNK
 from wrinklefree.engine.native import load_native
 from wrinklefree.errors import InputError, unknown_name
 
 READ_BYTES = 512 << 20  # more than any cache
 LIMIT_SECONDS = 0.5
 BATCH_STEPS = 16
+PASS_TOKENS = 256  # the engine feeds more tokens in pieces of this size, each reading the weights once
 DECODE_START_TOKENS = 8  # a short prompt, so that decoding is measured and attention is not
 
 
@@ -67,11 +65,12 @@ _GRANULARITY = {"bitnet-2b": "tensor", "smollm2-135m": "group", "qwen3-0.6b": "g
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What to measure. ``block``: tokens of one pass with the logits of all. ``batch``: sequences decoded together;
-    the engine runs them one after the other, so their common speed is that of one.
+    """What to measure. ``block``: tokens of one pass with the logits of all. ``batch``: sequences decoded together,
+    one token of each in a pass.
 
-    ``granularity`` and ``group_size`` are for shapes; a model has its own. ``seconds`` bounds each test: repeats
-    stop when it is used up (two are always made).
+    ``type`` is t2 or t1.6, the bits of a ternary weight; a model is measured as it is stored when it is None.
+    ``granularity``, ``group_size`` and ``head`` (q8, q6, q4 or f16) are for shapes; a model has its own. ``kv_type``:
+    float16, float32 or int8. ``seconds`` bounds each test: repeats stop when it is used up (two are always made).
     """
 
     threads: tuple[int, ...] = ()  # empty: one for each physical core
@@ -81,8 +80,11 @@ class SpeedOptions:
     block: int = 0
     repeat: int = 5
     kernels: str = "auto"
+    type: str | None = None
     granularity: str | None = None
     group_size: int = 64
+    head: str = "q8"
+    kv_type: str = "float16"
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -137,6 +139,7 @@ class _Subject:
     config: ModelConfig
     load: Callable[[int], Engine]
     bytes_per_token: int = 0
+    int8_head: bool = True
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -144,9 +147,12 @@ class _Subject:
         return sum(shape.rows * shape.columns for shape in self.config.linears().values())
 
     @property
+    def head_params(self) -> int:
+        return self.config.vocab_size * self.config.hidden_size
+
+    @property
     def params(self) -> int:
-        tables = 1 if self.config.tie_word_embeddings else 2
-        return self.ternary_params + tables * self.config.vocab_size * self.config.hidden_size
+        return self.ternary_params + (1 if self.config.tie_word_embeddings else 2) * self.head_params
 
 
 def measure_speed(
@@ -166,7 +172,7 @@ def measure_speed(
     context = max(options.prompt, options.decode + DECODE_START_TOKENS, options.block) + 1
     subject = _subject(model, shape, options, context)
     threads = options.threads or (int(load_native().available_cores()),)
-    name, reason = load_native().kernels.select(options.kernels)
+    name, _ = load_native().kernels.select(options.kernels)
     tests = sum(bool(wanted) for wanted in (options.prompt, options.decode, options.block)) + len(options.batch)
     steps = _Steps(len(threads) * (3 + tests), progress)
     limits: dict[int, _Limits] = {}
@@ -181,7 +187,7 @@ def measure_speed(
         subject.results += [_result(test, count, seconds, subject, limits[count]) for test, seconds in measured]
         del engine
     return {
-        "machine": _machine(name, reason, limits),
+        "machine": _machine(name, limits),
         "model": {
             "name": subject.name,
             "params": subject.params,
@@ -195,20 +201,29 @@ def measure_speed(
 def _subject(model: str | Path | None, shape: str | None, options: SpeedOptions, context: int) -> _Subject:
     if (model is None) == (shape is None):
         raise InputError("give either a packed directory or --shape with one of " + ", ".join(SHAPES))
+    slots = max((1, *options.batch))
     if model is not None:
         directory = Path(model)
-        engine = Engine.load(directory, 1, context, options.kernels)
-        config = parse_config(engine.config, str(directory / "config.json"))
-        return _Subject(directory.name, config, lambda count: Engine.load(directory, count, context, options.kernels))
+        packed = open_packed(directory)
+
+        def load(threads: int) -> Engine:
+            return Engine.load(
+                directory, threads, context, options.kernels, slots, options.kv_type, layout=options.type or "stored"
+            )
+
+        return _Subject(directory.name, packed.config, load, int8_head=packed.info.embedding != "f16")
     if shape is None or shape not in SHAPES:
         raise unknown_name("shape", str(shape), SHAPES)
     raw = {**SHAPES[shape], "max_position_embeddings": max(8192, context)}
     granularity = options.granularity or _GRANULARITY.get(shape, "row")
-    return _Subject(
-        shape,
-        parse_config(raw, f"shape {shape}"),
-        lambda count: Engine.random(raw, granularity, options.group_size, 0, count, context, options.kernels),
-    )
+
+    def random(threads: int) -> Engine:
+        return Engine.random(
+            raw, granularity, options.group_size, 0, threads, context, options.kernels, slots, options.kv_type,
+            layout=options.type or "t2", head=options.head,
+        )  # fmt: skip
+
+    return _Subject(shape, parse_config(raw, f"shape {shape}"), random, int8_head=options.head != "f16")
 
 
 def _measure_limits(kernels: str, threads: int, steps: _Steps) -> _Limits:
@@ -220,13 +235,11 @@ def _measure_limits(kernels: str, threads: int, steps: _Steps) -> _Limits:
     )
 
 
-def _machine(kernels: str, reason: str, limits: Mapping[int, _Limits]) -> dict[str, Any]:
+def _machine(kernels: str, limits: Mapping[int, _Limits]) -> dict[str, Any]:
     most = max(limits)
     return {
         "cpu": load_native().kernels.cpu_name(),
-        "architecture": platform.machine(),
         "isa": kernels,
-        "isa_reason": reason,
         "threads": most,
         "read_gb_s": round(limits[most].read_gb_s, 2),
         "int8_gops": round(2 * limits[most].int8_gmac_s, 1),  # a multiply and an add count as two
@@ -235,10 +248,12 @@ def _machine(kernels: str, reason: str, limits: Mapping[int, _Limits]) -> dict[s
 
 @dataclass(frozen=True)
 class _Test:
-    """One thing measured: its name, the tokens one repeat handles and the passes over the weights it takes."""
+    """One thing measured: its name, the tokens one repeat handles, of how many of them logits are computed, and the
+    passes over the weights it takes."""
 
     name: str
     tokens: int
+    logits: int
     passes: int
     once: Callable[[], float]
 
@@ -246,16 +261,19 @@ class _Test:
 def _tests(engine: Engine, options: SpeedOptions, steps: _Steps) -> Iterator[tuple[_Test, list[float]]]:
     tests = []
     if count := options.prompt:
-        tests.append(_Test(f"prompt{count}", count, 1, partial(engine.prefill_seconds, count)))
+        passes = -(-count // PASS_TOKENS)
+        tests.append(_Test(f"prompt{count}", count, 1, passes, partial(engine.prefill_seconds, count)))
     if count := options.decode:
-        tests.append(_Test(f"decode{count}", count, count, partial(engine.decode_seconds, count, DECODE_START_TOKENS)))
+        decode = partial(engine.decode_seconds, count, DECODE_START_TOKENS)
+        tests.append(_Test(f"decode{count}", count, count, count, decode))
     if count := options.block:
-        passes = -(-count // LOGIT_CHUNK)
-        tests.append(_Test(f"block{count}", count, passes, partial(_block_seconds, engine, count)))
+        passes = -(-count // PASS_TOKENS)
+        tests.append(_Test(f"block{count}", count, count, passes, partial(engine.pass_seconds, count)))
     for count in options.batch:
         each = max(1, min(BATCH_STEPS, options.decode))
-        together = partial(_batch_seconds, engine, count, each)
-        tests.append(_Test(f"batch{count}", count * each, count * each, together))
+        together = partial(engine.batch_decode_seconds, count, each, DECODE_START_TOKENS)
+        passes = each * -(-count // PASS_TOKENS)
+        tests.append(_Test(f"batch{count}", count * each, count * each, passes, together))
     for test in tests:
         steps.next(f"{test.name}: {options.repeat} repeats with {engine.threads} threads")
         yield test, _repeat(test.once, options)
@@ -270,24 +288,13 @@ def _repeat(once: Callable[[], float], options: SpeedOptions) -> list[float]:
     return seconds
 
 
-def _block_seconds(engine: Engine, tokens: int) -> float:
-    """Return the seconds of one pass over ``tokens`` tokens with the logits of all of them."""
-    ids = np.arange(tokens, dtype=np.int32) % engine.vocab_size
-    start = perf_counter()
-    engine.logits(ids)
-    return perf_counter() - start
-
-
-def _batch_seconds(engine: Engine, sequences: int, steps: int) -> float:
-    """Return the seconds in which ``sequences`` sequences each decode ``steps`` tokens, one after the other."""
-    return sum(engine.decode_seconds(steps, DECODE_START_TOKENS) for _ in range(sequences))
-
-
 def _result(test: _Test, threads: int, seconds: Sequence[float], subject: _Subject, limits: _Limits) -> dict[str, Any]:
     speeds = [test.tokens / value for value in seconds]
     median = statistics.median(speeds)
     gb_s = subject.bytes_per_token * test.passes * median / test.tokens * 1e-9
-    gmac_s = subject.ternary_params * median * 1e-9
+    # Activations of a quantised head have 15 bits, two int8 products; a float16 head takes none.
+    head = 2 * subject.head_params * test.logits / test.tokens if subject.int8_head else 0
+    gmac_s = (subject.ternary_params + head) * median * 1e-9
     return {
         "test": test.name,
         "threads": threads,
