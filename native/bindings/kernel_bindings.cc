@@ -368,6 +368,14 @@ void bind_kernels(nb::module_& module) {
   kernels.def("cpu_name", [] { return std::string(cpu_name()); });
   kernels.def("runnable", &runnable, "Names of the kernel tables this machine can run, best first.");
   kernels.def("select", &select, "name"_a, "(table's name, why it was chosen); ValueError when it cannot run here.");
+  kernels.def(
+      "preferred_prefetch",
+      [] {
+        const char* reason = "";
+        const int bytes = preferred_prefetch_bytes(&reason);
+        return std::pair(bytes, std::string(reason));
+      },
+      "(bytes asked for ahead of the weights being read, why).");
   bind_products(kernels);
   bind_speeds(kernels);
 }

@@ -206,8 +206,12 @@ def test_doctor_names_credentials_and_never_shows_them(
     found = _json(capsys, ["doctor", "--no-probe"])
     assert found["credentials"]["Hugging Face"] is True
     assert found["engine"]["kernels"] in found["engine"]["runnable"] and found["engine"]["reason"]
+    assert found["engine"]["prefetch bytes"] >= 0 and found["engine"]["prefetch reason"]
+    assert found["engine"]["threads"] >= 1 and found["engine"]["threads reason"]
     assert found["packages"]["numpy"] and found["torch"]["installed"] in (True, False)
 
 
 def test_doctor_measures_bandwidth(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0.1 < _json(capsys, ["doctor"])["engine"]["memory read GB/s"] < 5000
+    engine = _json(capsys, ["doctor"])["engine"]
+    for threads in {"1 thread", f"{engine['threads']} threads" if engine["threads"] > 1 else "1 thread"}:
+        assert 0.1 < engine[f"memory read GB/s, {threads}"] < 5000

@@ -52,25 +52,32 @@ def run(
 
 
 def engine_state(probe: bool) -> dict[str, Any]:
-    """Return the CPU's name, the kernels chosen and why, those that can run here, and the bandwidth measured."""
+    """Return what the engine chooses on this machine and why, what else can run here, and the bandwidth measured."""
     from wrinklefree.engine.native import load_native
 
     try:
-        kernels = load_native().kernels
+        native = load_native()
     except MissingDependencyError as error:
         return {"problem": str(error)}
+    kernels = native.kernels
     chosen, reason = kernels.select("auto")
+    prefetch, prefetch_reason = kernels.preferred_prefetch()
+    threads = int(native.available_cores())
+    logical = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     state = {
         "cpu": kernels.cpu_name(),
-        "cores this process may use": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "kernels": chosen,
         "reason": reason,
         "runnable": kernels.runnable(),
+        "prefetch bytes": prefetch,
+        "prefetch reason": prefetch_reason,
+        "threads": threads,
+        "threads reason": f"one for each physical core that this process may use; it sees {logical} logical CPUs",
     }
     if probe:
-        threads = state["cores this process may use"] or 1
-        bandwidth = kernels.read_gb_per_second(threads, _PROBE_BYTES, _PROBE_SECONDS)
-        state["memory read GB/s"] = round(bandwidth, 1)
+        for count in sorted({1, threads}):
+            bandwidth = kernels.read_gb_per_second(count, _PROBE_BYTES, _PROBE_SECONDS)
+            state[f"memory read GB/s, {count} thread{'s' if count > 1 else ''}"] = round(bandwidth, 1)
     return state
 
 
