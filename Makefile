@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 
-.PHONY: quickstart test slow check format bench fuzz clean
+.PHONY: quickstart test slow check format bench fuzz sanitize clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.native .venv/.model
@@ -38,6 +38,10 @@ bench: .venv/.native
 
 fuzz: .venv/.native
 	$(BIN)/python native/tests/fuzz_loader.py --seconds 600
+
+sanitize: .venv/.native
+	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh address,undefined
+	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh thread
 
 clean:
 	rm -rf .venv build

@@ -1,19 +1,19 @@
 #include "bench/machine.h"
 
-#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <memory>
-#include <new>
 #include <thread>
 #include <vector>
+
+#include "kernels/cpu_features.h"
+#include "runtime/huge_memory.h"
+#include "runtime/packed_codes.h"
 
 namespace wf {
 namespace {
@@ -72,36 +72,19 @@ uint64_t sum_words(const uint64_t* words, int64_t count) {
   return sum;
 }
 
-// A cheap random byte stream: speed does not depend on the values, but all-equal pages could be merged.
-void fill_random(uint8_t* out, int64_t bytes, uint8_t mask) {
+// Cheap random words: speed does not depend on the values, but all-equal pages could be merged.
+void fill_random(uint8_t* out, int64_t bytes) {
   uint64_t state = 0x9E3779B97F4A7C15ull;
-  for (int64_t i = 0; i < bytes; ++i) {
+  for (int64_t i = 0; i + 8 <= bytes; i += 8) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    out[i] = static_cast<uint8_t>(state) & mask;
+    std::memcpy(out + i, &state, 8);
   }
 }
 
-// Memory as the engine keeps weights in: huge pages where the system gives them.
-class Pages {
- public:
-  explicit Pages(int64_t bytes) : bytes_((static_cast<size_t>(bytes) + kHuge - 1) / kHuge * kHuge) {
-    memory_ = static_cast<uint8_t*>(std::aligned_alloc(kHuge, bytes_));
-    if (!memory_) throw std::bad_alloc();
-#if defined(__linux__)
-    madvise(memory_, bytes_, MADV_HUGEPAGE);
-#endif
-    std::memset(memory_, 1, bytes_);
-  }
-  ~Pages() { std::free(memory_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  uint8_t* data() { return memory_; }
-
- private:
-  static constexpr size_t kHuge = 2 << 20;
-  size_t bytes_;
-  uint8_t* memory_;
-};
+int32_t engines_prefetch() {
+  const char* reason;
+  return preferred_prefetch_bytes(&reason);
+}
 
 struct Activations {
   Activations(const Kernels& kernels, int32_t columns, int32_t tokens)
@@ -126,7 +109,8 @@ struct Activations {
 
 double read_gb_per_second(int threads, int64_t bytes, double seconds) {
   const int64_t words = bytes / 8 / threads;
-  Pages pages(words * threads * 8);
+  HugeMemory pages(static_cast<size_t>(words * threads * 8));
+  std::memset(pages.data(), 1, static_cast<size_t>(words * threads * 8));
   const auto* memory = reinterpret_cast<const uint64_t*>(pages.data());
   std::atomic<uint64_t> sink{0};
   const double best = best_of(seconds, [&] {
@@ -150,13 +134,15 @@ double int8_gmac_per_second(const Kernels& kernels, int threads, double seconds)
 ProductSpeed ternary_speed(const Kernels& kernels, const ProductShape& shape, int32_t tokens, int32_t copies,
                            int threads, double seconds) {
   const Activations x(kernels, shape.columns, tokens);
+  const int32_t prefetch = engines_prefetch();
   const int32_t row_blocks = (shape.rows + kRowsPerBlock - 1) / kRowsPerBlock;
   const int32_t groups = shape.group_size ? (shape.columns + shape.group_size - 1) / shape.group_size : 0;
   const int64_t code_bytes = row_blocks * row_block_bytes(shape.layout, x.blocks);
   const int64_t group_count = static_cast<int64_t>(row_blocks) * groups * kRowsPerBlock;
-  Pages codes(code_bytes * copies);
-  fill_random(codes.data(), code_bytes * copies, 0x55);  // codes 0 and 1; what t1.6 makes of it is as fast as any
-  Pages scale_pages(group_count * copies * 2);
+  HugeMemory codes(static_cast<size_t>(code_bytes * copies));
+  fill_random(codes.data(), code_bytes * copies);
+  make_codes_valid(codes.data(), {row_blocks, x.blocks, shape.layout}, row_blocks * copies);
+  HugeMemory scale_pages(static_cast<size_t>(group_count * copies * 2));
   auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
   std::fill(group_scales, group_scales + group_count * copies, uint16_t{0x3C00});  // 1.0
   std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
@@ -176,7 +162,7 @@ ProductSpeed ternary_speed(const Kernels& kernels, const ProductShape& shape, in
                               x.blocks,
                               shape.group_size / kColumnsPerBlock,
                               shape.layout,
-                              0};
+                              prefetch};
         kernels.ternary_gemm(&w, x.q.data(), x.block_sums.data(), x.scales.data(), tokens, begin, end, y.data(),
                              shape.rows);
       }
@@ -196,8 +182,8 @@ ProductSpeed head_speed(const Kernels& kernels, TableFormat format, int32_t rows
   const int64_t group_count = format == TableFormat::kQ8 ? 0
                                                          : int64_t{row_blocks} * kRowsPerBlock * column_blocks *
                                                                (format == TableFormat::kQ6 ? 1 : 2);
-  Pages pages(code_bytes), scale_pages(group_count * 2 + 1);
-  fill_random(pages.data(), code_bytes, 0xFF);
+  HugeMemory pages(static_cast<size_t>(code_bytes)), scale_pages(static_cast<size_t>(group_count) * 2);
+  fill_random(pages.data(), code_bytes);
   auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
   std::fill(group_scales, group_scales + group_count, uint16_t{0x3C00});  // 1.0
   std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 0.01f);
@@ -219,7 +205,7 @@ ProductSpeed head_speed(const Kernels& kernels, TableFormat format, int32_t rows
                       row_blocks,
                       column_blocks,
                       format,
-                      0};
+                      engines_prefetch()};
   const double best = best_of(seconds, [&] {
     return run_together(threads, [&](int thread) {
       const auto begin = static_cast<int32_t>(int64_t{row_blocks} * thread / threads);

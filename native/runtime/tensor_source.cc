@@ -71,7 +71,7 @@ class FileSource : public TensorSource {
     const bool convert = wanted != shape.layout;
     const uint64_t row_bytes = shape.row_bytes();
     const uint64_t out_bytes = CodesShape{1, shape.column_blocks, wanted}.row_bytes();
-    const bool own = convert || !keep_mapped_;
+    const bool own = convert || !keep_mapped_;  // then nothing is touched through the mapping
     uint8_t* out = own ? arena_.allocate(static_cast<uint64_t>(shape.row_blocks) * out_bytes) : nullptr;
     const auto* mapped = reinterpret_cast<const uint8_t*>(file_.file().data()) + file_.offset(entry);
     const auto step = static_cast<int32_t>(std::max<uint64_t>(1, kPieceBytes / row_bytes));
@@ -83,7 +83,7 @@ class FileSource : public TensorSource {
         std::vector<uint8_t> stored;  // what is converted does not stay
         const uint8_t* data = mapped + start;
         uint8_t* target = out + static_cast<uint64_t>(row) * out_bytes;
-        if (!keep_mapped_) {
+        if (own) {
           if (convert) stored.resize(bytes);
           uint8_t* copy = convert ? stored.data() : target;
           file_.file().read(file_.offset(entry) + start, copy, bytes);

@@ -32,6 +32,8 @@ from wrinklefree import _native
 from wrinklefree.errors import FormatError, InputError
 
 TOYS = ("llama_tensor", "llama_group_64", "qwen3", "bitnet", "linear_rope_f16_head", "bias_everywhere")
+TOYS += ("q6_head", "untied_q4_head", "dense_row", "dense_group_128")
+LAYOUTS = ("stored", "stored", "t2", "t1.6")  # in memory
 SPARE_BYTES = 1 << 30  # above what the process has when it starts; a toy needs a few MiB
 SECONDS_PER_LOAD = 20
 NUMBERS = (0, 1, -1, 2, 3, 7, 63, 64, 255, 256, 2**15, 2**16, 2**20, 2**24, 2**31 - 1, 2**31, 2**32, 2**53, 2**62)
@@ -44,6 +46,10 @@ VALUES: tuple[Any, ...] = (
     "x",
     "silu",
     "llama3",
+    "t2-r16c64",
+    "t1.6-r16c64",
+    "q4",
+    "q6",
     "F32",
     1e-300,
     1e300,
@@ -145,10 +151,10 @@ def damage(source: Path, target: Path, rng: random.Random) -> None:
     (target / "model.safetensors").write_bytes(weights)
 
 
-def load_and_run(directory: Path) -> str:
+def load_and_run(directory: Path, layout: str, keep_mapped: bool) -> str:
     """Load a directory and compute a few tokens; return what happened."""
     try:
-        model = _native.Model.load(str(directory), threads=1)
+        model = _native.Model.load(str(directory), threads=1, layout=layout, keep_mapped=keep_mapped)
     except (FormatError, InputError) as error:
         assert str(error), "an error without a message"
         return "refused"
@@ -183,7 +189,7 @@ def run_cases(seed: int, cases: int, seconds: float) -> dict[str, int]:
             damage(rng.choice(sources), target, rng)
             signal.alarm(SECONDS_PER_LOAD)
             try:
-                outcome = load_and_run(target)
+                outcome = load_and_run(target, rng.choice(LAYOUTS), rng.random() < 0.5)
             except BaseException:
                 print(f"case {case} of seed {seed} failed", file=sys.stderr)
                 raise

@@ -118,8 +118,9 @@ struct Product {
   TernaryMatrix matrix;
 };
 
-// Whether `found` is the scaled product of one row and token. A sum of G scaled integers has a rounding for each
-// integer (above 2^24), product and addition and one for the token's scale, of at most the sum of magnitudes each.
+// Whether `found` is the scaled product of one row and token. With group scales a kernel may end its integers at any
+// column block: a sum of C scaled integers has a rounding for each integer (above 2^24), product and addition and one
+// for the token's scale, of at most the sum of magnitudes each.
 bool right_product(const Product& p, const Case& c, int row, int t, float found) {
   const double token_scale = p.token_scales.start[t];
   if (p.groups == 0) {
@@ -127,13 +128,14 @@ bool right_product(const Product& p, const Case& c, int row, int t, float found)
     return fabs(found - exact) <= 4 * kEpsilon * fabs(exact);
   }
   double exact = 0, magnitude = 0;
-  for (int g = 0; g < p.groups; ++g) {
-    const size_t place = (static_cast<size_t>(row / kRowsPerBlock) * p.groups + g) * kRowsPerBlock;
+  for (int block = 0; block < p.column_blocks; ++block) {
+    const int group = block * kColumnsPerBlock / c.group_size;
+    const size_t place = (static_cast<size_t>(row / kRowsPerBlock) * p.groups + group) * kRowsPerBlock;
     const double scale = float_of_half(p.group_scales.start[place + row % kRowsPerBlock]);
-    const double part = scale * p.dot(row, t, g * c.group_size, std::min((g + 1) * c.group_size, p.width));
+    const double part = scale * p.dot(row, t, block * kColumnsPerBlock, (block + 1) * kColumnsPerBlock);
     exact += part, magnitude += fabs(part);
   }
-  return fabs(found - exact * token_scale) <= (p.groups + 4) * kEpsilon * magnitude * token_scale;
+  return fabs(found - exact * token_scale) <= (p.column_blocks + 4) * kEpsilon * magnitude * token_scale;
 }
 
 void check_product(const Kernels& kernels, const Case& c) {

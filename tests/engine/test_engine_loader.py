@@ -230,6 +230,15 @@ def test_infinite_half_precision_embedding(tmp_path: Path) -> None:
         load(directory)
 
 
+def test_a_byte_that_stands_for_no_five_codes(tmp_path: Path) -> None:
+    directory = make_toy(tmp_path, "dense_row")
+    name = GATE.replace("gate_proj", "down_proj") + ".weight"
+    edit_tensors(directory, lambda t: t[name].__setitem__((-1, 1023), 1))
+    for options in ({}, {"keep_mapped": True}, {"layout": "t2"}):
+        with pytest.raises(FormatError, match=r"down_proj.weight': found a byte that stands for no five codes"):
+            _native.Model.load(str(directory), **options)
+
+
 def test_misaligned_tensor(copy: Path) -> None:
     header, data = split(copy)
     join(copy, padded(json.dumps(header).encode()) + b" ", data)
@@ -405,6 +414,30 @@ def test_weights_in_memory_and_mapped_are_the_same(copy: Path) -> None:
     for row, keep_mapped in zip(rows, (False, True), strict=True):
         _native.Model.load(str(copy), threads=1, keep_mapped=keep_mapped).forward(0, tokens, row)
     np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("keep_mapped", [False, True])
+@pytest.mark.parametrize("name", ["llama_row_odd_sizes", "dense_row", "dense_group_128"])
+def test_stored_in_one_layout_and_run_in_the_other(tmp_path: Path, name: str, keep_mapped: bool) -> None:
+    """The codes are the same (tests/native); so must the logits be, up to the order of sums over groups: 1e-5."""
+    directory = make_toy(tmp_path, name)
+    tokens = np.arange(5, dtype=np.int32)
+    rows = np.empty((3, 256), np.float32)
+    for row, layout in zip(rows, ("stored", "t2", "t1.6"), strict=True):
+        model = _native.Model.load(str(directory), threads=2, keep_mapped=keep_mapped, layout=layout)
+        assert layout == "stored" or model.layout == layout + "-r16c64"
+        model.forward(0, tokens, row)
+    if "group" not in name:
+        np.testing.assert_array_equal(rows[1:], rows[[0, 0]])
+    np.testing.assert_allclose(rows[1:], rows[[0, 0]], rtol=0, atol=1e-5 * rows[0].std())
+
+
+def test_unknown_ways_to_hold_weights_are_refused(copy: Path) -> None:
+    with pytest.raises(InputError, match=r"layout: found 't3', allowed are stored, t2 and t1.6"):
+        _native.Model.load(str(copy), layout="t3")
+    with pytest.raises(InputError, match="prefetch_bytes: found -2"):
+        _native.Model.load(str(copy), prefetch_bytes=-2)
+    assert _native.Model.load(str(copy), prefetch_bytes=512).prefetch_bytes == 512
 
 
 def test_a_file_cut_off_after_loading_does_no_harm(copy: Path) -> None:

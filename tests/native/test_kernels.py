@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wrinklefree.artifact import packing, tables
+from wrinklefree.errors import FormatError
 
 native = pytest.importorskip("wrinklefree._native", reason="native kernels: not built, not checked")
 kernels = native.kernels
@@ -69,6 +70,32 @@ def test_integer_products_are_exact(
             continue  # plain loops: slow
         dots = kernels.ternary_dots(name, packed, rows, columns, q, sums, layout, prefetch)
         np.testing.assert_array_equal(dots, _products(ternary, q), err_msg=name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 70), columns=st.integers(1, 1400), seed=st.integers(0, 2**32 - 1))
+def test_one_layout_becomes_the_other_byte_for_byte(rows: int, columns: int, seed: int) -> None:
+    ternary = _random_ternary(np.random.default_rng(seed), rows, columns)
+    packed = {layout: packing.pack_codes(ternary, layout) for layout in packing.LAYOUTS}
+    for layout, other in (packing.LAYOUTS, packing.LAYOUTS[::-1]):
+        found = kernels.converted(packed[layout], rows, columns, layout)
+        np.testing.assert_array_equal(found, packed[other].reshape(-1))
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 2047, 2048, 2559])
+def test_bytes_that_stand_for_no_codes_are_refused(place: int) -> None:
+    """One row block of 12 column blocks is two superblocks and two blocks of two bits; every byte is tried there."""
+    dense = packing.pack_codes(np.zeros((16, 768), np.int8), packing.DENSE_LAYOUT)
+    assert dense.shape == (1, 2560)
+    for byte in range(256):
+        dense[0, place] = byte
+        try:
+            packing.unpack_codes(dense, 16, 768, packing.DENSE_LAYOUT)
+        except FormatError:
+            with pytest.raises(ValueError, match=r"stands for no five codes|bit pattern 3"):
+                kernels.converted(dense, 16, 768, packing.DENSE_LAYOUT)
+        else:
+            kernels.converted(dense, 16, 768, packing.DENSE_LAYOUT)
 
 
 @LAYOUTS
