@@ -104,7 +104,9 @@ struct Wide {
   };
   WF_ALWAYS_INLINE void add(const Codes& codes, __m256i first, __m256i second) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(codes.even, first));
+    in_order(sum);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(codes.odd, second));
+    in_order(sum);
   }
   WF_ALWAYS_INLINE __m256i whole() const { return sum; }
 

@@ -70,6 +70,18 @@ inline void unpack_q6(const uint8_t* codes, int32_t prefetch, uint8_t* bytes) {
   }
 }
 
+// Adds whole sums of 16 rows, times the scales of a group, or as they are.
+WF_ALWAYS_INLINE void add_sums(__m256i low, __m256i high, const float* scales, float* sums) {
+  V::store(sums, V::fma(_mm256_cvtepi32_ps(low), V::load(scales), V::load(sums)));
+  V::store(sums + 8, V::fma(_mm256_cvtepi32_ps(high), V::load(scales + 8), V::load(sums + 8)));
+}
+WF_ALWAYS_INLINE void add_sums(__m256i low, __m256i high, const float*, double* sums) {
+  const __m128i four[4] = {_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1), _mm256_castsi256_si128(high),
+                           _mm256_extracti128_si256(high, 1)};
+  for (int32_t i = 0; i < 16; i += 4)
+    _mm256_storeu_pd(sums + i, _mm256_add_pd(_mm256_loadu_pd(sums + i), _mm256_cvtepi32_pd(four[i / 4])));
+}
+
 // 16 rows x T tokens. kHalves: half column blocks that share a scale, 0 for kQ8; results are added to sums
 // [T][16], float for groups and double for kQ8.
 template <int32_t T, int32_t kHalves, class Sum>
@@ -79,41 +91,27 @@ WF_ALWAYS_INLINE void table_tile(const TablePiece& piece, const TableActivations
   const uint8_t* bytes = piece.bytes;
   const int8_t *first = x.first + piece.first * kColumnsPerBlock, *second = x.second + piece.first * kColumnsPerBlock;
   for (int32_t half = 0; half < halves; half += together) {
-    __m256i start[T];
-    for (int32_t t = 0; t < T; ++t) {
+    Wide low[T], high[T];
+    times<T>([&](int32_t t) WF_INLINE_BODY {
       int32_t total = 0;
       for (int32_t i = half; i < half + together; ++i) total += x.half_sums[t * x.half_stride + 2 * piece.first + i];
-      start[t] = _mm256_set1_epi32(-offset * total);
-    }
-    Wide low[T], high[T];
-    for (int32_t t = 0; t < T; ++t) low[t] = high[t] = Wide(start[t]);
+      low[t] = high[t] = Wide(_mm256_set1_epi32(-offset * total));
+    });
     for (int32_t i = half; i < half + together; ++i) {
       if constexpr (kHalves == 0)
         for (int32_t j = 0; j < kTableBlockBytes / 2; j += 64) __builtin_prefetch(bytes + j + piece.prefetch);
-#pragma GCC unroll 8
-      for (int32_t k = 0; k < 32; k += 4) {
-        const Wide::Codes low_codes(bytes + 16 * k), high_codes(bytes + 16 * k + 32);
-        for (int32_t t = 0; t < T; ++t) {
-          const __m256i a = four_columns(first + t * x.stride + k), b = four_columns(second + t * x.stride + k);
+      times<8>([&](int32_t k) WF_INLINE_BODY {
+        const Wide::Codes low_codes(bytes + 64 * k), high_codes(bytes + 64 * k + 32);
+        times<T>([&](int32_t t) WF_INLINE_BODY {
+          const __m256i a = four_columns(first + t * x.stride + 4 * k), b = four_columns(second + t * x.stride + 4 * k);
           low[t].add(low_codes, a, b);
           high[t].add(high_codes, a, b);
-        }
-      }
+        });
+      });
       bytes += kTableBlockBytes / 2, first += 32, second += 32;
     }
-    for (int32_t t = 0; t < T; ++t) {
-      Sum* out = sums + t * kRowsPerBlock;
-      if constexpr (kHalves) {
-        V::store(out, V::fma(_mm256_cvtepi32_ps(low[t].whole()), V::load(scales), V::load(out)));
-        V::store(out + 8, V::fma(_mm256_cvtepi32_ps(high[t].whole()), V::load(scales + 8), V::load(out + 8)));
-      } else {
-        const __m256i whole[2] = {low[t].whole(), high[t].whole()};
-        for (int32_t i = 0; i < 4; ++i) {
-          const __m128i four = i % 2 ? _mm256_extracti128_si256(whole[i / 2], 1) : _mm256_castsi256_si128(whole[i / 2]);
-          _mm256_storeu_pd(out + 4 * i, _mm256_add_pd(_mm256_loadu_pd(out + 4 * i), _mm256_cvtepi32_pd(four)));
-        }
-      }
-    }
+    times<T>([&](int32_t t)
+                 WF_INLINE_BODY { add_sums(low[t].whole(), high[t].whole(), scales, sums + t * kRowsPerBlock); });
     scales += kRowsPerBlock;
   }
 }
@@ -162,8 +160,10 @@ inline void table_row(const TableMatrix* w, const TableActivations& x, int32_t t
         }
       const uint16_t* from =
           w->group_scales + (static_cast<int64_t>(block) * w->column_blocks + first) * kGroups * kRowsPerBlock;
-      for (int32_t i = 0; i < blocks * kGroups * kRowsPerBlock; i += kLanes)
+      for (int32_t i = 0; i < blocks * kGroups * kRowsPerBlock; i += kLanes) {
+        __builtin_prefetch(from + i + w->prefetch / 2);
         V::store(scales + i, V::from_f16(from + i));
+      }
       piece.bytes = bytes;
       piece.scales = scales;
     }

@@ -196,6 +196,7 @@ inline void few_grouped(const Few<T, kBlocks, kGroupBlocks>& few, int32_t block,
     __m256i dots[T][Shape::kRegisters];
     for (int32_t t = 0; t < T; ++t)
       for (int32_t r = 0; r < Shape::kRegisters; ++r) dots[t][r] = _mm256_setzero_si256();
+    for (int32_t b = 0; b < kBlocks; ++b) __builtin_prefetch(scales_at(2 * b, group) + few.w->prefetch / 4);
     few.add_range(c, last, offset, dots);
     for (int32_t t = 0; t < T; ++t) {
       int32_t activations = 0;
