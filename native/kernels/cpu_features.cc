@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -29,6 +33,17 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
 }
 
+// The 8 KiB of tile data are given to processes that ask for them.
+// Source: Linux, Documentation/arch/x86/xstate.rst.
+bool tiles_allowed() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuFeatures detect() {
   CpuFeatures found{};
   unsigned a, b, c, d;
@@ -45,6 +60,9 @@ CpuFeatures detect() {
   found.avx2_fma_f16c = avx2 && fma && f16c && ymm_saved;
   found.avx_vnni = found.avx2_fma_f16c && has_avx_vnni();
   found.avx512_vnni = found.avx2_fma_f16c && f && dq && bw && vl && vnni && zmm_saved;
+  const bool amx_tile = d & (1u << 24), amx_int8 = d & (1u << 25);
+  const bool tiles_saved = (saved & 0x60000) == 0x60000;  // bits 17 (shapes) and 18 (data)
+  found.amx_int8 = found.avx512_vnni && amx_tile && amx_int8 && tiles_saved && tiles_allowed();
   return found;
 }
 
@@ -131,7 +149,7 @@ int preferred_prefetch_bytes(const char** reason) {
   static const bool intel = made_by_intel();
   *reason = intel ? "an Intel processor: its prefetcher stops at every 4 KiB page"
                   : "no Intel processor: the hardware keeps up by itself";
-  return intel ? 512 : 0;
+  return intel ? 2048 : 0;
 }
 
 const char* cpu_name() {
