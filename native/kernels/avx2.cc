@@ -11,7 +11,7 @@ namespace {
 
 struct Dot {
   static constexpr int32_t kMostBlocks[3] = {4, 2, 0};
-  static constexpr int32_t few_sums(int32_t tokens, int32_t group_blocks) {
+  static constexpr int32_t few_sums(int32_t tokens, int32_t, int32_t group_blocks) {
     return tokens <= (group_blocks == 1 ? 2 : 3) ? 2 : 1;
   }
 
@@ -42,10 +42,11 @@ struct Fives {
   }
 };
 
-constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
-constexpr int32_t kTileTokens = 4;     // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
-constexpr int32_t kSegmentBlocks = 4;  // 256 columns: 64 results, the most an int16 can hold
-constexpr int32_t kFewBlocks = 1;
+constexpr int32_t kPanelRows = 16;       // two registers of 8 rows
+constexpr int32_t kTileTokens = 4;       // 2 x 4 sums, 2 codes, 1 broadcast and products in flight of 16 registers
+constexpr int32_t kSegmentBlocks = 4;    // 256 columns: 64 results, the most an int16 can hold
+constexpr int32_t kFewBlocks = 2;        // two streams of codes ...
+constexpr int32_t kFewBlocksTokens = 1;  // ... for one token; the sums of more would not stay in registers
 constexpr int32_t kFewTokens = 5;
 constexpr int32_t kFewGroupedTokens = 5;
 constexpr int32_t kFewDenseTokens = 2;

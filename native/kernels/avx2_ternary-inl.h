@@ -5,7 +5,7 @@
 //   struct Dot {
 //     add(sum, codes, q)      adds the products of 4 columns of 8 rows,
 //     whole<kShift>(sum)      the sum as 8 int32, times 2^kShift,
-//     few_sums(tokens, ...)   how many sums the planes of t2 are added to, see plane_of,
+//     few_sums(tokens, row blocks, blocks of a group): how many sums the planes of t2 are added to, see plane_of,
 //     kMostBlocks[3]          the most column blocks that sums of few_sums 1, 2, 4 hold,
 //   };
 //   struct Fives<T>           a superblock of 1.6 bits, see add_fives,
@@ -43,7 +43,7 @@ struct Few {
   // the same codes once for each register of rows, or the sums would not stay in registers; not where a scale ends
   // the sums after every column block anyway.
   static constexpr int32_t kAtOnce = T == 1 || kGroupBlocks == 1 ? kRegisters : 1;
-  static constexpr int32_t kSums = Dot::few_sums(T, kGroupBlocks);
+  static constexpr int32_t kSums = Dot::few_sums(T, kBlocks, kGroupBlocks);
   static constexpr int32_t kShift = 2 * (kSums - 1);  // sums are combined as this many bits too high
   static constexpr int32_t kMost = Dot::kMostBlocks[kSums / 2];
 

@@ -83,7 +83,8 @@ struct V {
 namespace wf {
 namespace {
 
-constexpr int32_t kFewBlocks = 2;  // two streams of codes
+constexpr int32_t kFewBlocks = 2;        // two streams of codes
+constexpr int32_t kFewBlocksTokens = 8;  // however many tokens
 
 WF_ALWAYS_INLINE __m512i load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 

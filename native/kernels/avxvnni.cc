@@ -9,7 +9,8 @@ namespace {
 struct Dot {
   static constexpr int32_t kMostBlocks[3] = {8, 8, 8};
   // vpdpbusd takes 4 or 5 cycles, so one token needs several chains to keep the units busy.
-  static constexpr int32_t few_sums(int32_t tokens, int32_t group_blocks) {
+  static constexpr int32_t few_sums(int32_t tokens, int32_t row_blocks, int32_t group_blocks) {
+    if (row_blocks == 2) return 2;
     if (group_blocks == 1) return tokens == 1 ? 4 : tokens <= 3 ? 2 : 1;
     return tokens <= 3 ? 4 : 2;
   }
@@ -46,10 +47,11 @@ struct Fives {
   }
 };
 
-constexpr int32_t kPanelRows = 16;     // two registers of 8 rows
-constexpr int32_t kTileTokens = 6;     // 2 x 6 sums, 2 codes and a broadcast of 16 registers
-constexpr int32_t kSegmentBlocks = 8;  // a whole panel
-constexpr int32_t kFewBlocks = 1;
+constexpr int32_t kPanelRows = 16;       // two registers of 8 rows
+constexpr int32_t kTileTokens = 6;       // 2 x 6 sums, 2 codes and a broadcast of 16 registers
+constexpr int32_t kSegmentBlocks = 8;    // a whole panel
+constexpr int32_t kFewBlocks = 2;        // two streams of codes ...
+constexpr int32_t kFewBlocksTokens = 1;  // ... for one token; the sums of more would not stay in registers
 constexpr int32_t kFewTokens = 5;
 constexpr int32_t kFewGroupedTokens = 6;
 constexpr int32_t kFewDenseTokens = 1;

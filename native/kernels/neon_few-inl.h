@@ -12,6 +12,7 @@ constexpr int32_t kFewGroupedTokens = 4;
 constexpr int32_t kFewDenseTokens = 2;  // unpacking is dear enough for a panel from three tokens on
 constexpr int32_t kFewDenseGroupedTokens = 2;
 constexpr int32_t kFewBlocks = 1;
+constexpr int32_t kFewBlocksTokens = 1;
 
 // 4 columns of 4 rows in each register: what the four bit pairs of 16 bytes stand for.
 struct TwoBits {

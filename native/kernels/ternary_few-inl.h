@@ -4,7 +4,7 @@
 // Each kernel file defines before it includes this one:
 //   kFewTokens and kFewGroupedTokens (the most tokens that take this way without and with group scales),
 //   kFewDenseTokens and kFewDenseGroupedTokens (the same for codes of 1.6 bits),
-//   kFewBlocks (row blocks that few_blocks takes at once),
+//   kFewBlocks (row blocks that few_blocks takes at once) for up to kFewBlocksTokens tokens, one for more,
 //   few_blocks<T, kBlocks, kGrouped, kScaled>(w, block, apart, q, block_sums, totals, out): the sums of the row blocks
 //   block, block + apart, ... (kBlocks of them) for T tokens, out [T][kBlocks * 16]: with kGrouped the float32 sums of
 //   the groups, each times its scale when kScaled, else the exact dot products as float32. totals [T] holds the sum of
@@ -80,7 +80,7 @@ inline void few_tokens(const TernaryMatrix* w, const int8_t* q, const int32_t* b
   if constexpr (!kGrouped)
     for (int32_t t = 0; t < T; ++t)
       for (int32_t c = 0; c < w->column_blocks; ++c) totals[t] += block_sums[t * w->column_blocks + c];
-  few_rows<kOutput, T, kFewBlocks, kGrouped>(w, q, block_sums, totals, begin, end, out);
+  few_rows<kOutput, T, T <= kFewBlocksTokens ? kFewBlocks : 1, kGrouped>(w, q, block_sums, totals, begin, end, out);
 }
 
 inline int32_t most_few_tokens(const TernaryMatrix* w) {
