@@ -278,4 +278,19 @@ NB_MODULE(_native, module) {
   wf::bind_sampler(module);
   wf::bind_kernels(module);
   module.def("available_cores", &wf::available_cores, "Physical cores this process may use.");
+  module.def(
+      "core_choice",
+      [] {
+        const wf::CoreChoice choice = wf::choose_cores();
+        nb::dict found;
+        found["cpus"] = choice.cpus;
+        found["cores"] = choice.cores;
+        found["smt"] = choice.cpus > choice.cores;
+        found["quota"] = choice.quota;
+        found["numa_nodes"] = choice.numa_nodes;
+        found["chosen"] = choice.chosen;
+        found["why"] = choice.why;
+        return found;
+      },
+      "The processors this process may use, and how many threads are started by default, with the reason.");
 }

@@ -20,7 +20,7 @@ uint64_t KvCache::bytes(const ModelConfig& config, int32_t context, KvType type)
          static_cast<uint64_t>(config.num_key_value_heads) * static_cast<uint64_t>(context) * row;
 }
 
-KvCache::KvCache(const ModelConfig& config, int32_t context, KvType type)
+KvCache::KvCache(const ModelConfig& config, int32_t context, KvType type, bool huge_pages)
     : heads_(static_cast<size_t>(config.num_key_value_heads)),
       head_dim_(static_cast<size_t>(config.head_dim)),
       context_(static_cast<size_t>(context)),
@@ -30,6 +30,11 @@ KvCache::KvCache(const ModelConfig& config, int32_t context, KvType type)
   void* memory = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<char*>(memory);
+#if defined(MADV_HUGEPAGE)
+  if (huge_pages) ::madvise(memory, bytes_, MADV_HUGEPAGE);  // a wish: without them everything works, slower
+#else
+  static_cast<void>(huge_pages);
+#endif
 }
 
 KvCache::~KvCache() { ::munmap(memory_, bytes_); }

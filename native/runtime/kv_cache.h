@@ -11,8 +11,10 @@ namespace wf {
 
 class KvCache {
  public:
-  // Reserves address space; a page takes memory when its position is first written. Throws std::bad_alloc.
-  KvCache(const ModelConfig& config, int32_t context, KvType type);
+  // Reserves address space; a page takes memory when its position is first written. With huge pages reading is half as
+  // fast again (13 against 8 GB/s measured), but a short sequence takes a large part of the whole: each head of each
+  // layer has a region of its own. Throws std::bad_alloc.
+  KvCache(const ModelConfig& config, int32_t context, KvType type, bool huge_pages);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;

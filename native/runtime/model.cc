@@ -53,8 +53,12 @@ int32_t choose_context(const ModelConfig& config, const ModelOptions& options) {
   return checked_option("context", options.context, 1, most);
 }
 
+uint64_t machine_memory() {
+  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 void check_memory(uint64_t bytes, const char* what) {
-  const auto memory = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t memory = machine_memory();
   if (bytes > memory) {
     throw InputError(message(what, " would take ", bytes >> 20, " MiB, this machine has ", memory >> 20,
                              "; choose a smaller context or fewer slots"));
@@ -98,7 +102,8 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
       kv_type_(options.kv_type),
       context_(choose_context(config_, options)),
       pool_(choose_threads(options)),
-      decode_threads_(pool_.size()),
+      most_active_(options.oversubscribe ? pool_.size() : std::min(pool_.size(), choose_cores().cpus)),
+      decode_threads_(most_active_),
       shared_(config_) {
   const char* reason = nullptr;
   kernels_ = select_kernels(options.kernels.c_str(), &reason);
@@ -109,7 +114,8 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
   kernels_reason_ = reason != nullptr ? reason : "";
   const int32_t count = checked_option("slots", options.slots, 1, kMostSlots);
   check_memory(checked_product(kv_bytes(), static_cast<uint64_t>(count), "the KV caches"), "the KV caches");
-  for (int32_t i = 0; i < count; ++i) slots_.push_back(std::make_unique<KvCache>(config_, context_, kv_type_));
+  const bool huge = kv_bytes() * static_cast<uint64_t>(count) <= machine_memory() / 8;
+  for (int32_t i = 0; i < count; ++i) slots_.push_back(std::make_unique<KvCache>(config_, context_, kv_type_, huge));
   for (int i = 0; i < pool_.size(); ++i) own_.emplace_back(config_);
 }
 
@@ -137,7 +143,7 @@ void Model::truncate(int32_t slot, int32_t length) {
 void Model::run_job(Pass& pass, size_t rows) {
   const auto job = [&pass](Worker& worker) { pass.run(worker); };
   if (rows > 1) {  // pieces of work long enough to wait for
-    pool_.run(pool_.size(), job);
+    pool_.run(most_active_, job);
     return;
   }
   const int64_t stalls = pool_.stalls();

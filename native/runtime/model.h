@@ -23,6 +23,7 @@ struct ModelOptions {
   int32_t slots = 1;
   std::string kernels = "auto";
   KvType kv_type = KvType::kF16;
+  bool oversubscribe = false;     // let more threads work than there are CPUs: for tests of the threads
   bool keep_mapped = false;       // see file_source
   std::string layout = "stored";  // of the weights in memory: stored, t2 or t1.6 (converted, the same numbers)
   int32_t prefetch_bytes = -1;    // see TernaryMatrix::prefetch; -1: preferred_prefetch_bytes()
@@ -98,6 +99,7 @@ class Model {
   int32_t context_;
   std::vector<std::unique_ptr<KvCache>> slots_;
   ThreadPool pool_;
+  const int most_active_;  // threads of a pass: more than CPUs would wait for each other
   ActiveThreads decode_threads_;
   SharedScratch shared_;
   std::vector<ThreadScratch> own_;  // by thread

@@ -8,12 +8,24 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "profile.h"
 
 namespace wf {
+
+// The processors this process may use, and how many threads to start by default.
+struct CoreChoice {
+  int cpus = 1;        // logical ones in the affinity mask, at most the quota
+  int cores = 1;       // physical ones among them
+  int quota = 0;       // CPUs of the control group's quota, rounded up; 0: none
+  int numa_nodes = 1;  // that have CPUs of the mask
+  int chosen = 1;      // threads by default
+  std::string why;     // one line for people
+};
+CoreChoice choose_cores();
 
 // Physical cores this process may use: the affinity mask, one thread a core, at most the control group's CPU quota.
 int available_cores();

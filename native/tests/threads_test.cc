@@ -74,7 +74,11 @@ void check_active_threads() {
 
 int main() {
   check_active_threads();
-  require(wf::available_cores() >= 1, "available_cores");
+  const wf::CoreChoice choice = wf::choose_cores();
+  require(choice.chosen == wf::available_cores() && choice.chosen >= 1 && choice.chosen <= choice.cores,
+          "chosen cores");
+  require(choice.cpus >= 1 && choice.numa_nodes >= 1 && !choice.why.empty(), "what is known of the processors");
+  std::puts(choice.why.c_str());
   for (const int threads : {1, 2, 3, 8}) {
     check(threads, 1, 1, 10);
     check(threads, 37, 4, 40);
