@@ -1,0 +1,96 @@
+// The C interface of include/wrinklefree.h over runtime/model.h: no exception leaves it.
+#include "include/wrinklefree.h"
+
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "runtime/errors.h"
+#include "runtime/model.h"
+
+struct wf_model {
+  std::unique_ptr<wf::Model> model;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+// Runs f; its result, or `failed` with the reason kept for wf_error.
+template <typename Result, typename F>
+Result guarded(Result failed, F&& f) noexcept {
+  try {
+    last_error.clear();
+    return f();
+  } catch (const std::exception& error) {
+    try {
+      last_error = error.what();
+    } catch (...) {  // no memory for the text
+    }
+  }
+  return failed;
+}
+
+wf::KvType kv_type_of(const std::string& name) {
+  if (name == "float16") return wf::KvType::kF16;
+  if (name == "float32") return wf::KvType::kF32;
+  if (name == "int8") return wf::KvType::kI8;
+  throw wf::InputError("kv_type: found \"" + name + "\", allowed are float16, float32 and int8");
+}
+
+void require(bool fact, const char* message) {
+  if (!fact) throw wf::InputError(message);
+}
+
+}  // namespace
+
+int32_t wf_api_version(void) { return WF_API_VERSION; }
+
+void wf_default_options(wf_options* options) { *options = {0, 0, 1, "auto", "float16"}; }
+
+const char* wf_error(void) { return last_error.c_str(); }
+
+wf_model* wf_load(const char* directory, const wf_options* options) {
+  return guarded<wf_model*>(nullptr, [&] {
+    require(directory != nullptr, "directory: found null");
+    wf_options wanted;
+    wf_default_options(&wanted);
+    if (options != nullptr) wanted = *options;
+    require(wanted.kernels != nullptr && wanted.kv_type != nullptr, "options: found null for kernels or kv_type");
+    wf::ModelOptions chosen;
+    chosen.threads = wanted.threads;
+    chosen.context = wanted.context;
+    chosen.slots = wanted.slots;
+    chosen.kernels = wanted.kernels;
+    chosen.kv_type = kv_type_of(wanted.kv_type);
+    return new wf_model{wf::Model::load(directory, chosen)};
+  });
+}
+
+void wf_free(wf_model* model) { delete model; }
+
+int32_t wf_vocab_size(const wf_model* model) { return model->model->config().vocab_size; }
+int32_t wf_context(const wf_model* model) { return model->model->context(); }
+int32_t wf_slots(const wf_model* model) { return model->model->slots(); }
+const char* wf_kernels(const wf_model* model) { return model->model->kernels_name(); }
+
+int wf_forward(wf_model* model, int32_t slot, const int32_t* tokens, int64_t count, int want, float* logits) {
+  return guarded(1, [&] {
+    require(want >= WF_LOGITS_NONE && want <= WF_LOGITS_ALL, "want: allowed are WF_LOGITS_NONE, _LAST and _ALL");
+    require(tokens != nullptr, "tokens: found null");
+    require(want == WF_LOGITS_NONE || logits != nullptr, "logits: found null, and logits are asked for");
+    model->model->forward(slot, tokens, count, static_cast<wf::LogitsOf>(want), logits);
+    return 0;
+  });
+}
+
+int32_t wf_length(wf_model* model, int32_t slot) {
+  return guarded(-1, [&] { return model->model->length(slot); });
+}
+
+int wf_truncate(wf_model* model, int32_t slot, int32_t length) {
+  return guarded(1, [&] {
+    model->model->truncate(slot, length);
+    return 0;
+  });
+}
