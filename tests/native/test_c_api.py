@@ -1,5 +1,5 @@
-"""The C interface: a C program (native/tests/c_api_test.c) loads a toy model through the shared library; its logits must
-be those of the Python engine, to the last bit, and the library's symbols those of the header."""
+"""The C interface: a C program (native/tests/c_api_test.c) loads a toy model through the shared library; its logits
+must be those of the Python engine, to the last bit, and the library's symbols those of the header."""
 
 from __future__ import annotations
 
