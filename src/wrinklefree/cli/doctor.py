@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,8 +61,8 @@ def engine_state(probe: bool) -> dict[str, Any]:
     kernels = native.kernels
     chosen, reason = kernels.select("auto")
     prefetch, prefetch_reason = kernels.preferred_prefetch()
-    threads = int(native.available_cores())
-    logical = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    cores = native.core_choice()
+    threads = int(cores["chosen"])
     state = {
         "cpu": kernels.cpu_name(),
         "kernels": chosen,
@@ -72,7 +71,7 @@ def engine_state(probe: bool) -> dict[str, Any]:
         "prefetch bytes": prefetch,
         "prefetch reason": prefetch_reason,
         "threads": threads,
-        "threads reason": f"one for each physical core that this process may use; it sees {logical} logical CPUs",
+        "threads reason": cores["why"],
     }
     if probe:
         for count in sorted({1, threads}):
