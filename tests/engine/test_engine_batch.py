@@ -139,3 +139,11 @@ def test_int8_cache_stays_near_float32(toys: dict[str, Path]) -> None:
     errors = np.abs(coarse.logits(tokens) - wanted).max(axis=1) / wanted.std()
     assert 0 < errors.max() < 0.5
     assert coarse.kv_bytes < 0.6 * Engine.load(toys["qwen2"]).kv_bytes + 4096
+
+
+def test_the_profile_of_a_token_adds_up(toys: dict[str, Path]) -> None:
+    seconds, waits = Engine.load(toys["qwen3"], threads=1).decode_profile(3, start=4)
+    assert {"attention", "head", "waiting"} <= set(seconds)
+    assert all(value >= 0 for value in seconds.values())
+    assert seconds["head"] > 0
+    assert waits <= 1  # the end of the pass; one thread waits for nobody

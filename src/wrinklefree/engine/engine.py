@@ -233,6 +233,24 @@ class Engine:
             self._model.time_prefill(start)
             return float(self._model.time_decode(tokens))
 
+    def decode_profile(self, tokens: int, start: int = 1) -> tuple[dict[str, float], float]:
+        """Return where the time of a greedy decode step goes, and the waits at barriers a step.
+
+        Seconds a token by part of the model behind a prompt of ``start`` tokens, as the first thread sees them;
+        "waiting" is its waiting for other threads. Means over ``tokens`` steps.
+        """
+        _check_int("start", start, 1, self.context)
+        _check_int("tokens", tokens, 1, self.context - start)
+        with self._slot(0):
+            self._model.time_prefill(start)
+            self._model.set_profiling(True)
+            try:
+                self._model.time_decode(tokens)
+                seconds, waits = self._model.profile()
+            finally:
+                self._model.set_profiling(False)
+        return {part: value / tokens for part, value in seconds.items()}, waits / tokens
+
     def pass_seconds(self, tokens: int, all_logits: bool = True) -> float:
         """Return the seconds of one pass over ``tokens`` tokens from an empty cache, with all logits or the last."""
         _check_int("tokens", tokens, 1, self.context)
