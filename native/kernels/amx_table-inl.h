@@ -112,7 +112,7 @@ inline void pair_grouped(const TablePair& pair, float* sums) {
 
 void table_gemm(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end, float* y,
                 int64_t y_stride) {
-  if (tokens <= kFewTableTokens) return table_tokens<kFewTableTokens>(w, x, tokens, begin, end, y, y_stride);
+  if (tokens <= kFewTableTokens) return table_rows<kFewTableTokens>(w, x, tokens, begin, end, y, y_stride);
   const Tiles tiles;
   alignas(64) float sums[kTile * kPanelRows];
   const int32_t columns = w->format == TableFormat::kQ4 ? 32 : kColumnsPerBlock;

@@ -52,27 +52,6 @@ WF_ALWAYS_INLINE void ask_for(const TableMatrix* w, const uint8_t* block) {
     _mm_prefetch(reinterpret_cast<const char*>(block + i + w->prefetch), _MM_HINT_T0);
 }
 
-// 16 rows of one row block for T tokens, before the token scales: out[t].
-template <int32_t T>
-WF_ALWAYS_INLINE void table_q8(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
-  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
-  const uint8_t* codes = w->codes + row_block * stride * kRowsPerBlock;
-  __m512i high[T][2], low[T][2];
-  clear<T>(high);
-  clear<T>(low);
-  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 1024) {
-    ask_for(w, codes);
-    add_entries<T, 16>(
-        x, c * kColumnsPerBlock, stride, [&](int32_t k) { return load_codes(codes + 64 * k); }, high, low);
-  }
-  const F scale = V::load(w->row_scales + row_block * kRowsPerBlock);
-  for (int32_t t = 0; t < T; ++t) {
-    int64_t total = 0;
-    for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[int64_t{t} * 2 * w->column_blocks + i];
-    out[t] = V::mul(whole_of(both(high[t]), both(low[t]), total), scale);
-  }
-}
-
 // Step k of 4 columns of a block of 4-bit entries.
 WF_ALWAYS_INLINE __m512i entries_q4(const uint8_t* codes, int32_t k) {
   const __m512i bytes = load_codes(codes + 64 * (k % 8));
@@ -91,69 +70,104 @@ WF_ALWAYS_INLINE __m512i entries_q6(const uint8_t* codes, int32_t k) {
   return _mm512_ternarylogic_epi32(top, _mm512_set1_epi8(0x30), entries_q4(codes, k), 0xEA);
 }
 
-template <int32_t T>
-WF_ALWAYS_INLINE void table_q4(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
-  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
-  const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 512;
-  const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * 2 * kRowsPerBlock;
-  for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
-  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 512, scales += 2 * kRowsPerBlock) {
-    ask_for(w, codes);
-#pragma GCC unroll 2
-    for (int32_t half = 0; half < 2; ++half) {
-      __m512i high[T][2], low[T][2];
-      clear<T>(high);
-      clear<T>(low);
-      add_entries<T, 8>(
-          x, c * kColumnsPerBlock + 32 * half, stride, [&](int32_t k) { return entries_q4(codes, 8 * half + k); }, high,
-          low);
-      const F scale = V::from_f16(scales + half * kRowsPerBlock);
-      for (int32_t t = 0; t < T; ++t)
-        out[t] = group_of(both(high[t]), both(low[t]), 8 * x->half_sums[(t * w->column_blocks + c) * 2 + half], scale,
-                          out[t]);
-    }
-  }
-}
+// Some row blocks, each a stream of its own, and T tokens: the sums before the token scales go to out[b][t].
+template <int32_t T, int32_t kBlocks>
+struct TableFew {
+  const TableMatrix* w;
+  const WideActivations* x;
+  int32_t blocks[kBlocks];
 
-template <int32_t T>
-WF_ALWAYS_INLINE void table_q6(const TableMatrix* w, const WideActivations* x, int32_t row_block, F* out) {
-  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
-  const uint8_t* codes = w->codes + int64_t{row_block} * w->column_blocks * 768;
-  const uint16_t* scales = w->group_scales + int64_t{row_block} * w->column_blocks * kRowsPerBlock;
-  for (int32_t t = 0; t < T; ++t) out[t] = V::zero();
-  for (int32_t c = 0; c < w->column_blocks; ++c, codes += 768, scales += kRowsPerBlock) {
-    ask_for(w, codes);
-    __m512i high[T][2], low[T][2];
-    clear<T>(high);
-    clear<T>(low);
-#pragma GCC unroll 4
-    for (int32_t quarter = 0; quarter < 4; ++quarter)
-      add_entries<T, 4>(
-          x, c * kColumnsPerBlock + 16 * quarter, stride, [&](int32_t k) { return entries_q6(codes, 4 * quarter + k); },
-          high, low);
-    const F scale = V::from_f16(scales);
+  int64_t stride() const { return int64_t{w->column_blocks} * kColumnsPerBlock; }
+  const uint8_t* codes(int32_t b, int32_t c) const {
+    return w->codes + (int64_t{blocks[b]} * w->column_blocks + c) * table_block_bytes(w->format);
+  }
+  WF_ALWAYS_INLINE F scales(int32_t b, int64_t groups, int64_t group) const {
+    const uint16_t* here = w->group_scales + (blocks[b] * groups + group) * kRowsPerBlock;
+    _mm_prefetch(reinterpret_cast<const char*>(here) + w->prefetch / 8, _MM_HINT_T0);
+    return V::from_f16(here);
+  }
+
+  WF_ALWAYS_INLINE void q8(F (*out)[T]) const {
+    __m512i high[kBlocks][T][2], low[kBlocks][T][2];
+    for (int32_t b = 0; b < kBlocks; ++b) {
+      clear<T>(high[b]);
+      clear<T>(low[b]);
+    }
+    for (int32_t c = 0; c < w->column_blocks; ++c)
+      for (int32_t b = 0; b < kBlocks; ++b) {
+        const uint8_t* block = codes(b, c);
+        ask_for(w, block);
+        add_entries<T, 16>(
+            x, c * kColumnsPerBlock, stride(), [&](int32_t k) { return load_codes(block + 64 * k); }, high[b], low[b]);
+      }
     for (int32_t t = 0; t < T; ++t) {
-      const int32_t* halves = x->half_sums + (t * w->column_blocks + c) * 2;
-      out[t] = group_of(both(high[t]), both(low[t]), 32 * (halves[0] + halves[1]), scale, out[t]);
+      int64_t total = 0;
+      for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[int64_t{t} * 2 * w->column_blocks + i];
+      for (int32_t b = 0; b < kBlocks; ++b)
+        out[b][t] = V::mul(whole_of(both(high[b][t]), both(low[b][t]), total),
+                           V::load(w->row_scales + blocks[b] * kRowsPerBlock));
     }
   }
-}
 
-template <int32_t T>
-inline void table_rows(const TableMatrix* w, const WideActivations* x, int32_t begin, int32_t end, float* y,
-                       int64_t y_stride) {
-  for (int32_t block = begin; block < end; ++block) {
-    F sums[T];
-    if (w->format == TableFormat::kQ8) {
-      table_q8<T>(w, x, block, sums);
-    } else if (w->format == TableFormat::kQ6) {
-      table_q6<T>(w, x, block, sums);
-    } else {
-      table_q4<T>(w, x, block, sums);
-    }
-    const int32_t row = block * kRowsPerBlock;
+  WF_ALWAYS_INLINE void q4(F (*out)[T]) const {
+    for (int32_t c = 0; c < w->column_blocks; ++c)
+      for (int32_t b = 0; b < kBlocks; ++b) {
+        const uint8_t* block = codes(b, c);
+        ask_for(w, block);
+#pragma GCC unroll 2
+        for (int32_t half = 0; half < 2; ++half) {
+          __m512i high[T][2], low[T][2];
+          clear<T>(high);
+          clear<T>(low);
+          add_entries<T, 8>(
+              x, c * kColumnsPerBlock + 32 * half, stride(), [&](int32_t k) { return entries_q4(block, 8 * half + k); },
+              high, low);
+          const F scale = scales(b, 2 * w->column_blocks, 2 * c + half);
+          for (int32_t t = 0; t < T; ++t)
+            out[b][t] = group_of(both(high[t]), both(low[t]),
+                                 8 * x->half_sums[(int64_t{t} * w->column_blocks + c) * 2 + half], scale, out[b][t]);
+        }
+      }
+  }
+
+  WF_ALWAYS_INLINE void q6(F (*out)[T]) const {
+    for (int32_t c = 0; c < w->column_blocks; ++c)
+      for (int32_t b = 0; b < kBlocks; ++b) {
+        const uint8_t* block = codes(b, c);
+        ask_for(w, block);
+        __m512i high[T][2], low[T][2];
+        clear<T>(high);
+        clear<T>(low);
+#pragma GCC unroll 4
+        for (int32_t quarter = 0; quarter < 4; ++quarter)
+          add_entries<T, 4>(
+              x, c * kColumnsPerBlock + 16 * quarter, stride(),
+              [&](int32_t k) { return entries_q6(block, 4 * quarter + k); }, high, low);
+        const F scale = scales(b, w->column_blocks, c);
+        for (int32_t t = 0; t < T; ++t) {
+          const int32_t* halves = x->half_sums + (int64_t{t} * w->column_blocks + c) * 2;
+          out[b][t] = group_of(both(high[t]), both(low[t]), 32 * (halves[0] + halves[1]), scale, out[b][t]);
+        }
+      }
+  }
+};
+
+template <int32_t T, int32_t kBlocks>
+inline void table_blocks(const TableFew<T, kBlocks>& few, float* y, int64_t y_stride) {
+  F sums[kBlocks][T];
+  for (int32_t b = 0; b < kBlocks; ++b)
+    for (int32_t t = 0; t < T; ++t) sums[b][t] = V::zero();
+  if (few.w->format == TableFormat::kQ8) {
+    few.q8(sums);
+  } else if (few.w->format == TableFormat::kQ6) {
+    few.q6(sums);
+  } else {
+    few.q4(sums);
+  }
+  for (int32_t b = 0; b < kBlocks; ++b) {
+    const int32_t row = few.blocks[b] * kRowsPerBlock;
     for (int32_t t = 0; t < T; ++t)
-      store_some(y + t * y_stride + row, V::mul(sums[t], V::set1(x->scales[t])), w->rows - row);
+      store_some(y + t * y_stride + row, V::mul(sums[b][t], V::set1(few.x->scales[t])), few.w->rows - row);
   }
 }
 
@@ -163,21 +177,31 @@ inline WideActivations from_token(const TableMatrix* w, const WideActivations* x
           x->scales + token};
 }
 
-// Tokens in sets of T: a row block stays in the cache from one set to the next.
+// One row block for all tokens, in sets of T; it stays in the cache from one set to the next.
 template <int32_t T>
-inline void table_tokens(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
-                         float* y, int64_t y_stride) {
+inline void table_tokens(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t block, float* y,
+                         int64_t y_stride) {
   int32_t t = 0;
   for (; t + T <= tokens; t += T) {
     const WideActivations part = from_token(w, x, t);
-    table_rows<T>(w, &part, begin, end, y + t * y_stride, y_stride);
+    table_blocks<T, 1>({w, &part, {block}}, y + t * y_stride, y_stride);
   }
   if constexpr (T > 1) {
     if (t < tokens) {
       const WideActivations part = from_token(w, x, t);
-      table_tokens<T - 1>(w, &part, tokens - t, begin, end, y + t * y_stride, y_stride);
+      table_tokens<T - 1>(w, &part, tokens - t, block, y + t * y_stride, y_stride);
     }
   }
+}
+
+// Row blocks [begin, end). One token streams two ranges of them side by side.
+template <int32_t T>
+inline void table_rows(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
+                       float* y, int64_t y_stride) {
+  const int32_t apart = tokens == 1 ? (end - begin) / 2 : 0;
+  for (int32_t block = begin; block < begin + apart; ++block)
+    table_blocks<1, 2>({w, x, {block, block + apart}}, y, y_stride);
+  for (int32_t block = begin + 2 * apart; block < end; ++block) table_tokens<T>(w, x, tokens, block, y, y_stride);
 }
 
 }  // namespace

@@ -108,8 +108,7 @@ constexpr int32_t kTableTokens = 6;
 
 void table_gemm(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end, float* y,
                 int64_t y_stride) {
-  for (int32_t block = begin; block < end; ++block)
-    table_tokens<kTableTokens>(w, x, tokens, block, block + 1, y, y_stride);
+  table_rows<kTableTokens>(w, x, tokens, begin, end, y, y_stride);
 }
 
 }  // namespace

@@ -49,11 +49,18 @@ inline void write_rows(const TernaryMatrix* w, const ProductOutput& out, int32_t
   }
 }
 
+// Asks for the first codes of a stream; the kernel asks for those behind.
+inline void start_stream(const TernaryMatrix* w, int32_t block) {
+  const uint8_t* codes = w->codes + block * row_block_bytes(w->layout, w->column_blocks);
+  for (int32_t i = 0; i < w->prefetch; i += 64) __builtin_prefetch(codes + i, 0, 3);
+}
+
 // With kBlocks > 1 the rows are as many ranges, each one ascending stream of codes.
 template <Output kOutput, int32_t T, int32_t kBlocks, bool kGrouped>
 inline void few_rows(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, const int32_t* totals,
                      int32_t begin, int32_t end, const ProductOutput& out) {
   const int32_t apart = (end - begin) / kBlocks;
+  for (int32_t b = 0; b < kBlocks; ++b) start_stream(w, begin + b * apart);
   for (int32_t block = begin; block < begin + apart; ++block) {
     alignas(64) float sums[T * kBlocks * kRowsPerBlock];
     few_blocks<T, kBlocks, kGrouped, kOutput == Output::kScaled>(w, block, apart, q, block_sums, totals, sums);

@@ -5,10 +5,6 @@
 
 namespace wf {
 
-namespace {
-int64_t block_bytes(const Linear& linear) { return row_block_bytes(linear.matrix.layout, linear.matrix.column_blocks); }
-}  // namespace
-
 void Pass::mark(Worker& worker, Part part) const noexcept {
   if (c_.profile != nullptr && worker.index() == 0) c_.profile->mark(part);
 }
@@ -77,17 +73,19 @@ void Pass::norm_and_quantize(Worker& worker, const float* added, const float* no
   });
 }
 
-void Pass::product(const TokenScratch& s, const Linear& linear, int64_t begin, int64_t end, float* out,
+void Pass::product(const TokenScratch& s, const Linear& linear, int64_t begin, int64_t end, Rows rows, float* out,
                    int32_t stride) noexcept {
   const auto first = static_cast<int32_t>(begin);
   const auto last = static_cast<int32_t>(end);
-  c_.kernels.ternary_gemm(&linear.matrix, s.quantized.data(), s.block_sums.data(), s.scales.data(), count_, first, last,
-                          out, stride);
+  const int64_t blocks = static_cast<int64_t>(rows.first) * linear.matrix.column_blocks;
+  out += static_cast<int64_t>(rows.first) * stride;
+  c_.kernels.ternary_gemm(&linear.matrix, s.quantized.data() + blocks * kColumnsPerBlock, s.block_sums.data() + blocks,
+                          s.scales.data() + rows.first, rows.count, first, last, out, stride);
   if (linear.bias == nullptr) return;
-  const int32_t row = first * kRowsPerBlock;
-  const int32_t rows = std::min(last * kRowsPerBlock, linear.matrix.rows) - row;
-  for (int32_t t = 0; t < count_; ++t) {
-    c_.kernels.add(out + static_cast<int64_t>(t) * stride + row, linear.bias + row, rows);
+  const int32_t output = first * kRowsPerBlock;
+  const int32_t outputs = std::min(last * kRowsPerBlock, linear.matrix.rows) - output;
+  for (int32_t t = 0; t < rows.count; ++t) {
+    c_.kernels.add(out + static_cast<int64_t>(t) * stride + output, linear.bias + output, outputs);
   }
 }
 
@@ -104,13 +102,13 @@ void Pass::project(Worker& worker, const Layer& layer) noexcept {
                             {layer.v, shared.v.data(), shared.kv_stride}};
   int64_t total = 0;
   for (const Target& target : targets) total += target.linear.matrix.row_blocks;
-  each_block(worker, total, block_bytes(layer.q), [&](int64_t begin, int64_t end) {
+  each_product(worker, total, block_bytes(layer.q), [&](int64_t begin, int64_t end, Rows rows) {
     int64_t offset = 0;
     for (const Target& target : targets) {
       const int64_t blocks = target.linear.matrix.row_blocks;
       const int64_t first = std::max<int64_t>(begin - offset, 0);
       const int64_t last = std::min(end - offset, blocks);
-      if (first < last) product(s, target.linear, first, last, target.out, target.stride);
+      if (first < last) product(s, target.linear, first, last, rows, target.out, target.stride);
       offset += blocks;
     }
   });
@@ -122,25 +120,27 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   const int32_t middle = c_.config.intermediate_size;
   const int32_t stride = shared.middle_stride;
   const auto combine = c_.config.activation == Activation::kSilu ? c_.kernels.silu_mul : c_.kernels.relu2_mul;
-  each_block(worker, layer.gate.matrix.row_blocks, 2 * block_bytes(layer.gate), [&](int64_t begin, int64_t end) {
-    product(s, layer.gate, begin, end, shared.gate.data(), stride);
-    product(s, layer.up, begin, end, shared.up.data(), stride);
-    const auto row = static_cast<int32_t>(begin) * kRowsPerBlock;
-    const int32_t rows = std::min(static_cast<int32_t>(end) * kRowsPerBlock, middle) - row;
-    for (int32_t t = 0; t < count_; ++t) {
-      float* gate = shared.gate.data() + static_cast<int64_t>(t) * stride + row;
-      combine(gate, shared.up.data() + static_cast<int64_t>(t) * stride + row, rows, gate);
-    }
-  });
+  each_product(worker, layer.gate.matrix.row_blocks, 2 * block_bytes(layer.gate),
+               [&](int64_t begin, int64_t end, Rows rows) {
+                 product(s, layer.gate, begin, end, rows, shared.gate.data(), stride);
+                 product(s, layer.up, begin, end, rows, shared.up.data(), stride);
+                 const auto first = static_cast<int32_t>(begin) * kRowsPerBlock;
+                 const int32_t width = std::min(static_cast<int32_t>(end) * kRowsPerBlock, middle) - first;
+                 for (int32_t t = rows.first; t < rows.first + rows.count; ++t) {
+                   float* gate = shared.gate.data() + static_cast<int64_t>(t) * stride + first;
+                   combine(gate, shared.up.data() + static_cast<int64_t>(t) * stride + first, width, gate);
+                 }
+               });
   mark(worker, Part::kGateUp);
   each_row(worker, count_, [&](int32_t row) {
     quantize(s, row, shared.gate.data() + static_cast<int64_t>(row) * stride, middle, layer.ffn_sub_norm,
              layer.ffn_sub_eps);
   });
   mark(worker, Part::kNorm);
-  each_block(worker, layer.down.matrix.row_blocks, block_bytes(layer.down), [&](int64_t begin, int64_t end) {
-    product(s, layer.down, begin, end, shared.hidden.data(), shared.hidden_stride);
-  });
+  each_product(worker, layer.down.matrix.row_blocks, block_bytes(layer.down),
+               [&](int64_t begin, int64_t end, Rows rows) {
+                 product(s, layer.down, begin, end, rows, shared.hidden.data(), shared.hidden_stride);
+               });
   mark(worker, Part::kDown);
 }
 

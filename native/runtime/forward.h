@@ -39,6 +39,10 @@ class Pass {
   struct Range {
     int32_t first, last, splits, split_keys;
   };
+  // Consecutive rows of the pass.
+  struct Rows {
+    int32_t first, count;
+  };
 
   ThreadScratch& own(const Worker& worker) const { return c_.own[static_cast<size_t>(worker.index())]; }
   TokenScratch& scratch(const Worker& worker) const { return count_ == 1 ? own(worker).token : c_.shared.tokens; }
@@ -48,6 +52,11 @@ class Pass {
   // f(begin, end) over row blocks of `bytes` each.
   template <typename F>
   void each_block(Worker& worker, int64_t blocks, int64_t bytes, F&& f) const noexcept;
+  // f(begin, end, rows) over row blocks of `bytes` each, for all rows of the pass or, with many, the thread's own.
+  template <typename F>
+  void each_product(Worker& worker, int64_t blocks, int64_t bytes, F&& f) const noexcept;
+  bool rows_stay(const Worker& worker) const noexcept;
+  Rows rows_of(const Worker& worker) const noexcept;
   void mark(Worker& worker, Part part) const noexcept;
   const Run& run_of(int32_t row) const noexcept;
 
@@ -61,7 +70,7 @@ class Pass {
   // quantized = quantise(row), after `norm` when there is one.
   void quantize(TokenScratch& scratch, int32_t token, const float* row, int32_t width, const float* norm,
                 float epsilon) noexcept;
-  void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, float* out,
+  void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, Rows rows, float* out,
                int32_t stride) noexcept;
 
   // forward_attention.cc

@@ -9,8 +9,6 @@ namespace wf {
 
 namespace {
 constexpr int32_t kQueriesOfATask = 32;
-
-int64_t block_bytes(const Linear& linear) { return row_block_bytes(linear.matrix.layout, linear.matrix.column_blocks); }
 }  // namespace
 
 void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept {
@@ -36,8 +34,8 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
              layer.attn_sub_eps);
   });
   mark(worker, Part::kNorm);
-  each_block(worker, layer.o.matrix.row_blocks, block_bytes(layer.o), [&](int64_t begin, int64_t end) {
-    product(s, layer.o, begin, end, shared.hidden.data(), shared.hidden_stride);
+  each_product(worker, layer.o.matrix.row_blocks, block_bytes(layer.o), [&](int64_t begin, int64_t end, Rows rows) {
+    product(s, layer.o, begin, end, rows, shared.hidden.data(), shared.hidden_stride);
   });
   mark(worker, Part::kO);
 }
