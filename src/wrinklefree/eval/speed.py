@@ -172,7 +172,7 @@ def measure_speed(
     context = max(options.prompt, options.decode + DECODE_START_TOKENS, options.block) + 1
     subject = _subject(model, shape, options, context)
     threads = options.threads or (int(load_native().available_cores()),)
-    name, _ = load_native().kernels.select(options.kernels)
+    name = _kernels_name(options.kernels)
     tests = sum(bool(wanted) for wanted in (options.prompt, options.decode, options.block)) + len(options.batch)
     steps = _Steps(len(threads) * (3 + tests), progress)
     limits: dict[int, _Limits] = {}
@@ -196,6 +196,13 @@ def measure_speed(
         },
         "results": subject.results,
     }
+
+
+def _kernels_name(wanted: str) -> str:
+    try:
+        return str(load_native().kernels.select(wanted)[0])
+    except ValueError as error:
+        raise InputError(f"{error}; use auto, or a name that wf doctor lists") from None
 
 
 def _subject(model: str | Path | None, shape: str | None, options: SpeedOptions, context: int) -> _Subject:
