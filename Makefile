@@ -40,7 +40,8 @@ fuzz: .venv/.native
 	$(BIN)/python native/tests/fuzz_loader.py --seconds 600
 
 sanitize: .venv/.native
-	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh address,undefined
+	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh address
+	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh undefined
 	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh thread
 
 clean:
