@@ -122,6 +122,7 @@ const Kernels kAvx512VnniKernels = {
     .table_gemm = table_gemm,
     .f16_gemm = f16_gemm,
     .rms_norm = rms_norm,
+    .norm_quantize = norm_quantize,
     .silu_mul = silu_mul,
     .relu2_mul = relu2_mul,
     .add = add,

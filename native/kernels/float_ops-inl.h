@@ -83,8 +83,7 @@ inline float peak_of(const float* x, int32_t n) {
   return V::peak(peaks);
 }
 
-void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
-  const float peak = peak_of(x, n);
+inline void quantize_peak(const float* x, float peak, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
   const F factor = V::set1(127.0f / peak);
   const int32_t blocks = (n + kColumnsPerBlock - 1) / kColumnsPerBlock;
   for (int32_t block = 0; block < blocks; ++block) {
@@ -97,6 +96,10 @@ void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* 
     block_sums[block] = static_cast<int32_t>(V::sum(sums));
   }
   *scale = peak / 127.0f;
+}
+
+void quantize(const float* x, int32_t n, int8_t* q, int32_t* block_sums, float* scale) {
+  quantize_peak(x, peak_of(x, n), n, q, block_sums, scale);
 }
 
 // Whole numbers of magnitude up to 16256, and sums of 32 of them, are exact in float32, and so are the two halves:
@@ -121,15 +124,31 @@ void quantize_wide(const float* x, int32_t n, int8_t* high, int8_t* low, int32_t
   *scale = peak / kPeak;
 }
 
-void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* y) {
+inline F rms_factor(const float* x, float eps, int32_t n) {
   F sums = V::zero();
   for (int32_t i = 0; i < n; i += kLanes) {
     const F value = widen_some(x + i, n - i);
     sums = V::fma(value, value, sums);
   }
-  const F factor = V::set1(1.0f / V::sqrt1(V::sum(sums) / static_cast<float>(n) + eps));
+  return V::set1(1.0f / V::sqrt1(V::sum(sums) / static_cast<float>(n) + eps));
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* y) {
+  const F factor = rms_factor(x, eps, n);
   for (int32_t i = 0; i < n; i += kLanes)
     store_some(y + i, V::mul(V::mul(widen_some(x + i, n - i), factor), widen_some(weight + i, n - i)), n - i);
+}
+
+void norm_quantize(const float* x, const float* weight, float eps, int32_t n, float* y, int8_t* q, int32_t* block_sums,
+                   float* scale) {
+  const F factor = rms_factor(x, eps, n);
+  F peaks = V::set1(1e-5f);
+  for (int32_t i = 0; i < n; i += kLanes) {
+    const F value = V::mul(V::mul(widen_some(x + i, n - i), factor), widen_some(weight + i, n - i));
+    store_some(y + i, value, n - i);
+    peaks = V::max(peaks, absolute(value));
+  }
+  quantize_peak(y, V::peak(peaks), n, q, block_sums, scale);
 }
 
 void silu_mul(const float* gate, const float* up, int32_t n, float* out) {

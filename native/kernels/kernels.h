@@ -116,6 +116,9 @@ struct Kernels {
 
   // y = x / sqrt(mean(x^2) + eps) * weight; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int32_t n, float* y);
+  // rms_norm to `y` and quantize of that, bit for bit, with one reading of y less; y may be x.
+  void (*norm_quantize)(const float* x, const float* weight, float eps, int32_t n, float* y, int8_t* q,
+                        int32_t* block_sums, float* scale);
   // x[i] = silu(gate[i]) * up[i] or max(gate[i], 0)^2 * up[i]; out may alias gate or up.
   void (*silu_mul)(const float* gate, const float* up, int32_t n, float* out);
   void (*relu2_mul)(const float* gate, const float* up, int32_t n, float* out);

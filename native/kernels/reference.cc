@@ -190,6 +190,12 @@ void rms_norm(const float* x, const float* weight, float eps, int32_t n, float* 
   for (int32_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
 }
 
+void norm_quantize(const float* x, const float* weight, float eps, int32_t n, float* y, int8_t* q, int32_t* block_sums,
+                   float* scale) {
+  rms_norm(x, weight, eps, n, y);
+  quantize(y, n, q, block_sums, scale);
+}
+
 void silu_mul(const float* gate, const float* up, int32_t n, float* out) {
   for (int32_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
@@ -287,6 +293,7 @@ const Kernels kReferenceKernels = {
     .table_gemm = table_gemm,
     .f16_gemm = f16_gemm,
     .rms_norm = rms_norm,
+    .norm_quantize = norm_quantize,
     .silu_mul = silu_mul,
     .relu2_mul = relu2_mul,
     .add = add,

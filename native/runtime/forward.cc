@@ -51,14 +51,13 @@ void Pass::embed(Worker& worker) noexcept {
 
 void Pass::quantize(TokenScratch& s, int32_t token, const float* row, int32_t width, const float* norm,
                     float epsilon) noexcept {
-  if (norm != nullptr) {
-    float* normed = s.normed.data() + static_cast<int64_t>(token) * width;
-    c_.kernels.rms_norm(row, norm, epsilon, width, normed);
-    row = normed;
-  }
   const int64_t blocks = column_blocks(width);
-  c_.kernels.quantize(row, width, s.quantized.data() + token * blocks * kColumnsPerBlock,
-                      s.block_sums.data() + token * blocks, s.scales.data() + token);
+  int8_t* q = s.quantized.data() + token * blocks * kColumnsPerBlock;
+  int32_t* sums = s.block_sums.data() + token * blocks;
+  float* scale = s.scales.data() + token;
+  if (norm == nullptr) return c_.kernels.quantize(row, width, q, sums, scale);
+  float* normed = s.normed.data() + static_cast<int64_t>(token) * width;
+  c_.kernels.norm_quantize(row, norm, epsilon, width, normed, q, sums, scale);
 }
 
 void Pass::norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept {

@@ -7,6 +7,20 @@
 namespace wf::checks {
 namespace {
 
+// Equal to rms_norm and quantize of the same table, one after the other.
+void check_norm_quantize(const Kernels& kernels, const float* x, const float* weight, int n) {
+  const size_t blocks = (n + 63) / 64;
+  std::vector<float> once(n), twice(n);
+  std::vector<int8_t> q(blocks * 64), expected_q(blocks * 64);
+  std::vector<int32_t> sums(blocks), expected_sums(blocks);
+  float scale = 0, expected_scale = 1;
+  kernels.norm_quantize(x, weight, 1e-5f, n, once.data(), q.data(), sums.data(), &scale);
+  kernels.rms_norm(x, weight, 1e-5f, n, twice.data());
+  kernels.quantize(twice.data(), n, expected_q.data(), expected_sums.data(), &expected_scale);
+  if (once != twice || q != expected_q || sums != expected_sums || scale != expected_scale)
+    fail(kernels, "norm_quantize " + std::to_string(n));
+}
+
 void test_elementwise(const Kernels& kernels) {
   const Kernels& reference = kReferenceKernels;
   for (int n : {1, 7, 8, 9, 31, 64, 100, 576, 1536}) {
@@ -16,6 +30,7 @@ void test_elementwise(const Kernels& kernels) {
     kernels.rms_norm(a.start, b.start, 1e-5f, n, y.start);
     reference.rms_norm(a.start, b.start, 1e-5f, n, expected.start);
     check_close(kernels, "rms_norm", y.start, expected.start, n, (n + 8) * kEpsilon, 0);
+    check_norm_quantize(kernels, a.start, b.start, n);
     // 1e-6: the sigmoid has the exponential's relative error, 2e-7, and four roundings on each side. Below -88 the
     // clamped exponential gives up to 1e-36 where the exact value is smaller.
     kernels.silu_mul(a.start, b.start, n, y.start);
