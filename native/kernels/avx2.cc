@@ -131,26 +131,10 @@ constexpr int32_t kTableTokens = 4;  // 2 x 4 sums, 4 codes, 2 broadcasts and pr
 #include "kernels/ternary_panel-inl.h"
 #include "kernels/avx2_table-inl.h"
 
+#include "kernels/table-inl.h"
+
 namespace wf {
 
-const Kernels kAvx2Kernels = {
-    .name = "avx2",
-    .quantize = quantize,
-    .ternary_gemm = ternary_gemm,
-    .ternary_dots = ternary_dots,
-    .quantize_wide = quantize_wide,
-    .table_gemm = table_gemm,
-    .f16_gemm = f16_gemm,
-    .rms_norm = rms_norm,
-    .norm_quantize = norm_quantize,
-    .silu_mul = silu_mul,
-    .relu2_mul = relu2_mul,
-    .add = add,
-    .attend = attend,
-    .store_f16 = store_f16,
-    .store_i8 = store_i8,
-    .burn_int8 = burn_int8,
-    .attend_block = attend_block,
-};
+const Kernels kAvx2Kernels = table_named("avx2");
 
 }  // namespace wf

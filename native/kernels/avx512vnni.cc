@@ -113,24 +113,12 @@ void table_gemm(const TableMatrix* w, const WideActivations* x, int32_t tokens, 
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {
-    .name = "avx512vnni",
-    .quantize = quantize,
-    .ternary_gemm = ternary_gemm,
-    .ternary_dots = ternary_dots,
-    .quantize_wide = quantize_wide,
-    .table_gemm = table_gemm,
-    .f16_gemm = f16_gemm,
-    .rms_norm = rms_norm,
-    .norm_quantize = norm_quantize,
-    .silu_mul = silu_mul,
-    .relu2_mul = relu2_mul,
-    .add = add,
-    .attend = attend,
-    .store_f16 = store_f16,
-    .store_i8 = store_i8,
-    .burn_int8 = burn_int8,
-    .attend_block = attend_block,
-};
+}  // namespace wf
+
+#include "kernels/table-inl.h"
+
+namespace wf {
+
+const Kernels kAvx512VnniKernels = table_named("avx512vnni");
 
 }  // namespace wf

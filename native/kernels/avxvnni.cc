@@ -118,26 +118,10 @@ constexpr int32_t kTableTokens = 3;  // 2 x 2 x 3 sums, 2 codes, 2 broadcasts of
 #include "kernels/ternary_panel-inl.h"
 #include "kernels/avx2_table-inl.h"
 
+#include "kernels/table-inl.h"
+
 namespace wf {
 
-const Kernels kAvxVnniKernels = {
-    .name = "avxvnni",
-    .quantize = quantize,
-    .ternary_gemm = ternary_gemm,
-    .ternary_dots = ternary_dots,
-    .quantize_wide = quantize_wide,
-    .table_gemm = table_gemm,
-    .f16_gemm = f16_gemm,
-    .rms_norm = rms_norm,
-    .norm_quantize = norm_quantize,
-    .silu_mul = silu_mul,
-    .relu2_mul = relu2_mul,
-    .add = add,
-    .attend = attend,
-    .store_f16 = store_f16,
-    .store_i8 = store_i8,
-    .burn_int8 = burn_int8,
-    .attend_block = attend_block,
-};
+const Kernels kAvxVnniKernels = table_named("avxvnni");
 
 }  // namespace wf

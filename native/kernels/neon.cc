@@ -79,26 +79,10 @@ int64_t burn_int8(int64_t rounds) {
 
 #include "kernels/ternary_panel-inl.h"
 
+#include "kernels/table-inl.h"
+
 namespace wf {
 
-const Kernels kNeonDotprodKernels = {
-    .name = "neon_dotprod",
-    .quantize = quantize,
-    .ternary_gemm = ternary_gemm,
-    .ternary_dots = ternary_dots,
-    .quantize_wide = quantize_wide,
-    .table_gemm = table_gemm,
-    .f16_gemm = f16_gemm,
-    .rms_norm = rms_norm,
-    .norm_quantize = norm_quantize,
-    .silu_mul = silu_mul,
-    .relu2_mul = relu2_mul,
-    .add = add,
-    .attend = attend,
-    .store_f16 = store_f16,
-    .store_i8 = store_i8,
-    .burn_int8 = burn_int8,
-    .attend_block = attend_block,
-};
+const Kernels kNeonDotprodKernels = table_named("neon_dotprod");
 
 }  // namespace wf

@@ -19,7 +19,12 @@ from wrinklefree import _native
 from wrinklefree.engine import Batch, BatchItem, Engine
 from wrinklefree.errors import InputError
 
-KERNELS = list(_native.kernels.runnable())
+REFERENCE_TOYS = ("llama_group_64", "mistral_window")  # it is slow
+MODELS_AND_KERNELS = [
+    (name, kernels)
+    for kernels in _native.kernels.runnable()
+    for name in (REFERENCE_TOYS if kernels == "reference" else TOYS)
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +49,8 @@ def steps_of(seed: int, vocab_size: int) -> list[list[tuple[int, Any]]]:
 
 
 @pytest.mark.parametrize("kv_type", ["float16", "int8"])
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize(("name", "kernels"), MODELS_AND_KERNELS)
 def test_joint_steps_equal_single_calls(toys: dict[str, Path], name: str, kernels: str, kv_type: str) -> None:
-    if kernels == "reference" and name not in ("llama_group_64", "mistral_window"):
-        pytest.skip("the reference is slow; two models of it are checked")
     model = _native.Model.load(str(toys[name]), kernels=kernels, threads=2, slots=9, kv_type=kv_type)
     steps = steps_of(1, model.vocab_size)
     single: list[list[Any]] = []
