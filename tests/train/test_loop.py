@@ -25,7 +25,7 @@ from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.guard import TrainingError
 from wrinklefree.train.loop import run
 from wrinklefree.train.position import Budget, Position, Schedule
-from wrinklefree.train.session import LoopConfig
+from wrinklefree.train.session import LoopConfig, RunResult
 
 STEP = 4 * 24  # tokens of a step with the default toy settings
 CONSTANT = Schedule("constant", warmup_ratio=0.0)
@@ -302,3 +302,43 @@ def test_figures_are_logged_with_the_keys_a_reader_needs(tmp_path: Path) -> None
     needed = {"loss", "lambda", "lr", "grad_norm", "tokens", "tokens_per_second", "progress", "next_token/ce"}
     assert needed <= figures.keys() and "ternary/zeros" in figures
     assert toy_batch().num_targets == 8 + 0 + 9 + 13
+
+
+class Counting:
+    """A companion that counts the steps it saw."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.count = 0
+
+    def before_step(self, position: Position, progress: float) -> None:
+        self.seen.append(("before", position.step))
+
+    def after_step(self, position: Position, figures: Mapping[str, float]) -> Mapping[str, float]:
+        self.seen.append(("after", position.step))
+        self.count += 1
+        return {"counting/steps": float(self.count)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_companions_act_around_every_step_and_are_in_the_checkpoint(tmp_path: Path) -> None:
+    def train(steps: int, companion: Counting) -> RunResult:
+        model = toy_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        config = LoopConfig(micro_batch=2, state_dir=tmp_path / "state")
+        stream = ToyStream()
+        tokens = steps * stream.batch(0, 2).input_ids.numel()
+        return run(model, stream, optimizer, ce_manager(), config=config, budget=Budget(tokens), companions=[companion])
+
+    first, second = Counting(), Counting()
+    train(2, first)
+    assert first.seen == [("before", 0), ("after", 0), ("before", 1), ("after", 1)]
+    assert train(4, second).figures["counting/steps"] == 4.0
+    assert second.seen[0] == ("before", 2)

@@ -3,7 +3,7 @@
 It reads top to bottom: `run` builds nothing, it takes ready objects; `_step` is one optimizer step.
 
     batches of the step -> tokens counted once -> (teacher) -> objectives -> backward, accumulated -> clip
-    -> non-finite guard -> optimizer -> counters -> figures -> checkpoint
+    -> non-finite guard -> optimizer -> companions -> counters -> figures -> checkpoint
 
 Schedules are functions of progress, the larger of the shares of tokens and of time used up, taken in the middle of
 the step for the learning rate (so that neither the first nor the last step is lost to a factor of 0) and at its
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -33,7 +33,17 @@ from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
 from wrinklefree.train.metrics import Metrics, say
 from wrinklefree.train.position import Budget, Position, Schedule
-from wrinklefree.train.session import LoopConfig, MixedStream, RunResult, Session, Stream, StudentModule, resume, save
+from wrinklefree.train.session import (
+    Companion,
+    LoopConfig,
+    MixedStream,
+    RunResult,
+    Session,
+    Stream,
+    StudentModule,
+    resume,
+    save,
+)
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -50,6 +60,7 @@ def run(
     curriculum: Curriculum | None = None,
     schedule: Schedule | None = None,
     warmup: StrengthWarmup | None = None,
+    companions: Sequence[Companion] = (),
     metrics: Metrics | None = None,
     fabric: Fabric | None = None,
     precision: Precision = "32-true",
@@ -67,6 +78,7 @@ def run(
     session = Session(
         student, fabric.setup_module(StudentModule(student)), stream, optimizer, manager, config, budget, teacher,
         curriculum or Curriculum(manager.base_weights), schedule or Schedule(), warmup or StrengthWarmup(), fabric,
+        companions,
     )  # fmt: skip
     if teacher is None and session.curriculum.ever(manager.taught):
         raise InputError(f"objectives {', '.join(manager.taught)} need a teacher; name one (model.teacher)")
@@ -112,6 +124,8 @@ def _step(session: Session) -> dict[str, float]:
     strength = _set_strength(session, setting, progress)
     rate = _set_learning_rate(session, setting, position.middle(session.budget, tokens))
     monitor = (position.step + 1) % config.log_every == 0
+    for companion in session.companions:
+        companion.before_step(position, progress)
 
     counts = _counts(session, batches, setting.weights, monitor)
     tally = Tally()
@@ -134,6 +148,8 @@ def _step(session: Session) -> dict[str, float]:
         session.optimizer.step()
         position.good_step(norm, config.clip_norm)
         manager.end_step(tally, counts, setting.weights, session.sum_over_processes)
+        for companion in session.companions:
+            figures |= companion.after_step(position, figures)
     else:
         skip(session, figures, norm, rate)
     session.optimizer.zero_grad(set_to_none=True)

@@ -43,6 +43,28 @@ class MixedStream(Stream, Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Companion(Protocol):
+    """Something that goes along with the steps of a run and has a state: saliency, QK-clip, influence.
+
+    ``name`` is its place in the checkpoint. Figures that it returns are logged with the step's own.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def before_step(self, position: Position, progress: float) -> None:
+        """Prepare the step to come; the data, the strength and the learning rate are set already."""
+        ...
+
+    def after_step(self, position: Position, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """Act on the parameters the optimizer has just changed; not called for a step that was skipped."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """``micro_batch`` sequences in one forward of one process, ``accumulation`` forwards in one step.
@@ -92,6 +114,7 @@ class Session:
     schedule: Schedule
     warmup: StrengthWarmup
     fabric: Fabric
+    companions: Sequence[Companion] = ()
     position: Position = field(default_factory=Position)
     ternary: TernaryFigures = field(default_factory=TernaryFigures)
     low_share_said: set[str] = field(default_factory=set)
@@ -139,6 +162,7 @@ def save(session: Session) -> int:
             "objectives": session.manager.state_dict(),
             "lambda": session.strength(),
             "random": random_state(),
+            "companions": {each.name: each.state_dict() for each in session.companions},
             "mixture": session.mixture,
             "data": session.stream.state_dict() if isinstance(session.stream, MixedStream) else None,
         }
@@ -170,6 +194,8 @@ def resume(session: Session) -> None:
     if next(bit_linears(session.student), None):
         quant_strength(session.student).value = state["lambda"]
     set_random_state(state["random"])
+    for each in session.companions:
+        each.load_state_dict(state["companions"][each.name])
     session.mixture = state["mixture"]
     if isinstance(session.stream, MixedStream):
         session.stream.load_state_dict(state["data"])

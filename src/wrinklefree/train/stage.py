@@ -31,6 +31,7 @@ from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.local import LocalTeacher
+from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
@@ -102,6 +103,7 @@ def train(
             curriculum=recipe.run_curriculum,
             schedule=recipe.schedule,
             warmup=recipe.run_warmup,
+            companions=build_companions(recipe, student.model, student.data),
             metrics=metrics,
             fabric=fabric,
             on_step=on_step,
