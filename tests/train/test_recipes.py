@@ -183,6 +183,8 @@ def test_the_model_has_the_configured_dtype_and_stays_finite(dtype: str, toy: Pa
         (["budget.total_tokens=5"], "less than one step of 262144 tokens"),
         (["schedule.kind=cosine", "schedule.decay_ratio=0.3"], "schedule.decay_ratio: nothing would read it"),
         (["optimizer=adamw", "optimizer.muon_steps=3"], "only optimizer.kind=muon reads it"),
+        (["optimizer=adamw", "optimizer.apollo_scale=3"], "only optimizer.kind=apollo or apollo_mini reads it"),
+        (["optimizer=apollo_mini", "optimizer.apollo_rank=3"], "only optimizer.kind=apollo reads it"),
         (["model.teacher=a/b"], "no objective needs a teacher"),
         (["curriculum.phases=[{name: a, end: 0.5}]"], "the last phase ends at 0.5"),
         (["curriculum.phases=[{name: a, ende: 1.0}]"], "did you mean 'end'"),

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.optim.apollo import Apollo
 from wrinklefree.optim.groups import DECAYED_ROLES, RoleGroup, parameters_by_role
-from wrinklefree.optim.muon import CpuMuon, MuonWithAdamW
+from wrinklefree.optim.muon import CpuMuon
+from wrinklefree.optim.pair import WithAdamW
 from wrinklefree.optim.schedules import muon_learning_rate
 
 MUON_SCALINGS = ("match_rms_adamw", "original")
@@ -34,6 +36,10 @@ class OptimizerConfig:
     AdamW's size) and the rule by model size, `schedules.muon_learning_rate`, for ``original``.
     ``muon_scaling``: how a matrix's shape enters its learning rate, see `optim.muon`; values do not carry over.
     ``muon_momentum``, ``muon_nesterov``, ``muon_steps``: momentum, its kind, Newton-Schulz iterations.
+    ``apollo_lr``: peak learning rate of APOLLO's matrices, None takes ``lr``. ``apollo_rank``: of the projections, None
+    is a quarter of a matrix's short side (apollo) or 1 (apollo_mini, which has no other). ``apollo_update_every``:
+    steps between projections. ``apollo_scale``: None is 1 (apollo) or 128 (apollo_mini); updates are multiplied by its
+    root. ``apollo_limiter``: by how much an update may be longer than the one before. ``apollo_seed``: of projections.
     ``fused``: AdamW's one-pass kernel, five times as fast as torch's own choice on a CPU; None lets torch choose.
     """
 
@@ -50,6 +56,12 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     muon_nesterov: bool = True
     muon_steps: int = 5
+    apollo_lr: float | None = None
+    apollo_rank: int | None = None
+    apollo_update_every: int = 200
+    apollo_scale: float | None = None
+    apollo_limiter: float = 1.01
+    apollo_seed: int = 0
     fused: bool | None = True
 
     def __post_init__(self) -> None:
@@ -57,12 +69,29 @@ class OptimizerConfig:
             raise unknown_name("optimizer", self.kind, OPTIMIZERS)
         if self.muon_scaling not in MUON_SCALINGS:
             raise unknown_name("optimizer.muon_scaling", self.muon_scaling, MUON_SCALINGS)
-        for name in ("lr", "eps", "weight_decay", "embedding_lr", "norm_lr", "scale_lr", "muon_lr"):
+        for name in (
+            "lr",
+            "eps",
+            "weight_decay",
+            "embedding_lr",
+            "norm_lr",
+            "scale_lr",
+            "muon_lr",
+            "apollo_lr",
+            "apollo_scale",
+        ):
             _check(name, getattr(self, name), math.inf)
         for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("muon_momentum", self.muon_momentum)):
             _check(name, value, 1.0)
         if not 1 <= self.muon_steps < 100:
             raise InputError(f"optimizer.muon_steps: found {self.muon_steps}, allowed is 1 to 99")
+        for name, count in (("apollo_rank", self.apollo_rank), ("apollo_update_every", self.apollo_update_every)):
+            if count is not None and count < 1:
+                raise InputError(f"optimizer.{name}: found {count}, allowed is 1 or more")
+        if not self.apollo_limiter >= 1.0:
+            raise InputError(f"optimizer.apollo_limiter: found {self.apollo_limiter}, allowed is 1 or more")
+        if self.apollo_seed < 0:
+            raise InputError(f"optimizer.apollo_seed: found {self.apollo_seed}, allowed is 0 or more")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -85,13 +114,11 @@ def _adamw(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters:
 
 
 def _muon(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
-    if "matrix" not in roles:
-        raise InputError("optimizer muon: no two-dimensional hidden weight is trainable; use adamw")
     lr = config.muon_lr
     if lr is None:
         lr = config.lr if config.muon_scaling == "match_rms_adamw" else muon_learning_rate(num_parameters)
     muon = CpuMuon(
-        [_group(roles["matrix"], lr, config)],
+        [_matrices(roles, lr, config)],
         lr=lr,
         weight_decay=config.weight_decay,
         momentum=config.muon_momentum,
@@ -99,14 +126,54 @@ def _muon(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: 
         ns_steps=config.muon_steps,
         adjust_lr_fn=config.muon_scaling,
     )
-    rest = [_group(g, config.lr * _multiplier(r, config), config) for r, g in roles.items() if r != "matrix"]
-    return MuonWithAdamW(muon, _adamw_of(rest, config) if rest else None)
+    return WithAdamW(muon, _rest(roles, config))
+
+
+def _apollo(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
+    return _apollo_of(roles, config, config.apollo_rank, per_channel=True, scale=1.0)
+
+
+def _apollo_mini(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
+    return _apollo_of(roles, config, 1, per_channel=False, scale=128.0)
+
+
+def _apollo_of(
+    roles: dict[str, RoleGroup], config: OptimizerConfig, rank: int | None, per_channel: bool, scale: float
+) -> torch.optim.Optimizer:
+    lr = config.lr if config.apollo_lr is None else config.apollo_lr
+    apollo = Apollo(
+        [_matrices(roles, lr, config)],
+        lr=lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        rank=rank,
+        per_channel=per_channel,
+        scale=scale if config.apollo_scale is None else config.apollo_scale,
+        update_every=config.apollo_update_every,
+        limiter=config.apollo_limiter,
+        seed=config.apollo_seed,
+    )
+    return WithAdamW(apollo, _rest(roles, config))
 
 
 OPTIMIZERS: dict[str, Callable[[dict[str, RoleGroup], OptimizerConfig, int], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
+    "apollo": _apollo,
+    "apollo_mini": _apollo_mini,
 }
+
+
+def _matrices(roles: dict[str, RoleGroup], lr: float, config: OptimizerConfig) -> dict[str, Any]:
+    if "matrix" not in roles:
+        raise InputError(f"optimizer {config.kind}: no two-dimensional hidden weight is trainable; use adamw")
+    return _group(roles["matrix"], lr, config)
+
+
+def _rest(roles: dict[str, RoleGroup], config: OptimizerConfig) -> torch.optim.Optimizer | None:
+    rest = [_group(g, config.lr * _multiplier(r, config), config) for r, g in roles.items() if r != "matrix"]
+    return _adamw_of(rest, config) if rest else None
 
 
 def _adamw_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:

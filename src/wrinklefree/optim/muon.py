@@ -1,6 +1,6 @@
-"""Muon for hidden matrices together with AdamW for everything else, as one optimizer with one state.
+"""Muon, the optimizer of hidden matrices.
 
-Muon, for a matrix of A rows and B columns (Keller Jordan's Muon; the learning rate of ``match_rms_adamw`` is
+For a matrix of A rows and B columns (Keller Jordan's Muon; the learning rate of ``match_rms_adamw`` is
 arXiv 2502.16982, equation 4):
 
     M <- M + (1 - mu) (G - M),   U = G + mu (M - G)                      (Nesterov momentum)
@@ -81,44 +81,6 @@ def learning_rate_ratio(rows: int, columns: int, scaling: str) -> float:
     if scaling == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1.0, rows / columns))
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers that share this one's groups and state, so that saving and loading know only one optimizer."""
-
-    def __init__(self, muon: CpuMuon, adamw: torch.optim.AdamW | None) -> None:
-        self._parts: list[torch.optim.Optimizer] = [muon] if adamw is None else [muon, adamw]
-        self._counts = [len(part.param_groups) for part in self._parts]
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        first = 0
-        for part, count in zip(self._parts, self._counts, strict=True):
-            part.param_groups = self.param_groups[first : first + count]
-            part.state = self.state
-            first += count
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        # Loading replaces the groups and the state of this object; the parts must follow.
-        self._share()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if getattr(self, "_counts", None) and len(self.param_groups) >= sum(self._counts):
-            raise NotImplementedError("groups are fixed when the optimizer is built")
-        super().add_param_group(param_group)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._share()
-        for part in self._parts:
-            part.step()
-        return loss
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:

@@ -81,6 +81,19 @@ def refuse_unused(recipe: Recipe, keys: Sequence[str]) -> None:
                 raise InputError(f"{key}: nothing would read it, because {why}; remove it")
 
 
+def _not_kind(*kinds: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.optimizer.kind not in kinds
+
+
+# Kinds of optimizer, and the settings that these alone read.
+_READ_BY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("muon",): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps"),
+    ("apollo", "apollo_mini"): (
+        "apollo_lr", "apollo_update_every", "apollo_scale", "apollo_limiter", "apollo_seed",
+    ),
+    ("apollo",): ("apollo_rank",),
+}  # fmt: skip
+
 _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     "schedule.decay_ratio": (
         lambda r: not r.schedule.kind.startswith("wsd"),
@@ -96,8 +109,9 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     "strength.start": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
     "curriculum.interpolation": (lambda r: not r.curriculum.phases, "the curriculum has no phases"),
     **{
-        f"optimizer.{name}": (lambda r: r.optimizer.kind != "muon", "only optimizer.kind=muon reads it")
-        for name in ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps")
+        f"optimizer.{name}": (_not_kind(*kinds), f"only optimizer.kind={' or '.join(kinds)} reads it")
+        for kinds, names in _READ_BY.items()
+        for name in names
     },
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
