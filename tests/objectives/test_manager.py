@@ -23,23 +23,27 @@ WANT = frozenset({HIDDEN, qkv(-1)})
 
 @dataclass
 class Masked:
-    """Cross-entropy on a view in which every second input is token 0; notes how often it prepared one."""
+    """Cross-entropy on a view in which every second input is token 0."""
 
-    prepared: list[TokenBatch] = field(default_factory=list)
     inner: NextToken = field(default_factory=NextToken)
     needs = Needs(view="masked")
 
     def count(self, batch: TokenBatch) -> int:
+        assert not batch.input_ids[:, ::2].any()
         return self.inner.count(batch)
-
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        ids = batch.input_ids.clone()
-        ids[:, ::2] = 0
-        self.prepared.append(batch)
-        return dataclasses.replace(batch, input_ids=ids)
 
     def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.inner.chunk(student, teacher, targets)
+
+
+class Prepared(list[TokenBatch]):
+    """Makes that view, and notes of which batches."""
+
+    def __call__(self, batch: TokenBatch) -> TokenBatch:
+        ids = batch.input_ids.clone()
+        ids[:, ::2] = 0
+        self.append(batch)
+        return dataclasses.replace(batch, input_ids=ids)
 
 
 def one_loss(manager: ObjectiveManager, weights: dict[str, float], monitor: bool = False) -> tuple[Tensor, Tally, int]:
@@ -55,24 +59,28 @@ def one_loss(manager: ObjectiveManager, weights: dict[str, float], monitor: bool
 
 @pytest.mark.parametrize("weights", [{"next_token": 1.0, "masked": 0.0}, {"next_token": 1.0}])
 def test_weight_zero_or_missing_prepares_nothing_and_leaves_the_loss_alone(weights: dict[str, float]) -> None:
-    masked = Masked()
-    manager = ObjectiveManager({"masked": Term(masked), "next_token": Term(NextToken())})
+    made = Prepared()
+    terms = {"masked": Term(Masked()), "next_token": Term(NextToken())}
+    manager = ObjectiveManager(terms, views={"masked": made})
     loss, tally, calls = one_loss(manager, weights)
     plain, _, _ = one_loss(ObjectiveManager({"next_token": Term(NextToken())}), {"next_token": 1.0})
     assert torch.equal(loss, plain)
-    assert masked.prepared == [] and "masked" not in tally.sums and calls == 1
+    assert made == [] and "masked" not in tally.sums and calls == 1
     loss.backward()
 
 
 def test_a_masked_view_never_reaches_another_objective() -> None:
-    masked = Masked()
-    manager = ObjectiveManager({"masked": Term(masked), "next_token": Term(NextToken()), "kd": Term(LogitsKD())})
+    made = Prepared()
+    terms = {"masked": Term(Masked()), "next_token": Term(NextToken()), "kd": Term(LogitsKD())}
+    manager = ObjectiveManager(terms, views={"masked": made})
     _, tally, calls = one_loss(manager, {"masked": 1.0, "next_token": 1.0, "kd": 1.0})
     _, plain, _ = one_loss(manager, {"next_token": 1.0})
     assert calls == 2  # one for each view, not one for each objective
     assert torch.equal(tally.sums["next_token"], plain.sums["next_token"])
     assert tally.sums["masked"] > 1.1 * tally.sums["next_token"] or tally.sums["masked"] < tally.sums["next_token"]
-    assert torch.equal(masked.prepared[0].input_ids, toy_batch().input_ids)
+    assert len(made) == 1 and torch.equal(made[0].input_ids, toy_batch().input_ids)  # once for count and loss
+    with pytest.raises(InputError, match=r"objectives\.masked: nobody makes the 'masked' view"):
+        ObjectiveManager(terms)
 
 
 def test_all_weights_zero_is_a_clear_error_instead_of_a_broken_backward() -> None:

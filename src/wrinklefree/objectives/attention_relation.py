@@ -65,9 +65,6 @@ class AttentionRelation:
     def count(self, batch: TokenBatch) -> int:
         return number(real(batch))
 
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        return batch
-
     def loss(self, context: Context) -> LossSum:
         ours = context.student.projections[self.layer]
         theirs = context.taught().projections[self.layer]

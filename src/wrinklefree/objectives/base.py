@@ -18,20 +18,24 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
+from wrinklefree.data.batch import IGNORE_INDEX, PREDICTED, TokenBatch
 from wrinklefree.models.forward import ForwardOutput
+
+CLEAN = "clean"
 
 
 @dataclass(frozen=True)
 class Needs:
     """What an objective asks of the forwards: names of `models.forward`, a teacher, and its view of the batch.
 
-    Objectives with the same ``view`` share one student forward; ``"clean"`` is the batch as the data gave it.
+    Objectives with the same ``view`` share one student forward; ``"clean"`` is the batch as the data gave it, other
+    views are made by the manager. ``rows``: which tokens a `LogitObjective` predicts (`TokenBatch.selection`).
     """
 
     teacher: bool = False
     states: frozenset[str] = frozenset()
-    view: str = "clean"
+    view: str = CLEAN
+    rows: str = PREDICTED
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class LossSum:
 
 @dataclass(frozen=True)
 class Context:
-    """What a `StateObjective` may look at; ``teacher`` is None when nobody needs one."""
+    """What a `StateObjective` may look at; ``teacher`` is None when nobody needs one.
+
+    ``batch`` and ``student`` are of the objective's view; the teacher has seen the clean batch.
+    """
 
     batch: TokenBatch
     student: ForwardOutput
@@ -66,17 +73,16 @@ class Objective(Protocol):
         ...
 
     def count(self, batch: TokenBatch) -> int:
-        """Return how many tokens of ``batch`` the sum runs over, before any forward."""
-        ...
-
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        """Return this objective's view of the clean batch."""
+        """Return how many tokens of ``batch``, its own view, the sum runs over, before any forward."""
         ...
 
 
 @runtime_checkable
 class LogitObjective(Objective, Protocol):
-    """Works on chunks of logits of the predicted tokens."""
+    """Works on chunks of logits of the predicted tokens.
+
+    One whose view gives its tokens weights (`Rows.weights`) is given those of the chunk as a fourth argument.
+    """
 
     def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over a chunk, and metric sums; float32 logits [n, V] and int64 targets [n]."""

@@ -21,6 +21,7 @@ from wrinklefree.objectives.base import LogitObjective
 # Logits of one chunk, for student or teacher, in float32. Large enough for the matrix product; small enough that the
 # allocator reuses the memory (glibc maps anew, page by page, what is over 32 MB: 20 % of the time at 64 MB).
 _CHUNK_BYTES = 24 * 1024 * 1024
+_NEVER = -1e4
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class HeadInputs:
     """States [N, D] of the predicting tokens, their targets [N], and the heads that turn states into logits.
 
     ``dtype``: of the student's matrix products when it is not the weight's own (mixed precision).
+    ``weights`` float32 [N]: handed to the objectives, chunk by chunk, when there are any.
+    ``banned``: a token that can never follow (the MASK of diffusion); both models give it probability 0.
     """
 
     states: Tensor
@@ -60,6 +63,8 @@ class HeadInputs:
     teacher_states: Tensor | None = None
     teacher_head: nn.Module | None = None
     dtype: torch.dtype | None = None
+    weights: Tensor | None = None
+    banned: int | None = None
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -88,15 +93,26 @@ def _chunk_total(inputs: HeadInputs, student: Tensor, rows: slice, terms: Sequen
     teacher = None
     if inputs.teacher_states is not None and inputs.teacher_head is not None:
         with torch.no_grad():
-            teacher = inputs.teacher_head(inputs.teacher_states[rows]).float()
+            teacher = _without(inputs.banned, inputs.teacher_head(inputs.teacher_states[rows]).float())
     total = torch.zeros((), dtype=torch.float32, device=student.device)
     for term in terms:
         with torch.set_grad_enabled(torch.is_grad_enabled() and term.factor != 0.0):
-            value, metrics = term.objective.chunk(student, teacher, inputs.targets[rows])
+            given = () if inputs.weights is None else (inputs.weights[rows],)
+            value, metrics = term.objective.chunk(student, teacher, inputs.targets[rows], *given)
         sums.add(term.name, value, metrics)
         if term.factor != 0.0:
             total = total + term.factor * value
     return total
+
+
+def _without(banned: int | None, logits: Tensor) -> Tensor:
+    """Put the banned token's logits, in place, where its probability is 0 in float32 at any usual temperature.
+
+    Finite, because a divergence would compute 0 times (-inf + inf) otherwise.
+    """
+    if banned is not None:
+        logits[:, banned] = _NEVER
+    return logits
 
 
 class _HeadPass(torch.autograd.Function):
@@ -123,11 +139,13 @@ class _HeadPass(torch.autograd.Function):
         for start in range(0, states.shape[0], size):
             rows = slice(start, start + size)
             chunk = states[rows].to(narrow.dtype)
-            logits = F.linear(chunk, narrow).float()
+            logits = _without(inputs.banned, F.linear(chunk, narrow).float())
             with torch.set_grad_enabled(ctx.wants_states or ctx.wants_weight):
                 logits.requires_grad_(torch.is_grad_enabled())
                 value = _chunk_total(inputs, logits, rows, terms, sums)
                 gradient = torch.autograd.grad(value, logits)[0] if value.requires_grad else None
+            if gradient is not None and inputs.banned is not None:
+                gradient[:, inputs.banned] = 0.0  # its logit was not the model's
             total += value.detach()
             if gradient is not None and state_gradient is not None:
                 state_gradient[rows] = (gradient.to(narrow.dtype) @ narrow).to(states.dtype)

@@ -54,9 +54,6 @@ class Layerwise:
     def count(self, batch: TokenBatch) -> int:
         return number(real(batch))
 
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        return batch
-
     def loss(self, context: Context) -> LossSum:
         student, teacher = context.student, context.taught()
         _check_shapes(student, teacher)

@@ -53,9 +53,6 @@ class LogitsKD:
     def count(self, batch: TokenBatch) -> int:
         return number(predicted(batch))
 
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        return batch
-
     def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert teacher is not None
         log_q, log_p = self._log_softmax(student), self._log_softmax(teacher)

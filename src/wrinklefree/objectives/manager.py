@@ -1,8 +1,10 @@
 """Several objectives as one loss: which are active, what the forwards must provide, and what each contributes.
 
-For one micro-batch: every active objective gets its view of the clean batch; the student runs once for each distinct
-view; the teacher's output of the clean batch is shared; logit objectives share the chunks of `head_pass`. An objective
-of weight 0 is not prepared, not counted and not run, except that ``monitor`` objectives are measured without gradient.
+For one micro-batch: every view that an active objective asks for is made once from the clean batch, before the tokens
+are counted; the student runs once for each distinct view; the teacher sees the clean batch, and its output is shared;
+logit objectives that predict the same tokens share the chunks of `head_pass`. An objective of weight 0 is not counted
+and not run, and a view that only it would see is not made, except that ``monitor`` objectives are measured without
+gradient.
 
     loss of the step = sum_i w_i  (sum over all micro-batches and processes of L_i) / (count_i of the whole step)
 """
@@ -16,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrinklefree.data.batch import TokenBatch
+from wrinklefree.data.batch import Rows, TokenBatch
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import ForwardOutput, forward
 from wrinklefree.objectives.balance import Balance, BalanceState, gradient_size
-from wrinklefree.objectives.base import Context, LogitObjective, Objective, StateObjective, predicted
+from wrinklefree.objectives.base import CLEAN, Context, LogitObjective, Objective, StateObjective
 from wrinklefree.objectives.head import HeadInputs, HeadTerm, head_pass
 from wrinklefree.objectives.next_token import NextToken
+
+View = Callable[[TokenBatch], TokenBatch]
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,19 @@ class Tally:
 
 
 class ObjectiveManager:
-    """Holds the objectives by name and the state of balanced weights."""
+    """Holds the objectives by name, how their views are made, and the state of balanced weights.
+
+    ``views``: by name, from the clean batch; what a view draws at random must follow from the batch alone, so that a
+    resumed run draws it again. ``banned``: a token that no objective may find probable (`HeadInputs.banned`).
+    """
 
     def __init__(
         self,
         terms: Mapping[str, Term],
         monitor: tuple[str, ...] = ("next_token",),
         tokens_per_chunk: int | None = None,
+        views: Mapping[str, View] | None = None,
+        banned: int | None = None,
     ) -> None:
         # A hidden-state loss can fall while the model forgets how to predict: the cross-entropy is always measured.
         if "next_token" in monitor and "next_token" not in terms:
@@ -68,9 +78,16 @@ class ObjectiveManager:
         for name, term in terms.items():
             if term.weight < 0.0:
                 raise InputError(f"objectives.{name}.weight: found {term.weight}, it must not be negative")
+            view = term.objective.needs.view
+            if view != CLEAN and view not in (views or {}):
+                raise InputError(f"objectives.{name}: nobody makes the {view!r} view of the batch that it works on")
         self.terms = dict(terms)
         self.monitor = tuple(name for name in monitor if name in self.terms)
         self.tokens_per_chunk = tokens_per_chunk
+        self.views = dict(views or {})
+        self.banned = banned
+        # Views that were made for counting and wait for their loss, by the identity of the (kept) clean batch.
+        self._made: dict[int, tuple[TokenBatch, dict[str, TokenBatch]]] = {}
         self.balance = BalanceState({name: term.balance for name, term in terms.items() if term.balance})
 
     @property
@@ -97,9 +114,9 @@ class ObjectiveManager:
         return frozenset[str]().union(*(self.terms[name].objective.needs.states for name in names))
 
     def counts(self, batch: TokenBatch, weights: Mapping[str, float], monitor: bool = False) -> dict[str, int]:
-        """Return the tokens that each objective to be run counts in ``batch``."""
-        names = self._names(weights, monitor)
-        return {name: self.terms[name].objective.count(self._view(name, batch)) for name in names}
+        """Return the tokens that each objective to be run counts in its view of ``batch``."""
+        objectives = {name: self.terms[name].objective for name in self._names(weights, monitor)}
+        return {name: each.count(self._view(each.needs.view, batch)) for name, each in objectives.items()}
 
     def loss(
         self,
@@ -125,19 +142,19 @@ class ObjectiveManager:
         total = torch.zeros((), dtype=torch.float32, device=batch.input_ids.device)
         for view in dict.fromkeys(self.terms[name].objective.needs.view for name in names):
             members = [name for name in names if self.terms[name].objective.needs.view == view]
-            total = total + self._view_loss(student, batch, members, factors, teacher, tally)
+            total = total + self._view_loss(student, self._view(view, batch), members, factors, teacher, tally)
+        self._made.pop(id(batch), None)
         return total
 
     def _view_loss(
         self,
         student: nn.Module,
-        batch: TokenBatch,
+        seen: TokenBatch,
         names: list[str],
         factors: dict[str, float],
         teacher: ForwardOutput | None,
         tally: Tally,
     ) -> Tensor:
-        seen = self._view(names[0], batch)
         objectives = {name: self.terms[name].objective for name in names}
         wants = frozenset[str]().union(*(objective.needs.states for objective in objectives.values()))
         output = forward(student, seen, wants)
@@ -158,13 +175,13 @@ class ObjectiveManager:
         dtype: torch.dtype | None,
     ) -> Tensor:
         parts: dict[str, Tensor] = {}
-        on_logits = [
-            HeadTerm(name, objective, factors.get(name, 0.0))
-            for name, objective in objectives.items()
-            if isinstance(objective, LogitObjective)
-        ]
-        if on_logits:
-            parts["logits"] = self._logit_loss(output, batch, on_logits, teacher, tally, dtype)
+        on_logits: dict[str, list[HeadTerm]] = {}
+        for name, objective in objectives.items():
+            if isinstance(objective, LogitObjective):
+                term = HeadTerm(name, objective, factors.get(name, 0.0))
+                on_logits.setdefault(objective.needs.rows, []).append(term)
+        for rows, terms in on_logits.items():
+            parts[f"logits of {rows}"] = self._logit_loss(output, batch.selection(rows), terms, teacher, tally, dtype)
         for name, objective in objectives.items():
             if isinstance(objective, StateObjective):
                 result = objective.loss(Context(batch, output, teacher))
@@ -180,21 +197,23 @@ class ObjectiveManager:
     def _logit_loss(
         self,
         output: ForwardOutput,
-        batch: TokenBatch,
+        rows: Rows,
         terms: list[HeadTerm],
         teacher: ForwardOutput | None,
         tally: Tally,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        mask = predicted(batch)
-        taught = any(term.name in self.taught for term in terms)
+        taught = teacher if any(term.name in self.taught for term in terms) else None
+        theirs = rows.states if rows.teacher is None else rows.teacher
         inputs = HeadInputs(
-            states=output.final[:, :-1][mask],
+            states=output.final.flatten(0, 1)[rows.states],
             head=output.head,
-            targets=batch.labels[:, 1:][mask].long(),
-            teacher_states=teacher.final[:, :-1][mask] if taught and teacher is not None else None,
-            teacher_head=teacher.head if taught and teacher is not None else None,
+            targets=rows.targets,
+            teacher_states=None if taught is None else taught.final.flatten(0, 1)[theirs],
+            teacher_head=None if taught is None else taught.head,
             dtype=dtype,
+            weights=rows.weights,
+            banned=self.banned,
         )
         total, sums = head_pass(inputs, terms, self.tokens_per_chunk)
         for term in terms:
@@ -210,6 +229,7 @@ class ObjectiveManager:
         all_reduce: Callable[[Tensor], Tensor],
     ) -> None:
         """Put the balanced factors that this step measured into force; ``tally`` is reduced already."""
+        self._made.clear()
         for name in self.balance.due("loss"):
             others = [
                 weights.get(other, 0.0) * self.balance.factor(other) * value / max(counts[other], 1)
@@ -242,8 +262,13 @@ class ObjectiveManager:
         return [*active, *extra]
 
     def _view(self, name: str, batch: TokenBatch) -> TokenBatch:
-        objective = self.terms[name].objective
-        return batch if objective.needs.view == "clean" else objective.prepare(batch)
+        """Return that view of the clean batch, made once however often it is asked for."""
+        if name == CLEAN:
+            return batch
+        _, made = self._made.setdefault(id(batch), (batch, {}))
+        if name not in made:
+            made[name] = self.views[name](batch)
+        return made[name]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

@@ -30,9 +30,6 @@ class NextToken:
     def count(self, batch: TokenBatch) -> int:
         return number(predicted(batch))
 
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        return batch
-
     def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.label_smoothing:
             loss = F.cross_entropy(student, targets, reduction="sum")

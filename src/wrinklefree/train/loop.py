@@ -175,7 +175,7 @@ def _micro_batches(session: Session) -> list[TokenBatch]:
         session.position.sequences + (index * fabric.world_size + fabric.global_rank) * size
         for index in range(session.config.accumulation)
     ]
-    return [session.stream.batch(first, size).to(fabric.device) for first in firsts]
+    return [session.stream.batch(first, size).to(fabric.device).numbered(first) for first in firsts]
 
 
 def _counts(
