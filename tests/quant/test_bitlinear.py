@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
-from wrinklefree.quant.activation import quantize_activation
+from wrinklefree.quant import bitlinear
+from wrinklefree.quant.activation import fake_quantize_activation, quantize_activation
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength, full_strength, held_codes, quant_strength
 from wrinklefree.quant.ternary import TernarySpec, absmean_scale, dequantize
 
@@ -103,6 +104,86 @@ def test_held_codes_are_computed_once_and_forgotten_afterwards() -> None:
             made.weight.mul_(-1)  # against the rule, to see that nothing is recomputed
         assert made._held() is made._held()
     assert not torch.allclose(model(x), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_weight_of_the_forward_is_codes_times_scale_to_the_bit(
+    spec: TernarySpec, learned: bool, dtype: torch.dtype
+) -> None:
+    for columns in (100, 128):  # the last group is short, or whole
+        torch.manual_seed(columns)
+        made = BitLinear(columns, 12, False, spec, QuantStrength(1.0), dtype=dtype)
+        if learned:
+            made.set_scale(absmean_scale(made.weight, spec) * 1.1)
+        codes, scale = made.ternary()
+        expected = codes.to(dtype) * dequantize(torch.ones_like(codes), scale, spec).to(dtype)
+        assert torch.equal(made.effective_weight(), expected)
+        with torch.no_grad():
+            assert torch.equal(made.effective_weight(), expected)
+
+
+def test_activations_are_rounded_as_the_equation_says_to_the_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = (torch.randn(64, 100) * torch.logspace(-7, 7, 64)[:, None]).to(dtype)
+        scale = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+        codes = (x * scale).round().clamp(-128, 127)
+        assert torch.equal(fake_quantize_activation(x, 1.0), codes / scale)
+        assert torch.equal(quantize_activation(x)[0], codes.to(torch.int8))
+
+
+class Branches(nn.Module):
+    """Two layers that read the same tensor and one that reads another, as in an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        strength = QuantStrength(1.0)
+        sizes = ((100, 12), (100, 12), (12, 5))
+        self.gate, self.up, self.down = (BitLinear(a, b, False, TernarySpec("row"), strength) for a, b in sizes)
+
+    def forward(self, x: torch.Tensor, apart: bool = False) -> torch.Tensor:
+        x = x * 1.0
+        out: torch.Tensor = self.down(self.gate(x) * self.up(x * 1.0 if apart else x))
+        return out
+
+
+def test_layers_that_read_the_same_tensor_share_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients are those of layers that round for themselves; the input is rounded once."""
+    calls = []
+    real = fake_quantize_activation
+    monkeypatch.setattr(bitlinear, "fake_quantize_activation", lambda x, s: calls.append(1) or real(x, s))
+    model, x = Branches(), torch.randn(7, 100, requires_grad=True)
+    results = []
+    for apart, expected in ((False, 2), (True, 3), (False, 2)):
+        calls.clear()
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+        y = model(x, apart)
+        y.square().sum().backward()
+        assert len(calls) == expected
+        results.append([y.detach(), x.grad, *(p.grad for p in model.parameters())])
+    for one, two, three in zip(*results, strict=True):
+        assert torch.allclose(one, two, rtol=1e-5, atol=1e-6) and torch.equal(one, three)
+    assert quant_strength(model).input is None  # nothing is kept after the layer that is alone with its input
+    copy.deepcopy(model)
+
+
+def test_a_shared_rounding_is_never_stale() -> None:
+    model, x = Branches(), torch.randn(7, 100)
+    with torch.no_grad():
+        model.gate(x)
+        x.mul_(-2.0)
+        assert torch.equal(model.up(x), copy.deepcopy(model).up(x))
+        model.gate(x)
+    x.requires_grad_()
+    model.up(x).sum().backward()
+    assert x.grad is not None
+    quant_strength(model).value = 1.0
+    model.gate(x)
+    quant_strength(model).value = 0.5
+    assert torch.equal(model.up(x), copy.deepcopy(model).up(x.clone()))
 
 
 def test_two_models_never_share_a_strength() -> None:

@@ -2,6 +2,10 @@
 
 Each model owns one `QuantStrength` (the lambda of the warm-up schedules); its layers share that object and no other
 model ever sees it.
+
+What a training step costs beyond `nn.Linear`: one rounding of the inputs, which layers with the same input share, and
+one rounding of the weights, which the micro-batches of a step share (`held_codes`). The backward does no more than
+`nn.Linear`'s; only learned scales need one more look at the weights.
 """
 
 from __future__ import annotations
@@ -17,31 +21,47 @@ from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
 from wrinklefree.quant.activation import fake_quantize_activation
-from wrinklefree.quant.ternary import (
-    TernarySpec,
-    absmean_scale,
-    expand_scale,
-    round_clip,
-    storable,
-    ternarize,
-)
+from wrinklefree.quant.saliency import round_kept
+from wrinklefree.quant.ternary import TernarySpec, grouped, in_blocks, round_weight, storable, ternarize
 
 # A latent further than this many scales from zero no longer receives a gradient when its scale is learned: it could
 # only grow, and would then need as many steps to come back. Half a scale beyond the last rounding threshold.
 CLIP_IN_SCALES = 1.5
 
 
+@dataclass
+class _RoundedInput:
+    """An input, and what it was rounded to; ``owner`` computed it and is told when nobody else asked for it."""
+
+    source: Tensor
+    version: int
+    differentiable: bool
+    strength: float
+    rounded: Tensor
+    owner: BitLinear
+
+    def is_of(self, x: Tensor, strength: float) -> bool:
+        """Whether this is what ``x`` would be rounded to now."""
+        same = self.source is x and self.version == x._version
+        return same and self.strength == strength and self.differentiable == torch.is_grad_enabled()
+
+
 class QuantStrength:
     """How much of the quantisation is applied, from 0 (none) to 1 (all); one object for each model.
 
-    ``held`` is the identity of the present `held_codes` block, None outside of one.
+    ``held`` is the identity of the present `held_codes` block, None outside of one. ``input`` is the last rounded
+    input, which the next layer may share (query, key and value read the same one; gate and up, too).
     """
 
-    __slots__ = ("_value", "held")
+    __slots__ = ("_value", "held", "input")
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
         self.held: object | None = None
+        self.input: _RoundedInput | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantStrength:
+        return QuantStrength(self._value)
 
     @property
     def value(self) -> float:
@@ -54,53 +74,74 @@ class QuantStrength:
         self._value = float(value)
 
 
-class _TernaryWeight(torch.autograd.Function):
-    """(latent, expanded scale, codes) -> codes * scale.
+class _Straight(torch.autograd.Function):
+    """(latent, value) -> value, with the gradient of the identity for the latent. Nothing is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _LearnedScale(torch.autograd.Function):
+    """(latent, scale, codes * scale) -> codes * scale.
 
     The latent's gradient passes straight through within ``CLIP_IN_SCALES`` scales and is zero beyond; the scale's is
-    the gradient times the code, the derivative of codes * scale at fixed codes.
+    the gradient times the code, the derivative of codes * scale at fixed codes, and passes straight through the
+    rounding to the stored scale.
     """
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(latent, scale, codes)
-        return codes * scale
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, value: Tensor, spec: TernarySpec) -> Tensor:
+        ctx.save_for_backward(latent, scale, value)
+        ctx.spec = spec
+        return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        latent, scale, codes = ctx.saved_tensors
-        gradient = gradients[0]
-        inside = latent.abs() <= CLIP_IN_SCALES * scale
-        scale_gradient = (gradient * codes).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
-        return gradient * inside, scale_gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        latent, scale, value = ctx.saved_tensors
+        blocks, expanded = in_blocks(latent, storable(scale, ctx.spec), ctx.spec)
+        inside = (blocks.abs() <= CLIP_IN_SCALES * expanded.to(latent.dtype)).view(latent.shape)
+        scale_gradient = None
+        if ctx.needs_input_grad[1]:
+            scale_gradient = _scale_gradient(gradients[0] * value.sign(), scale, ctx.spec)
+        return gradients[0] * inside, scale_gradient, None, None
+
+
+def _scale_gradient(products: Tensor, scale: Tensor, spec: TernarySpec) -> Tensor:
+    """Sum ``products [O, I]`` over the weights of each scale, in the shape of ``scale``."""
+    if spec.granularity == "tensor":
+        return products.sum(dtype=scale.dtype).view_as(scale)
+    if spec.granularity == "row":
+        return products.sum(dim=1, dtype=scale.dtype)
+    return grouped(products, spec).sum(dim=-1, dtype=scale.dtype)
 
 
 @dataclass
 class _Held:
-    """``codes`` [O, I] in the latents' dtype and ``scale`` expanded to them, of one `held_codes` block (or none)."""
+    """The quantised weight ``[O, I]`` of one `held_codes` block (or none), and its blend at ``strength``."""
 
     block: object | None
-    codes: Tensor
-    scale: Tensor
-    product: Tensor | None = None
-
-    def quantized(self) -> Tensor:
-        """Return codes * scale [O, I], without gradient."""
-        if self.product is None:
-            with torch.no_grad():
-                self.product = self.codes * self.scale
-        return self.product
+    quantized: Tensor
+    strength: float
+    blended: Tensor
 
 
 class BitLinear(nn.Linear):
     """A linear layer with ternary weights and int8 inputs.
 
     ``weight`` ``[O, I]`` holds the latents. ``weight_scale`` is None for the absmean rule, or a parameter of the
-    shape ``spec.scale_shape(O, I)`` that calibration fitted and training may learn.
+    shape ``spec.scale_shape(O, I)`` that calibration fitted and training may learn. ``kept_columns`` is None, or a
+    mask ``[I]`` of the columns that stay in full precision (`quant.saliency`).
     With strength 0 the layer is exactly ``nn.Linear``.
 
     Source: arXiv 2402.17764; strength lambda as w + lambda (Q(w) - w).detach() after the Hugging Face 1.58-bit recipe.
     """
+
+    kept_columns: Tensor | None
 
     def __init__(
         self,
@@ -116,7 +157,9 @@ class BitLinear(nn.Linear):
         self.strength = strength
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
+        self.register_buffer("kept_columns", None, persistent=False)
         self._cache: _Held | None = None
+        self._alone: bool | None = None  # whether no other layer reads this one's inputs; None: not known yet
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: TernarySpec, strength: QuantStrength) -> BitLinear:
@@ -143,6 +186,13 @@ class BitLinear(nn.Linear):
         """Return what export writes: codes int8 ``[O, I]`` and float32 scales ``[1]``, ``[O]`` or ``[O, G]``."""
         return ternarize(self.weight, self.spec, self.weight_scale)
 
+    def quantized_weight(self) -> Tensor:
+        """Return Q(w) ``[O, I]`` in the latents' dtype, without gradient; kept columns are as they are."""
+        with torch.no_grad():
+            if self.kept_columns is None:
+                return round_weight(self.weight, self.spec, self.weight_scale)
+            return round_kept(self.weight, self.kept_columns, self.spec, self.weight_scale)
+
     def effective_weight(self) -> Tensor:
         """Return the weight ``[O, I]`` the forward uses at the present strength, differentiable."""
         strength = self.strength.value
@@ -150,39 +200,52 @@ class BitLinear(nn.Linear):
             return self.weight
         held = self._held()
         if not torch.is_grad_enabled():
-            return held.quantized() if strength == 1.0 else torch.lerp(self.weight, held.quantized(), strength)
+            return held.blended
         if self.weight_scale is None:
-            # Straight-through: value codes * scale, gradient of the identity.
-            return self.weight + strength * (held.quantized() - self.weight).detach()
-        live = expand_scale(_straight_storable(self.weight_scale, self.spec), self.spec, self.in_features)
-        quantized: Tensor = _TernaryWeight.apply(self.weight, live.to(self.weight.dtype), held.codes)
+            straight: Tensor = _Straight.apply(self.weight, held.blended)
+            return straight
+        quantized: Tensor = _LearnedScale.apply(self.weight, self.weight_scale, held.quantized, self.spec)
+        if self.kept_columns is not None:
+            quantized = torch.where(self.kept_columns, self.weight, quantized)
         return quantized if strength == 1.0 else torch.lerp(self.weight, quantized, strength)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``Q(x) Q(w)^T + b`` for ``x [..., I]``, to the degree of the model's strength."""
         if self.strength.value == 0.0:
             return F.linear(x, self.weight, self.bias)
-        quantized = fake_quantize_activation(x, self.strength.value)
-        return F.linear(quantized, self.effective_weight().to(x.dtype), self.bias)
+        return F.linear(self._rounded_input(x), self.effective_weight().to(x.dtype), self.bias)
+
+    def _rounded_input(self, x: Tensor) -> Tensor:
+        """Q(x) to the degree of the strength; computed once for the layers that read the same tensor in turn."""
+        strength = self.strength.value
+        if torch.compiler.is_compiling() or x.is_inference():
+            return fake_quantize_activation(x, strength)
+        last = self.strength.input
+        if last is not None and last.is_of(x, strength):
+            last.owner._alone = False
+            return last.rounded
+        if last is not None and last.owner._alone is None:
+            last.owner._alone = True
+        rounded = fake_quantize_activation(x, strength)
+        # A layer that was alone with its input does not keep it again: what is kept is memory.
+        self.strength.input = (
+            None if self._alone else _RoundedInput(x, x._version, torch.is_grad_enabled(), strength, rounded, self)
+        )
+        return rounded
 
     def _held(self) -> _Held:
-        """The codes and scales of now; computed once for a `held_codes` block."""
-        block = self.strength.held
-        if block is not None and self._cache is not None and self._cache.block is block:
-            return self._cache
-        with torch.no_grad():
-            scale = self.weight_scale
-            stored = absmean_scale(self.weight, self.spec) if scale is None else storable(scale, self.spec)
-            expanded = expand_scale(stored, self.spec, self.in_features)
-            codes = round_clip(self.weight.float(), expanded).to(self.weight.dtype)
-            held = _Held(block, codes, expanded.to(self.weight.dtype))
+        """The quantised weight of now; computed once for a `held_codes` block."""
+        block, strength = self.strength.held, self.strength.value
+        held = self._cache
+        if block is None or held is None or held.block is not block:
+            quantized = self.quantized_weight()
+            held = _Held(block, quantized, 1.0, quantized)
+        if held.strength != strength:
+            with torch.no_grad():
+                held.blended = torch.lerp(self.weight, held.quantized, strength) if strength != 1.0 else held.quantized
+            held.strength = strength
         self._cache = None if block is None else held
         return held
-
-
-def _straight_storable(scale: Tensor, spec: TernarySpec) -> Tensor:
-    """The stored value of a learned scale, with the gradient of the identity."""
-    return scale + (storable(scale.detach(), spec) - scale.detach())
 
 
 def bit_linears(model: nn.Module) -> Iterator[tuple[str, BitLinear]]:
