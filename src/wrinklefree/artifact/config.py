@@ -13,7 +13,7 @@ Activation = Literal["silu", "relu2"]
 RopeKind = Literal["default", "linear", "llama3"]
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "relu2")
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3")
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
@@ -54,6 +54,11 @@ class ModelConfig:
     def has_qk_norm(self) -> bool:
         """Whether queries and keys pass an RMSNorm over each head."""
         return self.model_type == "qwen3"
+
+    @property
+    def has_sub_norms(self) -> bool:
+        """Whether the family has norms before o_proj and down_proj of its own, SubLN or not."""
+        return self.model_type == "bitnet"
 
     def linears(self, layout: Layout = LAYOUT) -> dict[str, PackedShape]:
         """Return every ternary layer's full name with its sizes, layer by layer."""

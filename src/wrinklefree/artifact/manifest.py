@@ -157,7 +157,7 @@ def _norms(config: ModelConfig, subln: str) -> Iterator[tuple[str, int]]:
         prefix = f"model.layers.{layer}"
         yield f"{prefix}.input_layernorm", config.hidden_size
         yield f"{prefix}.post_attention_layernorm", config.hidden_size
-        if subln != "none":
+        if subln != "none" or config.has_sub_norms:
             yield f"{prefix}.self_attn.attn_sub_norm", config.num_attention_heads * config.head_dim
             yield f"{prefix}.mlp.ffn_sub_norm", config.intermediate_size
         if config.has_qk_norm:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
@@ -135,6 +136,7 @@ def _checkpoint_config(source: Path) -> dict[str, Any]:
         raise InputError(f"{source}: is not ternary yet; convert it first: wf convert {source} CHECKPOINT")
     if kind == "packed":
         raise InputError(f"{source}: is a packed model already")
+    parse_config(config, f"{source}/config.json")  # a family the engine does not run is told before any work
     return config
 
 

@@ -39,12 +39,14 @@ class ForwardOutput:
     ``hidden_states``: L tensors [B, T, D], the residual stream after each decoder layer, before the final norm;
     the embedding is not among them. ``projections``: asked layer -> (q, k, v), each [B, T, H E], straight from
     the projection (before QK-norm and rotary embedding), key and value heads not repeated.
-    ``norm``, ``head``: the model's own modules.
+    ``norm``, ``head``: the model's own modules. ``softcap`` c, where the model has one: its logits are
+    c tanh(head(final) / c).
     """
 
     final: Tensor
     norm: nn.Module
     head: nn.Module
+    softcap: float | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] = ()
     projections: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
@@ -59,6 +61,17 @@ def document_mask(document_ids: Tensor) -> Tensor:
     same = document_ids[:, :, None] == document_ids[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
     return (same & causal)[:, None]
+
+
+def windowed(mask: Tensor, window: int) -> Tensor:
+    """Return ``mask`` [B, 1, T, T] without the keys ``window`` or more tokens before the query."""
+    places = torch.arange(mask.shape[-1], device=mask.device)
+    return mask & (places[None, :] > places[:, None] - window)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return c tanh(logits / c), or the logits as they are without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozenset()) -> ForwardOutput:
@@ -80,18 +93,33 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
             use_cache=False,
         ).last_hidden_state
     head = model.get_submodule("lm_head")
+    cap = getattr(model.config, "final_logit_softcapping", None)
     return ForwardOutput(
         final=final,
         norm=model.get_submodule("model.norm"),
         head=head,
-        logits=head(final) if LOGITS in want else None,
+        softcap=cap,
+        logits=soft_capped(head(final), cap) if LOGITS in want else None,
         hidden_states=tuple(kept[f"{i}"] for i in range(len(layers))) if HIDDEN in want else (),
         projections={i: (kept[f"{i}.q"], kept[f"{i}.k"], kept[f"{i}.v"]) for i in asked},
     )
 
 
-def _mask_for(model: nn.Module, document_ids: Tensor) -> Tensor:
+def _mask_for(model: nn.Module, document_ids: Tensor) -> Tensor | dict[str, Tensor]:
+    """The mask in the form the model's layers take: one, or one for each kind of layer (full, sliding window)."""
+    config: Any = model.config
     mask = document_mask(document_ids)
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        return _for_attention(model, mask if window is None else windowed(mask, window))
+    masks = {"full_attention": mask, "sliding_attention": windowed(mask, window) if window else mask}
+    if kinds - masks.keys():
+        raise InputError(f"config.layer_types: found {sorted(kinds - masks.keys())}, known are {', '.join(masks)}")
+    return {kind: _for_attention(model, masks[kind]) for kind in sorted(kinds)}
+
+
+def _for_attention(model: nn.Module, mask: Tensor) -> Tensor:
     if getattr(model.config, "_attn_implementation", "sdpa") == "sdpa":
         return mask
     # Eager attention adds its mask to the scores.

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from wrinklefree.errors import FormatError, InputError
+from wrinklefree.models.bitnet import is_bitnet_quantized, load_latents
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.quant.bitlinear import bit_linears
@@ -53,6 +54,7 @@ class CheckpointInfo:
     tokens_seen: int = 0
     recipe_hash: str | None = None
     dlm: dict[str, Any] | None = None
+    exclude: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as it stands in config.json."""
@@ -70,10 +72,11 @@ class CheckpointInfo:
         if raw.get("format_version") != CHECKPOINT_FORMAT_VERSION:
             found = raw.get("format_version")
             raise FormatError(f"{place}: format_version {found!r}, this release reads {CHECKPOINT_FORMAT_VERSION}")
-        known = {"stage", "subln", "strength", "calibration", "teacher", "tokens_seen", "recipe_hash", "dlm"}
+        known = {"stage", "subln", "strength", "calibration", "teacher", "tokens_seen", "recipe_hash", "dlm", "exclude"}
         try:
             spec = TernarySpec(raw["granularity"], raw["group_size"])
-            info = cls(spec=spec, **{key: raw[key] for key in known if key in raw})
+            given = {key: raw[key] for key in known if key in raw}
+            info = cls(spec=spec, **{**given, "exclude": tuple(given.get("exclude", ()))})
         except (KeyError, TypeError, InputError) as error:
             raise FormatError(f"{place}: `wrinklefree` is damaged: {error}") from error
         return info
@@ -82,13 +85,17 @@ class CheckpointInfo:
 def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model in ``dtype`` and the tokenizer of a Hugging Face id, a directory, or a ``.gguf`` file.
 
-    A GGUF file is dequantised. Code that a repository carries is never run.
+    A GGUF file is dequantised, packed BitNet weights are unpacked. Code that a repository carries is never run.
 
     Raises: InputError when nothing is there, FormatError when what is there cannot be read.
     """
     where = locate_source(src)
     with _quiet_loading(src):
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        config = AutoConfig.from_pretrained(**where)
+        if is_bitnet_quantized(config):
+            model = load_latents(config, src, dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(**where)
     _forget_gguf(model)
     return model.eval(), tokenizer
@@ -132,7 +139,7 @@ def load_checkpoint(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tensors = load_file(path / WEIGHTS)
     subln: SublnInit = "ones" if info.subln != "none" else "none"
-    convert_model(model, info.spec, subln=subln, strength=info.strength)
+    convert_model(model, info.spec, subln=subln, strength=info.strength, exclude=info.exclude)
     for name, layer in bit_linears(model):
         if f"{name}.weight_scale" in tensors:
             layer.set_scale(torch.ones(info.spec.scale_shape(layer.out_features, layer.in_features)))

@@ -8,7 +8,7 @@ Source: arXiv 2510.13998, section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,13 +57,19 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def insert_layer_norms(layer: nn.Module, family: Family, eps: float) -> list[SubLayerNorm]:
-    """Insert the two norms, with gains of one, into one decoder layer, in place, and return them."""
+def insert_layer_norms(layer: nn.Module, family: Family, eps: float, exclude: Sequence[str] = ()) -> list[SubLayerNorm]:
+    """Insert the two norms, with gains of one, into one decoder layer, in place, and return them.
+
+    A linear whose name in the layer is in ``exclude`` is not quantised and gets none.
+    """
     norms = []
-    for parent, name, linear_name in (
-        (layer.get_submodule("self_attn"), "attn_sub_norm", family.attention_norm_before),
-        (layer.get_submodule("mlp"), "ffn_sub_norm", family.ffn_norm_before),
+    for owner, name, linear_name in (
+        ("self_attn", "attn_sub_norm", family.attention_norm_before),
+        ("mlp", "ffn_sub_norm", family.ffn_norm_before),
     ):
+        if f"{owner}.{linear_name}" in exclude:
+            continue
+        parent = layer.get_submodule(owner)
         linear = parent.get_submodule(linear_name)
         assert isinstance(linear, nn.Linear)
         norm = SubLayerNorm(linear.in_features, eps, linear.weight.dtype)
@@ -71,6 +77,18 @@ def insert_layer_norms(layer: nn.Module, family: Family, eps: float) -> list[Sub
         linear.register_forward_pre_hook(_NormInput(norm))
         norms.append(norm)
     return norms
+
+
+def adopt_layer_norms(layer: nn.Module) -> None:
+    """Make the two norms of an architecture that has them ours, in place: same gains and epsilon, same function."""
+    for owner, name in (("self_attn", "attn_sub_norm"), ("mlp", "ffn_sub_norm")):
+        parent = layer.get_submodule(owner)
+        theirs: Any = parent.get_submodule(name)
+        if isinstance(theirs, SubLayerNorm):
+            continue
+        norm = SubLayerNorm(theirs.weight.shape[0], float(theirs.variance_epsilon), theirs.weight.dtype)
+        norm.weight = theirs.weight
+        setattr(parent, name, norm)
 
 
 @torch.no_grad()

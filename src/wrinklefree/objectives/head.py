@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
+from wrinklefree.models.forward import soft_capped
 from wrinklefree.objectives.base import LogitObjective
 
 # Logits of one chunk, for student or teacher, in float32. Large enough for the matrix product; small enough that the
@@ -55,6 +56,7 @@ class HeadInputs:
     ``dtype``: of the student's matrix products when it is not the weight's own (mixed precision).
     ``weights`` float32 [N]: handed to the objectives, chunk by chunk, when there are any.
     ``banned``: a token that can never follow (the MASK of diffusion); both models give it probability 0.
+    ``softcap``, ``teacher_softcap``: of the models' logits (`models.forward.soft_capped`).
     """
 
     states: Tensor
@@ -65,6 +67,8 @@ class HeadInputs:
     dtype: torch.dtype | None = None
     weights: Tensor | None = None
     banned: int | None = None
+    softcap: float | None = None
+    teacher_softcap: float | None = None
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -93,7 +97,10 @@ def _chunk_total(inputs: HeadInputs, student: Tensor, rows: slice, terms: Sequen
     teacher = None
     if inputs.teacher_states is not None and inputs.teacher_head is not None:
         with torch.no_grad():
-            teacher = _without(inputs.banned, inputs.teacher_head(inputs.teacher_states[rows]).float())
+            logits = soft_capped(inputs.teacher_head(inputs.teacher_states[rows]).float(), inputs.teacher_softcap)
+            teacher = _without(inputs.banned, logits)
+    if inputs.softcap is not None:
+        student = _without(inputs.banned, soft_capped(student, inputs.softcap))
     total = torch.zeros((), dtype=torch.float32, device=student.device)
     for term in terms:
         with torch.set_grad_enabled(torch.is_grad_enabled() and term.factor != 0.0):

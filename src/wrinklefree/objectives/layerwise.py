@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import InputError, unknown_name
-from wrinklefree.models.forward import HIDDEN, ForwardOutput
+from wrinklefree.models.forward import HIDDEN, ForwardOutput, soft_capped
 from wrinklefree.objectives.base import Context, LossSum, Needs, number, real
 from wrinklefree.objectives.head import chunk_tokens
 
@@ -120,9 +120,9 @@ def _vocabulary_kl(s: Tensor, t: Tensor, teacher: ForwardOutput) -> Tensor:
     dtype = parameters[0].dtype
 
     def chunk_kl(s_chunk: Tensor, t_chunk: Tensor) -> Tensor:
-        log_q = F.log_softmax(head(norm(s_chunk.to(dtype))).float(), dim=-1)
+        log_q = F.log_softmax(soft_capped(head(norm(s_chunk.to(dtype))).float(), teacher.softcap), dim=-1)
         with torch.no_grad():
-            log_p = F.log_softmax(head(norm(t_chunk.to(dtype))).float(), dim=-1)
+            log_p = F.log_softmax(soft_capped(head(norm(t_chunk.to(dtype))).float(), teacher.softcap), dim=-1)
         return F.kl_div(log_q, log_p, log_target=True, reduction="sum")
 
     size = chunk_tokens(int(head.out_features))  # type: ignore[arg-type]

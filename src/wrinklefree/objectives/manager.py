@@ -214,6 +214,8 @@ class ObjectiveManager:
             dtype=dtype,
             weights=rows.weights,
             banned=self.banned,
+            softcap=output.softcap,
+            teacher_softcap=None if taught is None else taught.softcap,
         )
         total, sums = head_pass(inputs, terms, self.tokens_per_chunk)
         for term in terms:

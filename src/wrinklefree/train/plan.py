@@ -62,17 +62,19 @@ def dry_run(recipe: Recipe) -> DryRun:
 
 
 def count_parameters(config: dict[str, Any]) -> int:
-    """Return the parameters of a Llama- or Qwen-style model from its config.json (without SubLN)."""
+    """Return the parameters of a model of a known family from its config.json (without inserted SubLN)."""
+    kind = config.get("model_type")
     hidden, width = int(config["hidden_size"]), int(config["intermediate_size"])
     heads = int(config["num_attention_heads"])
     head = int(config.get("head_dim") or hidden // heads)
     keys = int(config.get("num_key_value_heads") or heads)
     attention = 2 * hidden * head * (heads + keys)
-    if config.get("attention_bias") or config.get("model_type") == "qwen2":
+    if config.get("attention_bias") or kind == "qwen2":
         attention += head * (heads + 2 * keys) + (hidden if config.get("attention_bias") else 0)
-    if config.get("model_type") == "qwen3":
+    if kind in ("qwen3", "gemma3_text"):
         attention += 2 * head
-    layer = attention + 3 * hidden * width + 2 * hidden
+    norms = (4 if kind in ("gemma2", "gemma3_text") else 2) * hidden + (hidden + width if kind == "bitnet" else 0)
+    layer = attention + 3 * hidden * width + norms
     embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
     return int(config["num_hidden_layers"]) * layer + embeddings + hidden
 

@@ -12,37 +12,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrinklefree.models.subln import decoder_layers
 from wrinklefree.quant.activation import fake_quantize_activation
 
 # Sequences that run through a layer at once when nothing is trained.
 _RUN_SEQUENCES = 8
 
 
+_SHARED = ("attention_mask", "position_ids", "position_embeddings")
+
+
 @dataclass(frozen=True)
 class BlockRunner:
-    """What every decoder layer of one model shares: rotary tables, positions, the dtype of matrix products."""
+    """What the model hands each decoder layer beside the states (mask, positions, rotary tables), and the dtype of
+    matrix products. ``keywords`` is by `id` of the layer: some families give their kinds of layers different ones.
+    """
 
-    position_ids: Tensor
-    rotary: tuple[Tensor, Tensor]
+    keywords: dict[int, dict[str, Any]]
     dtype: torch.dtype
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model: nn.Module, sequences: Tensor, dtype: torch.dtype) -> tuple[BlockRunner, Tensor]:
-        """Return the runner and the embedded ``sequences`` [N, T, D]."""
-        body: Any = model.get_submodule("model")
-        with torch.no_grad():
-            embedded = body.embed_tokens(sequences).float()
-            positions = torch.arange(sequences.shape[1], device=sequences.device)[None]
-            rotary = body.rotary_emb(embedded, position_ids=positions)
-        return cls(positions, rotary, dtype), embedded
+        """Return the runner and what the first layer gets for ``sequences``: the embedded tokens [N, T, D]."""
+        body, layers = model.get_submodule("model"), decoder_layers(model)
+        keywords: dict[int, dict[str, Any]] = {}
+        embedded: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+            keywords[id(layer)] = {name: _wide(given.get(name)) for name in _SHARED}
+
+        def collect(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+            embedded.append((inputs[0] if inputs else given["hidden_states"]).float())
+            raise _Collected
+
+        handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+        try:
+            body(input_ids=sequences[:1], use_cache=False)
+            handles.append(layers[0].register_forward_pre_hook(collect, with_kwargs=True))
+            for part in sequences.split(_RUN_SEQUENCES):
+                _until_collected(lambda part=part: body(input_ids=part, use_cache=False))  # type: ignore[misc]
+        finally:
+            for handle in handles:
+                handle.remove()
+        # The last hooks saw another number of sequences; masks without padding are the same for each.
+        return cls({key: _one_row(kept) for key, kept in keywords.items()}, dtype), torch.cat(embedded)
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``layer(x)`` for ``x [n, T, D]``, causal, products in `dtype`, the residual stream in float32."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output: Tensor = layer(
-                x, attention_mask=None, position_ids=self.position_ids, position_embeddings=self.rotary
-            )
-        return output.float()
+            output: Tensor | tuple[Tensor, ...] = layer(x, **self.keywords[id(layer)])
+        return (output[0] if isinstance(output, tuple) else output).float()
 
     @torch.no_grad()
     def all(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -72,6 +92,17 @@ class BlockRunner:
         finally:
             handle.remove()
         return total[0]
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_wide(each) for each in value)
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _one_row(kept: dict[str, Any]) -> dict[str, Any]:
+    mask = kept["attention_mask"]
+    return kept if mask is None else {**kept, "attention_mask": mask[:1]}
 
 
 class _Collected(Exception):

@@ -17,7 +17,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.calibration.block import BlockRunner, relative_error
 from wrinklefree.models.calibration.block_training import train_block
 from wrinklefree.models.calibration.config import CalibrationConfig, CalibrationReport, LayerReport
-from wrinklefree.models.convert import check_convertible, convert_layer
+from wrinklefree.models.convert import accept_row_positions, check_convertible, convert_layer
 from wrinklefree.models.precision import fast_matmul_dtype
 from wrinklefree.models.subln import SubLayerNorm, SublnInit, decoder_layers, fit_identity
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
@@ -82,6 +82,7 @@ def calibrate(
             on_layer(reports[-1], len(layers))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    accept_row_positions(model)
     return CalibrationReport(sequences.numel(), time.monotonic() - started, why, reports)
 
 
