@@ -22,6 +22,10 @@ class MissingDependencyError(ImportError):
     """An optional package is needed; the message carries the exact pip line."""
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what was seen, and what is left."""
+
+
 class VerificationError(RuntimeError):
     """What was written does not behave like its source; nothing is left under the final name."""
 

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from wrinklefree.data.batch import IGNORE_INDEX, PADDING_DOCUMENT, TokenBatch
 from wrinklefree.models.convert import convert_model
-from wrinklefree.quant.ternary import TernarySpec
+from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.quant.ternary import TernarySpec, absmean_scale
 
 VOCABULARY = 64
 _SIZES: dict[str, Any] = {
@@ -25,8 +26,18 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def toy_model(seed: int = 0, family: str = "llama", ternary: bool = False, **changes: Any) -> nn.Module:
-    """A 2-layer model; larger initial weights than usual, so that its predictions are far from uniform."""
+def toy_model(
+    seed: int = 0,
+    family: str = "llama",
+    ternary: bool = False,
+    subln: Any = "none",
+    scales: bool = False,
+    **changes: Any,
+) -> nn.Module:
+    """A 2-layer model; larger initial weights than usual, so that its predictions are far from uniform.
+
+    ``subln``: of a ternary one. ``scales``: its layers learn their scales, from the absmean.
+    """
     torch.manual_seed(seed)
     sizes = {**_SIZES, "initializer_range": 0.2, **changes}
     if family == "llama":
@@ -34,7 +45,9 @@ def toy_model(seed: int = 0, family: str = "llama", ternary: bool = False, **cha
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=16))
     if ternary:
-        convert_model(model, TernarySpec())
+        convert_model(model, TernarySpec(), subln)
+        for _, layer in bit_linears(model) if scales else ():
+            layer.set_scale(absmean_scale(layer.weight.detach(), layer.spec))
     return model.eval()
 
 

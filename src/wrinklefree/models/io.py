@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -153,8 +153,11 @@ def save_checkpoint(
     out: Path,
     info: CheckpointInfo,
     replace_existing: bool = False,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write ``model`` to the directory ``out``; it appears whole or not at all.
+
+    ``state``: what is written instead of the model's own ``state_dict()``, for a model whose parameters are elsewhere.
 
     Raises: InputError when ``out`` exists and ``replace_existing`` is not set, or when the disk has no room.
     """
@@ -170,7 +173,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(partial)
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
-        save_file(_own_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(_own_tensors(model, state), partial / WEIGHTS, metadata={"format": "pt"})
         partial.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -193,9 +196,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def _own_tensors(model: nn.Module, given: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """The state to write; a head tied to the embedding is stored once."""
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().contiguous() for name, tensor in (given or model.state_dict()).items()}
     if getattr(model.config, "tie_word_embeddings", False):
         state.pop("lm_head.weight", None)
     return state

@@ -2,9 +2,13 @@
 
     state/step-00000010/tensors.safetensors   every tensor: weights, optimizer, random generators
                         state.json            the tree around them: schedules' positions, counters, tensor references
-                        manifest.json         SHA-256 of both, and the format version
+                        manifest.json         SHA-256 of all others, and the format version
 
-A state is written beside its final name and renamed, so it is whole or absent. No pickle is written or read.
+Of a sharded student each process writes its own rows, ``tensors-00001-of-00002.safetensors`` and so on; the first
+process also writes what is not sharded. Any number of processes can read it. They must share the file system.
+
+A state is written under a name that begins with a dot and renamed, so it is whole or absent. No pickle is written or
+read, which is why torch's own format for distributed checkpoints is not used: its index is one.
 """
 
 from __future__ import annotations
@@ -12,72 +16,176 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
-from wrinklefree.artifact.files import json_bytes, new_directory, read_json, sha256, write_bytes
+from wrinklefree.artifact.files import json_bytes, read_bytes, read_json, sha256, space_errors, write_bytes
 from wrinklefree.errors import FormatError, InputError
+from wrinklefree.train.parallel import Group
 
-FORMAT_VERSION = 1
-_TENSORS, _TREE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-_PREFIX = "step-"
+FORMAT_VERSION = 2  # 1 had no sharded tensors
+_READS = (1, 2)
+MANIFEST = "manifest.json"
+_TENSORS, _TREE = "tensors.safetensors", "state.json"
+PREFIX = "step-"
 
 
-def save_state(directory: Path, step: int, state: Mapping[str, Any], keep_last: int = 2) -> Path:
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in the files of a state: its rows lie one after another in ``files``."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def read(self) -> Tensor:
+        """Return the whole tensor."""
+        return torch.cat([self._rows(file) for file in self.files]) if len(self.files) > 1 else self._all()
+
+    def like(self, parameter: Tensor) -> Tensor:
+        """Return the tensor divided among processes as ``parameter`` is; only this process's rows are read."""
+        if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
+            return self.read()
+        rank, size = parameter.device_mesh.get_local_rank(), parameter.device_mesh.size()
+        per_process = -(-parameter.shape[0] // size)
+        first = min(rank * per_process, parameter.shape[0])
+        local = self._between(first, min(first + per_process, parameter.shape[0])).to(parameter.device)
+        return DTensor.from_local(
+            local, parameter.device_mesh, parameter.placements, run_check=False,
+            shape=parameter.shape, stride=parameter.stride(),
+        )  # fmt: skip
+
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the whole tensor."""
+        shapes = [self._slice(file).get_shape() for file in self.files]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
+
+    def _between(self, first: int, last: int) -> Tensor:
+        pieces, start = [], 0
+        for file in self.files:
+            part = self._slice(file)
+            rows = part.get_shape()[0]
+            inside = slice(max(first - start, 0), max(min(last - start, rows), 0))
+            pieces.append(part[inside.start : max(inside.stop, inside.start)] if rows > inside.start else part[0:0])
+            start += rows
+        return torch.cat(pieces)
+
+    def _slice(self, file: Path) -> Any:
+        return safe_open(file, framework="pt").get_slice(self.name)
+
+    def _rows(self, file: Path) -> Tensor:
+        with safe_open(file, framework="pt") as stored:
+            tensor: Tensor = stored.get_tensor(self.name)
+            return tensor
+
+    def _all(self) -> Tensor:
+        return self._rows(self.files[0])
+
+
+def save_state(
+    directory: Path, step: int, state: Mapping[str, Any], keep_last: int = 2, group: Group | None = None
+) -> Path:
     """Write ``state`` (nested dicts, lists, numbers, strings, tensors) and keep the newest ``keep_last``; return where.
 
-    Raises: InputError when there is no space or permission.
+    Every process of ``group`` must call it.
+
+    Raises: InputError in all processes when one has no space or permission; nothing is left then.
     """
-    out = directory / f"{_PREFIX}{step:08d}"
-    if out.exists():
-        shutil.rmtree(out)
-    tensors: dict[str, Tensor] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    tree = _flatten(dict(state), "", tensors, names)
-    with new_directory(out) as partial:
-        try:
-            save_file(tensors, partial / _TENSORS)
-        except SafetensorError as error:
-            raise InputError(f"{out}: cannot be written ({error}); nothing was left there") from error
-        write_bytes(partial / _TREE, json_bytes(tree))
-        hashes = {name: sha256(partial / name) for name in (_TENSORS, _TREE)}
-        write_bytes(partial / _MANIFEST, json_bytes({"format_version": FORMAT_VERSION, "sha256": hashes}))
-    for old in _states(directory)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    group = group or Group()
+    out = directory / f"{PREFIX}{step:08d}"
+    partial = directory / f".{out.name}.partial"
+    try:
+        _together(group, out, lambda: _start(partial) if group.rank == 0 else None)
+        _together(group, out, lambda: _write_own(partial, state, group))
+        _together(group, out, lambda: _complete(partial, out, group.size) if group.rank == 0 else None)
+    except BaseException:
+        if group.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if group.rank == 0:
+        for old in states(directory)[:-keep_last]:
+            shutil.rmtree(old, ignore_errors=True)
     return out
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Return the state in one ``step-*`` directory, tensors on the CPU.
+def load_state(path: Path, lazy: bool = False, check: bool = True) -> dict[str, Any]:
+    """Return the state in one ``step-*`` directory, tensors on the CPU; ``lazy`` leaves them as `Stored`.
 
     Raises: FormatError when it is damaged or of another format version.
     """
-    manifest = read_json(path / _MANIFEST)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
-        raise FormatError(f"{path}: format_version {found!r}, this release reads {FORMAT_VERSION}")
-    hashes = manifest.get("sha256")
-    for name in (_TENSORS, _TREE):
-        if not (path / name).is_file() or not isinstance(hashes, dict) or hashes.get(name) != sha256(path / name):
-            raise FormatError(f"{path}/{name}: is not what the manifest says it was; the state is damaged")
-    state = _unflatten(read_json(path / _TREE), load_file(path / _TENSORS))
+    if check:
+        check_state(path)
+    names = sorted(name for name in read_json(path / MANIFEST)["sha256"] if name.startswith("tensors"))
+    files = tuple(path / name for name in names)
+    first = {} if lazy else load_file(files[0])
+
+    def tensor(name: str, shards: int) -> Tensor | Stored:
+        if name in first and shards == 1:
+            return first[name]
+        stored = Stored(name, files[:shards])
+        return stored if lazy else stored.read()
+
+    try:
+        state = _unflatten(read_json(path / _TREE), tensor)
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); the state is damaged") from error
     assert isinstance(state, dict)
     return state
 
 
-def load_newest(directory: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def read_all(tree: Any) -> Any:
+    """Return ``tree`` with every `Stored` read."""
+    if isinstance(tree, Stored):
+        return tree.read()
+    if isinstance(tree, dict):
+        return {key: read_all(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(read_all(value) for value in tree)
+    return tree
+
+
+def check_state(path: Path) -> None:
+    """Read every file of a state and compare it with the manifest. Raises: FormatError when it is damaged."""
+    manifest = read_json(path / MANIFEST)
+    if manifest.get("format_version") not in _READS:
+        found = manifest.get("format_version")
+        raise FormatError(f"{path}: format_version {found!r}, this release reads {FORMAT_VERSION}")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or _TREE not in hashes or len(hashes) < 2:
+        raise FormatError(f"{path}/{MANIFEST}: does not name the files of a state; the state is damaged")
+    for name, expected in hashes.items():
+        if "/" in name or not (path / name).is_file() or expected != sha256(path / name):
+            raise FormatError(f"{path}/{name}: is not what the manifest says it was; the state is damaged")
+
+
+def newest(directory: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest state that is whole, or None when there is none; ``say`` hears of each damaged one."""
-    for path in reversed(_states(directory)):
+    for path in reversed(states(directory)):
         try:
-            return load_state(path)
+            check_state(path)
+            return path
         except FormatError as error:
             say(f"WARNING: {error}; going back to the state before it")
     return None
+
+
+def load_newest(directory: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the content of the `newest` state, or None."""
+    path = newest(directory, say)
+    return None if path is None else load_state(path, check=False)
+
+
+def states(directory: Path) -> list[Path]:
+    """Return the states in ``directory``, the oldest first; damaged ones too."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if path.name.startswith(PREFIX) and path.is_dir())
 
 
 def random_state() -> dict[str, Any]:
@@ -93,26 +201,81 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _states(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        return []
-    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX) and path.is_dir())
+def _together(group: Group, out: Path, action: Callable[[], None]) -> None:
+    """Do ``action`` in every process; when one fails, all raise, so that none waits for the others for ever."""
+    problem: InputError | None = None
+    other: BaseException | None = None
+    try:
+        with space_errors(out):
+            action()
+    except InputError as error:
+        problem = error
+    except (SafetensorError, OSError) as error:
+        problem = InputError(f"{out}: cannot be written ({error}); nothing was left there")
+    except BaseException as error:
+        other = error
+    agreed = group.agree(problem is None and other is None)
+    if other is not None:
+        raise other
+    if problem is not None:
+        raise problem
+    if not agreed:
+        raise InputError(f"{out}: another process could not write its part; nothing was left there")
 
 
-def _flatten(value: Any, name: str, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], str]) -> Any:
+def _start(partial: Path) -> None:
+    """Make the directory; what a killed run left half written goes away."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for left in partial.parent.glob(f".{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir()
+
+
+def _write_own(partial: Path, state: Mapping[str, Any], group: Group) -> None:
+    tensors: dict[str, Tensor] = {}
+    sharded: set[str] = set()
+    tree = _flatten(dict(state), "", tensors, {}, sharded, group.size)
+    if group.rank:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in sharded}
+        if not tensors:
+            return
+    name = f"tensors-{group.rank + 1:05d}-of-{group.size:05d}.safetensors" if sharded else _TENSORS
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial / name)
+    write_bytes(partial / f"{name}.sha256", sha256(partial / name).encode())
+    if group.rank == 0:
+        write_bytes(partial / _TREE, json_bytes(tree))
+
+
+def _complete(partial: Path, out: Path, size: int) -> None:
+    hashes = {_TREE: sha256(partial / _TREE)}
+    for path in sorted(partial.glob("*.sha256")):
+        hashes[path.stem] = read_bytes(path, 1024).decode()
+        path.unlink()
+    parts = [name for name in hashes if "-of-" in name]
+    if parts and len(parts) != size:
+        raise InputError(f"{out}: found {len(parts)} of {size} processes' parts; they must share a file system")
+    write_bytes(partial / MANIFEST, json_bytes({"format_version": FORMAT_VERSION, "sha256": hashes}))
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+
+
+def _flatten(
+    value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str], sharded: set[str], size: int
+) -> Any:
     """Return ``value`` as JSON, tensors moved to ``tensors`` and referred to by name (tied ones once)."""
+
+    def inner(child: Any, key: Any) -> Any:
+        return _flatten(child, f"{name}.{key}".strip("."), tensors, names, sharded, size)
+
     if isinstance(value, Tensor):
-        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
-        if value.numel() == 0 or key not in names:
-            names[key] = name
-            tensors[name] = value.detach().contiguous().cpu()
-        return {"tensor": names[key]}
+        return _refer(value, name, tensors, names, sharded, size)
     if isinstance(value, Mapping):
         # Pairs, because an optimizer's state has integer keys, which JSON objects lose.
-        return {"dict": [[k, _flatten(v, f"{name}.{k}".strip("."), tensors, names)] for k, v in value.items()]}
+        return {"dict": [[k, inner(v, k)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_flatten(v, f"{name}.{i}".strip("."), tensors, names) for i, v in enumerate(value)]}
+        return {kind: [inner(v, i) for i, v in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if value is None or isinstance(value, bool | int | float | str):
@@ -120,16 +283,34 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor], names: dict[tupl
     raise TypeError(f"training state {name}: {type(value).__name__} cannot be stored")
 
 
-def _unflatten(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+def _refer(
+    value: Tensor, name: str, tensors: dict[str, Tensor], names: dict[Any, str], sharded: set[str], size: int
+) -> dict[str, Any]:
+    local = value.to_local() if isinstance(value, DTensor) else value
+    key = (local.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
+    if local.numel() == 0 or key not in names:
+        names[key] = name
+        tensors[name] = local
+        if isinstance(value, DTensor):
+            if value.placements != (Shard(0),):
+                raise TypeError(f"training state {name}: is placed {value.placements}, only rows can be stored")
+            sharded.add(name)
+    known = names[key]
+    return {"shards": [known, size]} if known in sharded else {"tensor": known}
+
+
+def _unflatten(node: Mapping[str, Any], tensor: Callable[[str, int], Any]) -> Any:
     ((kind, value),) = node.items()
     if kind == "tensor":
-        return tensors[value]
+        return tensor(value, 1)
+    if kind == "shards":
+        return tensor(value[0], value[1])
     if kind == "dict":
-        return {k: _unflatten(v, tensors) for k, v in value}
+        return {k: _unflatten(v, tensor) for k, v in value}
     if kind == "list":
-        return [_unflatten(v, tensors) for v in value]
+        return [_unflatten(v, tensor) for v in value]
     if kind == "tuple":
-        return tuple(_unflatten(v, tensors) for v in value)
+        return tuple(_unflatten(v, tensor) for v in value)
     if kind == "float":
         return float(value)
     return value

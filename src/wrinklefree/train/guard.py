@@ -6,20 +6,18 @@ from collections.abc import Mapping
 
 import torch
 
+from wrinklefree.errors import TrainingError
 from wrinklefree.train.metrics import say
+from wrinklefree.train.parallel import whole
 from wrinklefree.train.session import Session
 
 _LOW_SHARE = 0.01
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says what was seen."""
-
-
 def clip(session: Session) -> float:
-    """Clip the gradients to the configured norm and return the norm they had."""
+    """Clip the gradients to the configured norm and return the norm they had, over all processes' rows."""
     gradients = [p.grad for p in session.student.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if session.config.clip_norm is not None and bool(torch.isfinite(norm)):
         torch.nn.utils.clip_grads_with_norm_(session.student.parameters(), session.config.clip_norm, norm)
     return float(norm)
@@ -30,7 +28,8 @@ def skip(session: Session, figures: Mapping[str, float], norm: float, rate: floa
     position = session.position
     position.nonfinite += 1
     position.nonfinite_in_a_row += 1
-    bad = [name for name, p in session.student.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    gradients = [(name, whole(p.grad)) for name, p in session.student.named_parameters() if p.grad is not None]
+    bad = [name for name, gradient in gradients if not gradient.isfinite().all()]
     terms = {name: value for name, value in figures.items() if name.endswith("/value")}
     seen = (
         f"step {position.step}: loss {figures['loss']:.4g}, gradient norm {norm:.4g} (average so far "

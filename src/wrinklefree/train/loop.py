@@ -32,6 +32,7 @@ from wrinklefree.teachers.base import Teacher
 from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
 from wrinklefree.train.metrics import Metrics, say
+from wrinklefree.train.parallel import wrap
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import (
     Companion,
@@ -40,7 +41,6 @@ from wrinklefree.train.session import (
     RunResult,
     Session,
     Stream,
-    StudentModule,
     resume,
     save,
 )
@@ -63,6 +63,7 @@ def run(
     companions: Sequence[Companion] = (),
     metrics: Metrics | None = None,
     fabric: Fabric | None = None,
+    module: nn.Module | None = None,
     precision: Precision = "32-true",
     on_step: Callable[[Position, Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -70,13 +71,14 @@ def run(
 
     Ctrl-C (or SIGTERM) ends the step in progress, saves, and says so. The student's strength lambda is left where
     the schedule put it. Without a ``fabric`` it runs on the CPU, with ``precision`` of the student's products (the
-    parameters keep their dtype).
+    parameters keep their dtype). ``module``: the student as `parallel.wrap` returned it, for a run whose optimizer had
+    to be built on sharded parameters.
 
     Raises: InputError for settings that contradict each other, TrainingError when training diverges.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=precision)
     session = Session(
-        student, fabric.setup_module(StudentModule(student)), stream, optimizer, manager, config, budget, teacher,
+        student, module or wrap(student, fabric), stream, optimizer, manager, config, budget, teacher,
         curriculum or Curriculum(manager.base_weights), schedule or Schedule(), warmup or StrengthWarmup(), fabric,
         companions,
     )  # fmt: skip
@@ -129,15 +131,18 @@ def _step(session: Session) -> dict[str, float]:
 
     counts = _counts(session, batches, setting.weights, monitor)
     tally = Tally()
-    # The parameters stay as they are until the last micro-batch, so ternarising once for all of them is enough.
-    with held_codes(session.student) if len(batches) > 1 else nullcontext():
+    # The parameters stay as they are until the last micro-batch, so ternarising once for all of them is enough. Of a
+    # sharded student they would be codes of all its layers, in every process.
+    sharded = session.sharded
+    with held_codes(session.student) if len(batches) > 1 and not sharded else nullcontext():
         for index, batch in enumerate(batches):
             taught = _taught(session, batch, setting, progress)
 
             def objective(model: nn.Module, batch: TokenBatch = batch, taught: Any = taught) -> Tensor:
                 return manager.loss(model, batch, setting.weights, counts, taught, tally, monitor)
 
-            with session.fabric.no_backward_sync(session.module, enabled=index < len(batches) - 1):  # type: ignore[arg-type]
+            wait = index < len(batches) - 1 and not sharded  # sharded gradients are always summed, to stay small
+            with session.fabric.no_backward_sync(session.module, enabled=True) if wait else nullcontext():  # type: ignore[arg-type]
                 # Gradients are averaged over processes, the counts are sums over them.
                 session.fabric.backward(session.module(objective) * session.fabric.world_size)
     tally.reduce(session.sum_over_processes)

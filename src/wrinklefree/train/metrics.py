@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wrinklefree.errors import MissingDependencyError, unknown_name
-from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.train.parallel import whole_bit_linears
 
 TRACKERS = ("none", "trackio")
 _NO_KEY = """\
@@ -26,9 +26,19 @@ _NO_KEY = """\
 Figures of every step: {path}"""
 
 
+_speaks = True
+
+
+def first_speaks(rank: int) -> None:
+    """Let only the first of several processes `say` what all of them would."""
+    global _speaks
+    _speaks = rank == 0
+
+
 def say(line: str) -> None:
     """Print one line for the person who watches the run."""
-    print(line, file=sys.stderr, flush=True)
+    if _speaks:
+        print(line, file=sys.stderr, flush=True)
 
 
 class Sink(Protocol):
@@ -158,7 +168,7 @@ class TernaryFigures:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Return ``ternary/zeros`` and, from the second call on, ``ternary/flips``; empty without such layers."""
         zeros = flips = total = compared = 0
-        for name, layer in bit_linears(model):
+        for name, layer in whole_bit_linears(model):
             codes = layer.ternary()[0].cpu()
             zeros += int((codes == 0).sum())
             total += codes.numel()

@@ -126,12 +126,14 @@ class LogRecipe:
 class DeviceRecipe:
     """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes; ``strategy``.
 
+    ``strategy``: ddp keeps the student whole in every process, fsdp divides parameters, gradients and optimizer state
+    among them; auto is ddp.
     ``precision`` bf16-mixed computes the products of a float32 student in bfloat16.
     """
 
     accelerator: str = "auto"
     devices: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,13 +12,24 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from wrinklefree.data.batch import TokenBatch
-from wrinklefree.errors import InputError
+from wrinklefree.errors import InputError, TrainingError
 from wrinklefree.objectives.curriculum import Curriculum, StrengthWarmup
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.base import Teacher
-from wrinklefree.train.checkpoint import load_newest, random_state, save_state, set_random_state
+from wrinklefree.train.checkpoint import (
+    PREFIX,
+    Stored,
+    load_state,
+    newest,
+    random_state,
+    read_all,
+    save_state,
+    set_random_state,
+    states,
+)
 from wrinklefree.train.metrics import TernaryFigures, say
+from wrinklefree.train.parallel import Group, is_sharded
 from wrinklefree.train.position import Budget, Position, Schedule
 
 
@@ -87,17 +98,6 @@ class LoopConfig:
     source_names: tuple[str, ...] = ()
 
 
-class StudentModule(nn.Module):
-    """Lets Fabric wrap student and objectives as one forward: its precision and its gradient hooks cover both."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
-        return function(self.model)
-
-
 @dataclass
 class Session:
     """What one step needs; built once by `run`."""
@@ -120,13 +120,19 @@ class Session:
     low_share_said: set[str] = field(default_factory=set)
     mixture: tuple[float, ...] = ()
 
+    @property
+    def group(self) -> Group:
+        """Return the processes of this run."""
+        return Group(self.fabric)
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether each process has only some rows of the parameters."""
+        return is_sharded(self.student)
+
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""
-        if self.fabric.world_size == 1:
-            return value
-        total = self.fabric.all_reduce(value, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
+        return self.group.sum(value)
 
     def set_mixture(self, data: Mapping[str, float]) -> None:
         """Give the stream the curriculum's shares, when they changed by a visible amount (each change is kept)."""
@@ -151,44 +157,58 @@ class RunResult:
 
 
 def save(session: Session) -> int:
-    """Save the state (the first process writes) and return the step."""
+    """Save the state and return the step; every process must call it.
+
+    Raises: TrainingError when it cannot be written; the states before it are intact.
+    """
     config = session.config
-    if config.state_dir is not None and session.fabric.global_rank == 0:
-        state = {
-            "identity": config.identity,
-            "position": session.position.state_dict(),
-            "student": session.student.state_dict(),
-            "optimizer": session.optimizer.state_dict(),
-            "objectives": session.manager.state_dict(),
-            "lambda": session.strength(),
-            "random": random_state(),
-            "companions": {each.name: each.state_dict() for each in session.companions},
-            "mixture": session.mixture,
-            "data": session.stream.state_dict() if isinstance(session.stream, MixedStream) else None,
-        }
-        save_state(config.state_dir, session.position.step, state, config.keep_last)
-    session.fabric.barrier()
+    if config.state_dir is None:
+        return session.position.step
+    state = {
+        "identity": config.identity,
+        "position": session.position.state_dict(),
+        "student": session.student.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "objectives": session.manager.state_dict(),
+        "lambda": session.strength(),
+        "random": random_state(),
+        "companions": {each.name: each.state_dict() for each in session.companions},
+        "mixture": session.mixture,
+        "data": session.stream.state_dict() if isinstance(session.stream, MixedStream) else None,
+        "batch": [config.micro_batch, config.accumulation, session.fabric.world_size],
+    }
+    try:
+        save_state(config.state_dir, session.position.step, state, config.keep_last, session.group)
+    except InputError as error:
+        kept = states(config.state_dir)
+        left = f"the state in {kept[-1]} is intact and the same command resumes from it" if kept else "none is saved"
+        raise TrainingError(
+            f"the state after step {session.position.step} could not be saved, so training stops: {error}; {left}"
+        ) from error
     return session.position.step
 
 
 def resume(session: Session) -> None:
-    """Take up the newest whole state in the state directory, if there is one.
+    """Take up the newest whole state in the state directory, if there is one; every process must call it.
 
     Raises: InputError when it belongs to another recipe.
     """
-    directory = session.config.state_dir
+    directory, group = session.config.state_dir, session.group
     if directory is None:
         return
-    state = load_newest(directory, say)
-    if state is None:
+    # One process looks and checks; the others take the state it found.
+    path = newest(directory, say) if group.rank == 0 else None
+    step = group.first(-1 if path is None else int(path.name.removeprefix(PREFIX)))
+    if step < 0:
         return
+    state = load_state(directory / f"{PREFIX}{step:08d}", lazy=True, check=False)
     if state["identity"] != session.config.identity:
         raise InputError(
             f"{directory}: holds the state of a run with another recipe; choose another output directory, "
             "or remove it to start anew"
         )
-    session.student.load_state_dict(state["student"])
-    session.optimizer.load_state_dict(state["optimizer"])
+    place(state.pop("student"), state.pop("optimizer"), session.student, session.optimizer)
+    state = read_all(state)
     session.manager.load_state_dict(state["objectives"])
     session.position = Position.from_state(state["position"])
     if next(bit_linears(session.student), None):
@@ -200,3 +220,23 @@ def resume(session: Session) -> None:
     if isinstance(session.stream, MixedStream):
         session.stream.load_state_dict(state["data"])
     say(f"Resuming after step {session.position.step} ({session.position.tokens} tokens) from {directory}.")
+
+
+def place(
+    weights: Mapping[str, Any], moments: dict[str, Any], student: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Load the stored state of ``student`` and ``optimizer``, each process its own rows where they are sharded."""
+    ours = student.state_dict()
+    student.load_state_dict({n: v.like(ours[n]) if n in ours else read_all(v) for n, v in weights.items()})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def placed(index: int, value: Any) -> Any:
+        if not isinstance(value, Stored):
+            return read_all(value)
+        parameter = parameters[index]
+        return value.like(parameter) if value.shape() == tuple(parameter.shape) else value.read()
+
+    optimizer.load_state_dict({
+        **read_all({key: value for key, value in moments.items() if key != "state"}),
+        "state": {i: {k: placed(i, v) for k, v in kept.items()} for i, kept in moments["state"].items()},
+    })  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from wrinklefree.artifact.files import read_json, write_bytes
 from wrinklefree.artifact.tokenizer import Tokenizer
@@ -35,7 +35,8 @@ from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
-from wrinklefree.train.metrics import open_metrics, say
+from wrinklefree.train.metrics import first_speaks, open_metrics, say
+from wrinklefree.train.parallel import build_fabric, check_sharded, gathered_state, is_sharded, wrap
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
 from wrinklefree.train.recipe import Recipe
@@ -77,25 +78,26 @@ def train(
     if recipe.model.source and not _is_converted(recipe.model.source):
         locate_source(recipe.model.source)  # a wrong name must not leave a directory behind
     _claim(out, recipe)
-    device = recipe.device
-    fabric = Fabric(
-        accelerator=device.accelerator, devices=device.devices, strategy=device.strategy, precision=device.precision
-    )
+    fabric = build_fabric(recipe.device)
     fabric.launch()
-    if fabric.global_rank == 0:
-        for line in dry_run(recipe).lines():
-            say(line)
+    first_speaks(fabric.global_rank)
+    for line in dry_run(recipe).lines():
+        say(line)
     torch.manual_seed(recipe.seed)
     student = _build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
     manager = ObjectiveManager(recipe.objectives)
+    module = wrap(student.model, fabric)
+    optimizer = build_optimizer(student.model, recipe.optimizer)
+    companions = build_companions(recipe, student.model, student.data)
+    check_sharded(student.model, recipe.optimizer.kind, companions)
     with open_metrics(
         out, out.name, recipe.resolved(), recipe.log.tracker, recipe.log.project, enabled=fabric.global_rank == 0
     ) as metrics:
         result = run(
             student.model,
             student.data.stream,
-            build_optimizer(student.model, recipe.optimizer),
+            optimizer,
             manager,
             config=_loop_config(recipe, out),
             budget=recipe.run_budget,
@@ -103,13 +105,17 @@ def train(
             curriculum=recipe.run_curriculum,
             schedule=recipe.schedule,
             warmup=recipe.run_warmup,
-            companions=build_companions(recipe, student.model, student.data),
+            companions=companions,
             metrics=metrics,
             fabric=fabric,
+            module=module,
             on_step=on_step,
         )
-    if result.stopped == "budget" and fabric.global_rank == 0:
-        _finish(recipe, student, result, out)
+    if result.stopped == "budget":
+        weights = gathered_state(student.model) if is_sharded(student.model) else None
+        if fabric.global_rank == 0:
+            _finish(recipe, student, result, out, weights)
+        fabric.barrier()  # the launcher ends the others when the first process ends
     return StageResult(out, result.stopped == "budget", result)
 
 
@@ -203,8 +209,13 @@ def _loop_config(recipe: Recipe, out: Path) -> LoopConfig:
     )
 
 
-def _finish(recipe: Recipe, student: _Student, result: RunResult, out: Path) -> None:
-    """Write the checkpoint beside and move its files in; config.json last, because it is what makes a checkpoint."""
+def _finish(
+    recipe: Recipe, student: _Student, result: RunResult, out: Path, weights: Mapping[str, Tensor] | None
+) -> None:
+    """Write the checkpoint beside and move its files in; config.json last, because it is what makes a checkpoint.
+
+    ``weights``: gathered, of a sharded student.
+    """
     info = replace(
         student.info,
         stage=recipe.stage,
@@ -215,7 +226,7 @@ def _finish(recipe: Recipe, student: _Student, result: RunResult, out: Path) -> 
     )
     written = out / ".checkpoint"
     shutil.rmtree(written, ignore_errors=True)
-    save_checkpoint(student.model, student.tokenizer, written, info)  # type: ignore[arg-type]
+    save_checkpoint(student.model, student.tokenizer, written, info, state=weights)  # type: ignore[arg-type]
     for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         path.replace(out / path.name)
     written.rmdir()

@@ -1,0 +1,155 @@
+"""One student in several processes: whole in each (DDP), or every parameter's rows divided among them (FSDP2).
+
+`StudentModule` is what Fabric wraps in either case. With FSDP2 each decoder layer is gathered when it runs and
+dropped afterwards; embedding, final norm and head belong to the whole, so that objectives may use the head's weight
+anywhere inside `StudentModule`'s forward. Outside of it parameters are DTensors, of which each process has some rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from wrinklefree.errors import InputError
+from wrinklefree.models.subln import decoder_layers
+from wrinklefree.quant.bitlinear import BitLinear, bit_linears
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from wrinklefree.train.recipe import DeviceRecipe
+
+
+class StudentModule(nn.Module):
+    """Lets Fabric wrap student and objectives as one forward: its precision and its gradient hooks cover both."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
+        return function(self.model)
+
+
+class Group:
+    """The processes of a run, as far as files and counters need them; without a ``fabric`` there is one."""
+
+    def __init__(self, fabric: Fabric | None = None) -> None:
+        self._fabric = fabric
+        self.rank = fabric.global_rank if fabric else 0
+        self.size = fabric.world_size if fabric else 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return ``value`` summed over processes."""
+        if self.size == 1 or self._fabric is None:
+            return value
+        total = self._fabric.all_reduce(value, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def first(self, number: int) -> int:
+        """Return the first process's ``number``."""
+        device = None if self._fabric is None else self._fabric.device
+        return int(self.sum(torch.tensor(number if self.rank == 0 else 0, dtype=torch.int64, device=device)))
+
+    def agree(self, ok: bool) -> bool:
+        """Return whether ``ok`` holds in every process."""
+        device = None if self._fabric is None else self._fabric.device
+        return int(self.sum(torch.tensor(int(ok), dtype=torch.int64, device=device))) == self.size
+
+
+def build_fabric(device: DeviceRecipe) -> Fabric:
+    """Return the Fabric of a recipe, not yet launched. ``auto`` is one plain process, or DDP over several."""
+    from lightning.fabric import Fabric
+
+    strategy: Any = "auto"
+    if device.devices > 1 and device.strategy == "fsdp":
+        from lightning.fabric.strategies import ModelParallelStrategy
+
+        strategy = ModelParallelStrategy(_shard, data_parallel_size=device.devices, tensor_parallel_size=1)
+    elif device.devices > 1:
+        strategy = "ddp"
+    return Fabric(accelerator=device.accelerator, devices=device.devices, strategy=strategy, precision=device.precision)
+
+
+def wrap(student: nn.Module, fabric: Fabric) -> nn.Module:
+    """Return ``student`` as Fabric runs it. Its parameters may be replaced: build the optimizer afterwards.
+
+    Raises: InputError when the student cannot be sharded.
+    """
+    return fabric.setup_module(StudentModule(student))
+
+
+def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """Divide a `StudentModule` among the processes of ``mesh``, decoder layer by decoder layer."""
+    from torch.distributed.fsdp import fully_shard
+
+    assert isinstance(module, StudentModule)
+    dtypes = {p.dtype: name for name, p in module.model.named_parameters() if p.requires_grad}
+    if len(dtypes) > 1:
+        found = ", ".join(f"{dtype} ({name})" for dtype, name in dtypes.items())
+        raise InputError(
+            f"device.strategy=fsdp: the trainable parameters have several dtypes, {found}; sharding needs one. Use "
+            "model.dtype=float32 with device.precision=bf16-mixed"
+        )
+    data = mesh["data_parallel"]
+    for layer in decoder_layers(module.model):
+        fully_shard(layer, mesh=data)
+    fully_shard(module, mesh=data, reshard_after_forward=False)
+    return module
+
+
+# Whose step and whose hooks were tried on rows alone.
+_SHARDED_OPTIMIZERS = ("adamw",)
+
+
+def check_sharded(student: nn.Module, optimizer: str, companions: Sequence[object]) -> None:
+    """Refuse what would compute with a part of the rows as if they were all.
+
+    A companion that works on a sharded student says so by an attribute ``sharded`` that is true.
+
+    Raises: InputError when the student is sharded and the optimizer or a companion needs whole parameters.
+    """
+    if not is_sharded(student):
+        return
+    if optimizer not in _SHARDED_OPTIMIZERS:
+        raise InputError(
+            f"optimizer.kind={optimizer}: needs whole matrices, which device.strategy=fsdp divides; use "
+            f"{' or '.join(_SHARDED_OPTIMIZERS)}, or device.strategy=ddp"
+        )
+    for companion in companions:
+        if not getattr(companion, "sharded", False):
+            name = getattr(companion, "name", type(companion).__name__)
+            raise InputError(f"{name}: needs whole parameters, which device.strategy=fsdp divides; use ddp")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the parameters of ``model`` are divided among processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all rows of a tensor that may be sharded; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of ``model`` with every tensor whole, on the CPU; every process must call it."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+
+
+def whole_bit_linears(model: nn.Module) -> Iterator[tuple[str, BitLinear]]:
+    """Yield every `BitLinear` with its rows whole while the caller looks at it; every process must iterate."""
+    from torch.distributed.fsdp import FSDPModule
+
+    blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, FSDPModule)]
+    if not blocks:
+        yield from bit_linears(model)
+    for prefix, block in blocks:
+        block.unshard()
+        yield from ((f"{prefix}.{name}", layer) for name, layer in bit_linears(block))  # type: ignore[arg-type]
+        block.reshard()
