@@ -36,6 +36,8 @@ class OptimizerConfig:
     AdamW's size) and the rule by model size, `schedules.muon_learning_rate`, for ``original``.
     ``muon_scaling``: how a matrix's shape enters its learning rate, see `optim.muon`; values do not carry over.
     ``muon_momentum``, ``muon_nesterov``, ``muon_steps``: momentum, its kind, Newton-Schulz iterations.
+    ``clip_threshold``, ``clip_alpha``, ``clip_every``: muonclip's largest attention logit, the queries' share in
+    scaling one back (the rest is the keys'), and the steps from one clip to the next; see `models.qk_clip`.
     ``apollo_lr``: peak learning rate of APOLLO's matrices, None takes ``lr``. ``apollo_rank``: of the projections, None
     is a quarter of a matrix's short side (apollo) or 1 (apollo_mini, which has no other). ``apollo_update_every``:
     steps between projections. ``apollo_scale``: None is 1 (apollo) or 128 (apollo_mini); updates are multiplied by its
@@ -56,6 +58,9 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     muon_nesterov: bool = True
     muon_steps: int = 5
+    clip_threshold: float = 100.0
+    clip_alpha: float = 0.5
+    clip_every: int = 1
     apollo_lr: float | None = None
     apollo_rank: int | None = None
     apollo_update_every: int = 200
@@ -85,9 +90,14 @@ class OptimizerConfig:
             _check(name, value, 1.0)
         if not 1 <= self.muon_steps < 100:
             raise InputError(f"optimizer.muon_steps: found {self.muon_steps}, allowed is 1 to 99")
-        for name, count in (("apollo_rank", self.apollo_rank), ("apollo_update_every", self.apollo_update_every)):
+        for name in ("clip_every", "apollo_rank", "apollo_update_every"):
+            count = getattr(self, name)
             if count is not None and count < 1:
                 raise InputError(f"optimizer.{name}: found {count}, allowed is 1 or more")
+        if not 0.0 < self.clip_threshold < math.inf:
+            raise InputError(f"optimizer.clip_threshold: found {self.clip_threshold}, allowed is more than 0")
+        if not 0.0 <= self.clip_alpha <= 1.0:
+            raise InputError(f"optimizer.clip_alpha: found {self.clip_alpha}, allowed is 0 to 1")
         if not self.apollo_limiter >= 1.0:
             raise InputError(f"optimizer.apollo_limiter: found {self.apollo_limiter}, allowed is 1 or more")
         if self.apollo_seed < 0:
@@ -160,6 +170,7 @@ def _apollo_of(
 OPTIMIZERS: dict[str, Callable[[dict[str, RoleGroup], OptimizerConfig, int], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
+    "muonclip": _muon,  # the clip goes along with the steps: `train.qk_clip`
     "apollo": _apollo,
     "apollo_mini": _apollo_mini,
 }

@@ -7,11 +7,20 @@ from collections.abc import Callable
 from torch import nn
 
 from wrinklefree.data.build import TrainingData
+from wrinklefree.train.qk_clip import QkClip
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.session import Companion
 
+
+def _qk_clip(recipe: Recipe, student: nn.Module, data: TrainingData) -> Companion | None:
+    config = recipe.optimizer
+    if config.kind != "muonclip":
+        return None
+    return QkClip(student, config.clip_threshold, config.clip_alpha, config.clip_every)
+
+
 # Each returns its companion, or None when the recipe does not ask for it.
-COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = ()
+COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = (_qk_clip,)
 
 
 def build_companions(recipe: Recipe, student: nn.Module, data: TrainingData) -> list[Companion]:

@@ -87,7 +87,8 @@ def _not_kind(*kinds: str) -> Callable[[Recipe], bool]:
 
 # Kinds of optimizer, and the settings that these alone read.
 _READ_BY: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("muon",): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps"),
+    ("muonclip",): ("clip_threshold", "clip_alpha", "clip_every"),
+    ("muon", "muonclip"): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps"),
     ("apollo", "apollo_mini"): (
         "apollo_lr", "apollo_update_every", "apollo_scale", "apollo_limiter", "apollo_seed",
     ),
