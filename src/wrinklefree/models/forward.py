@@ -1,8 +1,8 @@
 """One forward of a Hugging Face causal model over packed documents, with what the objectives ask for.
 
-The attention mask is causal and never crosses a document; position ids restart with each document. So a packed
-sequence gives the logits its documents give alone. The head is not applied unless ``"logits"`` is asked for:
-objectives apply it chunk by chunk, because ``[B, T, V]`` is the largest tensor of a step.
+The attention mask is causal (of a `BlockBatch`: that of its blocks) and never crosses a document; position ids restart
+with each document. So a packed sequence gives the logits its documents give alone. The head is not applied unless
+``"logits"`` is asked for: objectives apply it chunk by chunk, because ``[B, T, V]`` is the largest tensor of a step.
 
 Shapes: B batch, T tokens, V vocabulary, D hidden, L decoder layers, H heads (query or key/value), E head size.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import InputError
+from wrinklefree.models.block_attention import BlockBatch, block_mask, flex_block_mask
 from wrinklefree.models.subln import decoder_layers
 
 LOGITS = "logits"
@@ -88,7 +89,7 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
     with _captured(layers, want, asked, kept):
         final = model.get_submodule("model")(
             input_ids=batch.input_ids,
-            attention_mask=_mask_for(model, batch.document_ids),
+            attention_mask=_mask_for(model, batch),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
@@ -105,18 +106,33 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
     )
 
 
-def _mask_for(model: nn.Module, document_ids: Tensor) -> Tensor | dict[str, Tensor]:
+def _mask_for(model: nn.Module, batch: TokenBatch) -> Any:
     """The mask in the form the model's layers take: one, or one for each kind of layer (full, sliding window)."""
     config: Any = model.config
-    mask = document_mask(document_ids)
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
+    if isinstance(batch, BlockBatch):
+        return _blocks_for(model, batch, window, kinds)
+    mask = document_mask(batch.document_ids)
     if not kinds:
         return _for_attention(model, mask if window is None else windowed(mask, window))
     masks = {"full_attention": mask, "sliding_attention": windowed(mask, window) if window else mask}
     if kinds - masks.keys():
         raise InputError(f"config.layer_types: found {sorted(kinds - masks.keys())}, known are {', '.join(masks)}")
     return {kind: _for_attention(model, masks[kind]) for kind in sorted(kinds)}
+
+
+def _blocks_for(model: nn.Module, batch: BlockBatch, window: int | None, kinds: set[str]) -> Any:
+    if window is not None and window <= int(batch.position_ids.max()):
+        raise InputError(
+            f"block diffusion: documents of {int(batch.position_ids.max()) + 1} tokens reach beyond the model's "
+            f"sliding window of {window}, which has no meaning among noised tokens; use shorter sequences"
+        )
+    if getattr(model.config, "_attn_implementation", "sdpa") == "flex_attention":
+        mask = flex_block_mask(batch)
+    else:
+        mask = _for_attention(model, block_mask(batch))
+    return dict.fromkeys(sorted(kinds), mask) if kinds else mask
 
 
 def _for_attention(model: nn.Module, mask: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from wrinklefree.objectives.attention_relation import AttentionRelation
+from wrinklefree.objectives.block_attention import BlockAttention
+from wrinklefree.objectives.block_diffusion import BlockDiffusion, CleanHalf
 from wrinklefree.objectives.layerwise import Layerwise
 from wrinklefree.objectives.logits_kd import LogitsKD
 from wrinklefree.objectives.next_token import NextToken
+from wrinklefree.objectives.tcs import TCS
 
 # A new objective is one module and one line here. The value is its configuration and its behaviour in one.
 OBJECTIVES: dict[str, type] = {
@@ -13,4 +16,8 @@ OBJECTIVES: dict[str, type] = {
     "layerwise": Layerwise,
     "logits_kd": LogitsKD,
     "attention_relation": AttentionRelation,
+    "block_diffusion": BlockDiffusion,
+    "clean_half": CleanHalf,
+    "tcs": TCS,
+    "block_attention": BlockAttention,
 }

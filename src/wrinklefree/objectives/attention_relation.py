@@ -75,31 +75,32 @@ class AttentionRelation:
         metrics: dict[str, Tensor] = {}
         for name, alpha, s, t in zip("qkv", self.alpha, ours, theirs, strict=True):
             # [B, A_r, T], zero on padding rows
-            divergence = _row_kl(self._log_relations(t, allowed), self._log_relations(s, allowed))
+            divergence = row_kl(log_relations(self, t, allowed), log_relations(self, s, allowed))
             value = (divergence.mean(dim=1) * mask).sum()
             metrics[name] = value.detach()
             total = total + alpha * value
         return LossSum(total, number(mask), metrics)
 
-    def _log_relations(self, states: Tensor, allowed: Tensor) -> Tensor:
-        """[B, T, H E] -> log R, [B, A_r, T, T] in float32, -inf outside the document."""
-        width = states.shape[-1]
-        if width % self.relation_heads:
-            raise InputError(
-                f"attention_relation.relation_heads: {self.relation_heads} does not divide the {width} channels of "
-                "a projection; for grouped-query attention it must divide the key width too"
-            )
-        heads = states.float().unflatten(-1, (self.relation_heads, -1)).transpose(1, 2)  # [B, A_r, T, d_r]
-        if self.form == "cosine":
-            heads = F.normalize(heads, dim=-1)
-            scores = heads @ heads.transpose(-1, -2) / self.temperature
-        else:
-            scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
-        return F.log_softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
+
+def log_relations(relation: AttentionRelation, states: Tensor, allowed: Tensor) -> Tensor:
+    """[B, T, H E] -> log R, [B, A_r, T, T] in float32, -inf where ``allowed`` (bool [B, 1, T, T]) is false."""
+    width = states.shape[-1]
+    if width % relation.relation_heads:
+        raise InputError(
+            f"attention_relation.relation_heads: {relation.relation_heads} does not divide the {width} channels of "
+            "a projection; for grouped-query attention it must divide the key width too"
+        )
+    heads = states.float().unflatten(-1, (relation.relation_heads, -1)).transpose(1, 2)  # [B, A_r, T, d_r]
+    if relation.form == "cosine":
+        heads = F.normalize(heads, dim=-1)
+        scores = heads @ heads.transpose(-1, -2) / relation.temperature
+    else:
+        scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
+    return F.log_softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
 
 
-def _row_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last dimension; entries outside the document (-inf in both) count nothing."""
+def row_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension; entries that are not allowed (-inf in both) count nothing."""
     inside = log_p > float("-inf")
     difference = torch.where(inside, log_p, 0.0) - torch.where(inside, log_q, 0.0)
     return (torch.where(inside, log_p.exp(), 0.0) * difference).sum(dim=-1)
