@@ -22,7 +22,7 @@ from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
 from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
-from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
+from wrinklefree.export.walk import TernaryLayer, check_exportable, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 
 LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
@@ -96,6 +96,7 @@ def export(
         tokenizer = Tokenizer.load(source)
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
+        check_exportable(model)
         info = _packed_info(checkpoint, embedding, LAYOUTS[bits])
         show(0.2, "ternarising and writing")
         moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None

@@ -81,11 +81,24 @@ class Norm:
 Entry = TernaryLayer | Table | Norm
 
 
+def check_exportable(model: nn.Module) -> None:
+    """Raise InputError when a layer's weight is not codes times scales, which is all a format can hold."""
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear) and module.kept_columns is not None:
+            count = int(module.kept_columns.sum())
+            raise InputError(
+                f"{name}: {count} of its columns are kept in full precision, which no format can hold; train on with "
+                f"saliency.kind=linear saliency.initial={count / module.in_features:.3g} saliency.final=0 until "
+                "saliency.end is passed, then export"
+            )
+
+
 def walk(model: nn.Module) -> Iterator[Entry]:
     """Yield every part of a converted model once, a tied head not at all.
 
     Raises: InputError for a parameter that no export format has a place for.
     """
+    check_exportable(model)
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))

@@ -143,6 +143,8 @@ def load_checkpoint(
     for name, layer in bit_linears(model):
         if f"{name}.weight_scale" in tensors:
             layer.set_scale(torch.ones(info.spec.scale_shape(layer.out_features, layer.in_features)))
+        if f"{name}.kept_columns" in tensors:
+            layer.kept_columns = torch.zeros(layer.in_features, dtype=torch.bool)
     _load_exactly(model, tensors, f"{path}/{WEIGHTS}")
     return model.eval(), tokenizer, info
 
@@ -201,7 +203,9 @@ def _own_tensors(model: nn.Module, given: Mapping[str, torch.Tensor] | None = No
     state = {name: tensor.detach().contiguous() for name, tensor in (given or model.state_dict()).items()}
     if getattr(model.config, "tie_word_embeddings", False):
         state.pop("lm_head.weight", None)
-    return state
+    # Not in the state_dict, because a curriculum adds and removes them while a run's states are written.
+    kept = {f"{name}.kept_columns": layer.kept_columns for name, layer in bit_linears(model)}
+    return state | {name: columns for name, columns in kept.items() if columns is not None}
 
 
 def _load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], place: str) -> None:
@@ -215,6 +219,9 @@ def _load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], place: str
             found, wanted = tuple(tensor.shape), tuple(needed[name].shape)
             raise FormatError(f"{place}: {name} has shape {found}, config.json asks for {wanted}")
     model.load_state_dict(tensors, strict=False)
+    for name, layer in bit_linears(model):
+        if layer.kept_columns is not None:
+            layer.kept_columns = tensors[f"{name}.kept_columns"]
     model.tie_weights()  # type: ignore[operator]
 
 

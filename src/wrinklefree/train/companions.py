@@ -9,6 +9,7 @@ from torch import nn
 from wrinklefree.data.build import TrainingData
 from wrinklefree.train.qk_clip import QkClip
 from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.saliency import build_saliency
 from wrinklefree.train.session import Companion
 
 
@@ -20,7 +21,10 @@ def _qk_clip(recipe: Recipe, student: nn.Module, data: TrainingData) -> Companio
 
 
 # Each returns its companion, or None when the recipe does not ask for it.
-COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = (_qk_clip,)
+COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = (
+    build_saliency,
+    _qk_clip,
+)
 
 
 def build_companions(recipe: Recipe, student: nn.Module, data: TrainingData) -> list[Companion]:

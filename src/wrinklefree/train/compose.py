@@ -108,6 +108,10 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "strength.warmup_tokens": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
     "strength.start": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
+    **{
+        f"saliency.{name}": (lambda r: r.saliency.kind == "none", "saliency.kind is none")
+        for name in ("score", "initial", "final", "hold", "end", "memory", "update_interval")
+    },
     "curriculum.interpolation": (lambda r: not r.curriculum.phases, "the curriculum has no phases"),
     **{
         f"optimizer.{name}": (_not_kind(*kinds), f"only optimizer.kind={' or '.join(kinds)} reads it")

@@ -19,6 +19,7 @@ from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, 
 from wrinklefree.objectives.manager import Term
 from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.optim.schedules import plan_steps
+from wrinklefree.quant.saliency import Annealing, KeptShare
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.train.metrics import TRACKERS
 from wrinklefree.train.position import Budget, Schedule
@@ -89,6 +90,31 @@ class StrengthRecipe:
 
 
 @dataclass(frozen=True)
+class SaliencyRecipe:
+    """Columns that stay in full precision for a while; ``kind``: how their share goes from ``initial`` to ``final``.
+
+    ``initial`` is held for the share ``hold`` of the budget, ``final`` is reached at ``end``; a model is exported with
+    0. ``score``: weight is max|w| of a column, activation is that times the mean magnitude of its inputs. Columns are
+    chosen every ``update_interval`` steps from an average score with the memory ``memory``.
+    """
+
+    kind: Literal["none", "linear", "cosine"] = "none"
+    score: Literal["weight", "activation"] = "weight"
+    initial: float = 0.1
+    final: float = 0.0
+    hold: float = 0.0
+    end: float = 0.8
+    memory: float = 0.99
+    update_interval: int = 10
+
+    @property
+    def share(self) -> KeptShare:
+        """Return the share of kept columns as a function of progress."""
+        kind: Annealing = "cosine" if self.kind == "cosine" else "linear"
+        return KeptShare(self.initial, self.final, self.hold, self.end, kind)
+
+
+@dataclass(frozen=True)
 class CurriculumRecipe:
     """See `objectives.curriculum`."""
 
@@ -151,6 +177,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=Schedule)
     strength: StrengthRecipe = field(default_factory=StrengthRecipe)
+    saliency: SaliencyRecipe = field(default_factory=SaliencyRecipe)
     objectives: Mapping[str, Term] = field(default_factory=dict)
     curriculum: CurriculumRecipe = field(default_factory=CurriculumRecipe)
     batch: BatchRecipe = field(default_factory=BatchRecipe)
@@ -171,12 +198,19 @@ class Recipe:
             ("log.log_every", self.log.log_every),
             ("guard.max_nonfinite", self.guard.max_nonfinite),
             ("checkpoint.keep_last", self.checkpoint.keep_last),
+            ("saliency.update_interval", self.saliency.update_interval),
         ):
             if value < 1:
                 raise InputError(f"{name}: found {value}, it must be at least 1")
         if self.log.tracker not in TRACKERS:
             raise InputError(f"log.tracker: found {self.log.tracker!r}, allowed is {' or '.join(TRACKERS)}")
-        _ = (self.run_budget, self.run_curriculum, self.run_warmup, self.model.spec)  # their checks, now
+        _ = (
+            self.run_budget,
+            self.run_curriculum,
+            self.run_warmup,
+            self.model.spec,
+            self.saliency.share,
+        )  # their checks, now
 
     @property
     def step_tokens(self) -> int:
