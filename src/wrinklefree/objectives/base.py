@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wrinklefree.data.batch import IGNORE_INDEX, PREDICTED, TokenBatch
 from wrinklefree.models.forward import ForwardOutput
+from wrinklefree.teachers.base import TopKOutput, TopKRows
 
 CLEAN = "clean"
 
@@ -56,11 +57,11 @@ class Context:
 
     batch: TokenBatch
     student: ForwardOutput
-    teacher: ForwardOutput | None = None
+    teacher: ForwardOutput | TopKOutput | None = None
 
     def taught(self) -> ForwardOutput:
         """Return the teacher's output; its absence is a bug of the caller, not of the user."""
-        assert self.teacher is not None, "an objective that needs a teacher was called without one"
+        assert isinstance(self.teacher, ForwardOutput), "an objective that needs a teacher's states has none"
         return self.teacher
 
 
@@ -84,8 +85,58 @@ class LogitObjective(Objective, Protocol):
     One whose view gives its tokens weights (`Rows.weights`) is given those of the chunk as a fourth argument.
     """
 
-    def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum over a chunk, and metric sums; float32 logits [n, V] and int64 targets [n]."""
+    def chunk(
+        self, student: Tensor, teacher: Tensor | TopKRows | None, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over a chunk, and metric sums; float32 logits [n, V] and int64 targets [n].
+
+        ``teacher``: its logits [n, V], or its most probable tokens when that is all it gives.
+        """
+        ...
+
+
+class Logits:
+    """Float32 logits [n, V] of some tokens, and what several objectives need of them, each computed once."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._probs: dict[float, Tensor] = {}
+        self._peak: tuple[Tensor, Tensor] | None = None
+
+    def peak(self) -> tuple[Tensor, Tensor]:
+        """Return the highest logit and its token, [n] each."""
+        if self._peak is None:
+            top = self.values.max(dim=-1)
+            self._peak = (top.values, top.indices)
+        return self._peak
+
+    def probs(self, temperature: float = 1.0) -> Tensor:
+        """Return softmax(values / temperature) [n, V]; shared, so not to be written to."""
+        if temperature not in self._probs:
+            # At temperature 1 the division would only be another pass over the largest tensor there is.
+            scaled = self.values if temperature == 1.0 else self.values / temperature
+            self._probs[temperature] = torch.softmax(scaled, dim=-1)
+        return self._probs[temperature]
+
+    def log_norm(self, temperature: float = 1.0) -> Tensor:
+        """Return log sum exp(values / temperature) [n], read off the most probable token: x - log p(x)."""
+        highest, token = self.peak()
+        return highest / temperature - self.probs(temperature).gather(1, token[:, None])[:, 0].log()
+
+
+@runtime_checkable
+class AnalyticObjective(LogitObjective, Protocol):
+    """A `LogitObjective` that knows its gradient; without graph and copies it costs a fraction of the time."""
+
+    def block(
+        self,
+        student: Logits,
+        teacher: Logits | TopKRows | None,
+        targets: Tensor,
+        gradient: Tensor | None,
+        factor: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `chunk` returns, and add factor * d sum / d logits to ``gradient`` [n, V] unless it is None."""
         ...
 
 

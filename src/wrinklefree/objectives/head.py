@@ -17,12 +17,14 @@ from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import soft_capped
-from wrinklefree.objectives.base import LogitObjective
+from wrinklefree.objectives.base import AnalyticObjective, LogitObjective, Logits
+from wrinklefree.teachers.base import TopKRows
 
 # Logits of one chunk, for student or teacher, in float32. Large enough for the matrix product; small enough that the
 # allocator reuses the memory (glibc maps anew, page by page, what is over 32 MB: 20 % of the time at 64 MB).
 _CHUNK_BYTES = 24 * 1024 * 1024
 _NEVER = -1e4
+_BLOCK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class HeadSums:
 class HeadInputs:
     """States [N, D] of the predicting tokens, their targets [N], and the heads that turn states into logits.
 
+    The teacher is given by states and head, or by the most probable tokens that it gives itself.
+
     ``dtype``: of the student's matrix products when it is not the weight's own (mixed precision).
     ``weights`` float32 [N]: handed to the objectives, chunk by chunk, when there are any.
     ``banned``: a token that can never follow (the MASK of diffusion); both models give it probability 0.
@@ -64,6 +68,7 @@ class HeadInputs:
     targets: Tensor
     teacher_states: Tensor | None = None
     teacher_head: nn.Module | None = None
+    teacher_top: TopKRows | None = None
     dtype: torch.dtype | None = None
     weights: Tensor | None = None
     banned: int | None = None
@@ -90,26 +95,6 @@ def head_pass(
     size = tokens_per_chunk or chunk_tokens(head.out_features)
     total = _HeadPass.apply(inputs.states, head.weight, inputs, terms, size, sums)
     return total, sums
-
-
-def _chunk_total(inputs: HeadInputs, student: Tensor, rows: slice, terms: Sequence[HeadTerm], sums: HeadSums) -> Tensor:
-    """Evaluate every objective on a chunk of the student's float32 logits [n, V]; return the weighted total."""
-    teacher = None
-    if inputs.teacher_states is not None and inputs.teacher_head is not None:
-        with torch.no_grad():
-            logits = soft_capped(inputs.teacher_head(inputs.teacher_states[rows]).float(), inputs.teacher_softcap)
-            teacher = _without(inputs.banned, logits)
-    if inputs.softcap is not None:
-        student = _without(inputs.banned, soft_capped(student, inputs.softcap))
-    total = torch.zeros((), dtype=torch.float32, device=student.device)
-    for term in terms:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and term.factor != 0.0):
-            given = () if inputs.weights is None else (inputs.weights[rows],)
-            value, metrics = term.objective.chunk(student, teacher, inputs.targets[rows], *given)
-        sums.add(term.name, value, metrics)
-        if term.factor != 0.0:
-            total = total + term.factor * value
-    return total
 
 
 def _without(banned: int | None, logits: Tensor) -> Tensor:
@@ -146,20 +131,16 @@ class _HeadPass(torch.autograd.Function):
         for start in range(0, states.shape[0], size):
             rows = slice(start, start + size)
             chunk = states[rows].to(narrow.dtype)
-            logits = _without(inputs.banned, F.linear(chunk, narrow).float())
-            with torch.set_grad_enabled(ctx.wants_states or ctx.wants_weight):
-                logits.requires_grad_(torch.is_grad_enabled())
-                value = _chunk_total(inputs, logits, rows, terms, sums)
-                gradient = torch.autograd.grad(value, logits)[0] if value.requires_grad else None
-            if gradient is not None and inputs.banned is not None:
-                gradient[:, inputs.banned] = 0.0  # its logit was not the model's
-            total += value.detach()
+            logits = _without(inputs.banned, soft_capped(F.linear(chunk, narrow).float(), inputs.softcap))
+            value, gradient = _chunk_loss(inputs, logits, rows, terms, sums, ctx.wants_states or ctx.wants_weight)
+            total += value
             if gradient is not None and state_gradient is not None:
                 state_gradient[rows] = (gradient.to(narrow.dtype) @ narrow).to(states.dtype)
             if gradient is not None and weight_gradient is not None and narrow.dtype == torch.float32:
                 weight_gradient.addmm_(gradient.t(), chunk)
             elif gradient is not None and weight_gradient is not None:
                 weight_gradient += gradient.to(narrow.dtype).t() @ chunk
+            del logits, gradient  # before the next chunk's are made
         ctx.save_for_backward(state_gradient, weight_gradient)
         ctx.dtypes = (states.dtype, weight.dtype)
         return total
@@ -171,3 +152,89 @@ class _HeadPass(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None, None)
+
+
+def _chunk_loss(
+    inputs: HeadInputs, student: Tensor, rows: slice, terms: Sequence[HeadTerm], sums: HeadSums, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Evaluate every objective on float32 logits [n, V]; return the weighted total and its gradient [n, V]."""
+    teacher, targets = _teacher_rows(inputs, rows), inputs.targets[rows]
+    weights = None if inputs.weights is None else inputs.weights[rows]
+    analytic = [term for term in terms if isinstance(term.objective, AnalyticObjective) and weights is None]
+    others = [term for term in terms if term not in analytic]
+    total = torch.zeros((), dtype=torch.float32, device=student.device)
+    gradient = torch.zeros_like(student) if wanted and any(term.factor for term in analytic) else None
+    block = _block_tokens(student)
+    for start in range(0, len(student) if analytic else 0, block):
+        total += _analytic(student, teacher, targets, slice(start, start + block), analytic, gradient, sums)
+    if others:
+        with torch.set_grad_enabled(wanted and any(term.factor for term in others)):
+            leaf = student.detach().requires_grad_(torch.is_grad_enabled())
+            value = _autograd(leaf, teacher, targets, weights, others, sums)
+            if value.requires_grad:
+                (own,) = torch.autograd.grad(value, leaf)
+                gradient = own if gradient is None else gradient.add_(own)
+            total += value.detach()
+    if gradient is not None and inputs.softcap is not None:
+        gradient.mul_(1.0 - (student / inputs.softcap).square())  # d c tanh(z / c) / dz
+    if gradient is not None and inputs.banned is not None:
+        gradient[:, inputs.banned] = 0.0  # its logit was not the model's
+    return total, gradient
+
+
+def _teacher_rows(inputs: HeadInputs, rows: slice) -> Tensor | TopKRows | None:
+    if inputs.teacher_top is not None:
+        top = inputs.teacher_top[rows]
+        if inputs.banned is None:
+            return top
+        return TopKRows(top.ids, top.log_probs.masked_fill(top.ids == inputs.banned, _NEVER))
+    if inputs.teacher_states is None or inputs.teacher_head is None:
+        return None
+    with torch.no_grad():
+        logits = inputs.teacher_head(inputs.teacher_states[rows]).float()
+        return _without(inputs.banned, soft_capped(logits, inputs.teacher_softcap))
+
+
+def _analytic(
+    student: Tensor,
+    teacher: Tensor | TopKRows | None,
+    targets: Tensor,
+    rows: slice,
+    terms: Sequence[HeadTerm],
+    gradient: Tensor | None,
+    sums: HeadSums,
+) -> Tensor:
+    """A few rows at a time, so that the passes over them meet in the processor's cache."""
+    total = torch.zeros((), dtype=torch.float32, device=student.device)
+    ours = Logits(student[rows])
+    theirs = Logits(teacher[rows]) if isinstance(teacher, Tensor) else teacher[rows] if teacher is not None else None
+    for term in terms:
+        assert isinstance(term.objective, AnalyticObjective)
+        into = gradient[rows] if gradient is not None and term.factor else None
+        value, metrics = term.objective.block(ours, theirs, targets[rows], into, term.factor)
+        sums.add(term.name, value, metrics)
+        total += term.factor * value
+    return total
+
+
+def _autograd(
+    student: Tensor,
+    teacher: Tensor | TopKRows | None,
+    targets: Tensor,
+    weights: Tensor | None,
+    terms: Sequence[HeadTerm],
+    sums: HeadSums,
+) -> Tensor:
+    total = torch.zeros((), dtype=torch.float32, device=student.device)
+    for term in terms:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and term.factor != 0.0):
+            value, metrics = term.objective.chunk(student, teacher, targets, *(() if weights is None else (weights,)))
+        sums.add(term.name, value, metrics)
+        if term.factor != 0.0:
+            total = total + term.factor * value
+    return total
+
+
+def _block_tokens(logits: Tensor) -> int:
+    """Rows of one block: on a CPU what its second-level cache holds beside five copies, elsewhere the whole chunk."""
+    return max(1, _BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)

@@ -25,6 +25,7 @@ from wrinklefree.objectives.balance import Balance, BalanceState, gradient_size
 from wrinklefree.objectives.base import CLEAN, Context, LogitObjective, Objective, StateObjective
 from wrinklefree.objectives.head import HeadInputs, HeadTerm, head_pass
 from wrinklefree.objectives.next_token import NextToken
+from wrinklefree.teachers.base import TopKOutput
 
 View = Callable[[TokenBatch], TokenBatch]
 
@@ -124,7 +125,7 @@ class ObjectiveManager:
         batch: TokenBatch,
         weights: Mapping[str, float],
         counts: Mapping[str, float],
-        teacher: ForwardOutput | None,
+        teacher: ForwardOutput | TopKOutput | None,
         tally: Tally,
         monitor: bool = False,
     ) -> Tensor:
@@ -152,7 +153,7 @@ class ObjectiveManager:
         seen: TokenBatch,
         names: list[str],
         factors: dict[str, float],
-        teacher: ForwardOutput | None,
+        teacher: ForwardOutput | TopKOutput | None,
         tally: Tally,
     ) -> Tensor:
         objectives = {name: self.terms[name].objective for name in names}
@@ -170,7 +171,7 @@ class ObjectiveManager:
         output: ForwardOutput,
         objectives: dict[str, Objective],
         factors: dict[str, float],
-        teacher: ForwardOutput | None,
+        teacher: ForwardOutput | TopKOutput | None,
         tally: Tally,
         dtype: torch.dtype | None,
     ) -> Tensor:
@@ -199,7 +200,7 @@ class ObjectiveManager:
         output: ForwardOutput,
         rows: Rows,
         terms: list[HeadTerm],
-        teacher: ForwardOutput | None,
+        teacher: ForwardOutput | TopKOutput | None,
         tally: Tally,
         dtype: torch.dtype | None,
     ) -> Tensor:
@@ -209,13 +210,14 @@ class ObjectiveManager:
             states=output.final.flatten(0, 1)[rows.states],
             head=output.head,
             targets=rows.targets,
-            teacher_states=None if taught is None else taught.final.flatten(0, 1)[theirs],
-            teacher_head=None if taught is None else taught.head,
+            teacher_states=taught.final.flatten(0, 1)[theirs] if isinstance(taught, ForwardOutput) else None,
+            teacher_head=taught.head if isinstance(taught, ForwardOutput) else None,
+            teacher_top=taught.at(theirs) if isinstance(taught, TopKOutput) else None,
             dtype=dtype,
             weights=rows.weights,
             banned=self.banned,
             softcap=output.softcap,
-            teacher_softcap=None if taught is None else taught.softcap,
+            teacher_softcap=taught.softcap if isinstance(taught, ForwardOutput) else None,
         )
         total, sums = head_pass(inputs, terms, self.tokens_per_chunk)
         for term in terms:
