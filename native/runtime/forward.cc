@@ -49,14 +49,17 @@ void Pass::embed(Worker& worker) noexcept {
   });
 }
 
-void Pass::quantize(TokenScratch& s, int32_t token, const float* row, int32_t width, const float* norm,
-                    float epsilon) noexcept {
+void Pass::quantize(TokenScratch& s, int32_t token, const float* row, int32_t width, const float* norm, float epsilon,
+                    bool keep) noexcept {
   const int64_t blocks = column_blocks(width);
   int8_t* q = s.quantized.data() + token * blocks * kColumnsPerBlock;
   int32_t* sums = s.block_sums.data() + token * blocks;
   float* scale = s.scales.data() + token;
-  if (norm == nullptr) return c_.kernels.quantize(row, width, q, sums, scale);
   float* normed = s.normed.data() + static_cast<int64_t>(token) * width;
+  if (norm == nullptr) {
+    if (keep && normed != row) std::copy(row, row + width, normed);
+    return c_.kernels.quantize(row, width, q, sums, scale);
+  }
   c_.kernels.norm_quantize(row, norm, epsilon, width, normed, q, sums, scale);
 }
 
@@ -68,7 +71,7 @@ void Pass::norm_and_quantize(Worker& worker, const float* added, const float* no
     if (added != nullptr) {
       c_.kernels.add(residual, added + static_cast<int64_t>(row) * c_.shared.hidden_stride, hidden);
     }
-    quantize(s, row, residual, hidden, norm, c_.config.rms_norm_eps);
+    quantize(s, row, residual, hidden, norm, c_.config.rms_norm_eps, false);
   });
 }
 
@@ -80,11 +83,47 @@ void Pass::product(const TokenScratch& s, const Linear& linear, int64_t begin, i
   out += static_cast<int64_t>(rows.first) * stride;
   c_.kernels.ternary_gemm(&linear.matrix, s.quantized.data() + blocks * kColumnsPerBlock, s.block_sums.data() + blocks,
                           s.scales.data() + rows.first, rows.count, first, last, out, stride);
+  if (linear.rank > 0) correct(linear, begin, end, rows, out, stride);
   if (linear.bias == nullptr) return;
   const int32_t output = first * kRowsPerBlock;
   const int32_t outputs = std::min(last * kRowsPerBlock, linear.matrix.rows) - output;
   for (int32_t t = 0; t < rows.count; ++t) {
     c_.kernels.add(out + static_cast<int64_t>(t) * stride + output, linear.bias + output, outputs);
+  }
+}
+
+void Pass::reduce(Worker& worker, std::initializer_list<const Linear*> linears) noexcept {
+  int64_t total = 0;
+  for (const Linear* linear : linears) total += linear->rank;
+  if (total == 0) return;
+  const TokenScratch& s = scratch(worker);
+  const int32_t columns = (*linears.begin())->matrix.columns;
+  each_product(worker, total, int64_t{2} * columns, [&](int64_t begin, int64_t end, Rows rows) {
+    for (const Linear* linear : linears) {
+      const int64_t first = std::max<int64_t>(begin - linear->low_place, 0);
+      const int64_t last = std::min<int64_t>(end - linear->low_place, linear->rank);
+      if (first >= last) continue;
+      // One token at a time: its sums must not depend on how many there are.
+      for (int32_t t = rows.first; t < rows.first + rows.count; ++t) {
+        c_.kernels.f16_gemm(linear->low_v, columns, s.normed.data() + static_cast<int64_t>(t) * columns, 1,
+                            static_cast<int32_t>(first), static_cast<int32_t>(last), low(*linear, t), 0);
+      }
+    }
+  });
+}
+
+void Pass::correct(const Linear& linear, int64_t begin, int64_t end, Rows rows, float* out, int32_t stride) noexcept {
+  constexpr int32_t kOutputs = 64;
+  float piece[kOutputs];
+  const auto from = static_cast<int32_t>(begin) * kRowsPerBlock;
+  const int32_t to = std::min(static_cast<int32_t>(end) * kRowsPerBlock, linear.matrix.rows);
+  for (int32_t t = 0; t < rows.count; ++t) {
+    for (int32_t first = from; first < to; first += kOutputs) {
+      const int32_t count = std::min(kOutputs, to - first);
+      c_.kernels.f16_gemm(linear.low_u + static_cast<int64_t>(first) * linear.rank, linear.rank,
+                          low(linear, rows.first + t), 1, 0, count, piece, 0);
+      c_.kernels.add(out + static_cast<int64_t>(t) * stride + first, piece, count);
+    }
   }
 }
 
@@ -99,6 +138,7 @@ void Pass::project(Worker& worker, const Layer& layer) noexcept {
   const Target targets[] = {{layer.q, shared.q.data(), shared.q_stride},
                             {layer.k, shared.k.data(), shared.kv_stride},
                             {layer.v, shared.v.data(), shared.kv_stride}};
+  reduce(worker, {&layer.q, &layer.k, &layer.v});
   int64_t total = 0;
   for (const Target& target : targets) total += target.linear.matrix.row_blocks;
   each_product(worker, total, block_bytes(layer.q), [&](int64_t begin, int64_t end, Rows rows) {
@@ -119,6 +159,7 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   const int32_t middle = c_.config.intermediate_size;
   const int32_t stride = shared.middle_stride;
   const auto combine = c_.config.activation == Activation::kSilu ? c_.kernels.silu_mul : c_.kernels.relu2_mul;
+  reduce(worker, {&layer.gate, &layer.up});
   each_product(worker, layer.gate.matrix.row_blocks, 2 * block_bytes(layer.gate),
                [&](int64_t begin, int64_t end, Rows rows) {
                  product(s, layer.gate, begin, end, rows, shared.gate.data(), stride);
@@ -133,9 +174,10 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   mark(worker, Part::kGateUp);
   each_row(worker, count_, [&](int32_t row) {
     quantize(s, row, shared.gate.data() + static_cast<int64_t>(row) * stride, middle, layer.ffn_sub_norm,
-             layer.ffn_sub_eps);
+             layer.ffn_sub_eps, layer.down.rank > 0);
   });
   mark(worker, Part::kNorm);
+  reduce(worker, {&layer.down});
   each_product(worker, layer.down.matrix.row_blocks, block_bytes(layer.down),
                [&](int64_t begin, int64_t end, Rows rows) {
                  product(s, layer.down, begin, end, rows, shared.hidden.data(), shared.hidden_stride);

@@ -2,6 +2,7 @@
 // belong to several slots: weights are read once for all of them, attention is each slot's own.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "model.h"
 #include "profile.h"
@@ -67,11 +68,19 @@ class Pass {
 
   // residual += added (when given); quantized = quantise(rms_norm(residual)).
   void norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept;
-  // quantized = quantise(row), after `norm` when there is one.
-  void quantize(TokenScratch& scratch, int32_t token, const float* row, int32_t width, const float* norm,
-                float epsilon) noexcept;
+  // quantized = quantise(row), after `norm` when there is one; `keep`: what is quantised is put in `normed` too.
+  void quantize(TokenScratch& scratch, int32_t token, const float* row, int32_t width, const float* norm, float epsilon,
+                bool keep) noexcept;
+  // low = V^T x of those of `linears` that have factors, for the x in `normed` that all of them read.
+  void reduce(Worker& worker, std::initializer_list<const Linear*> linears) noexcept;
   void product(const TokenScratch& scratch, const Linear& linear, int64_t begin, int64_t end, Rows rows, float* out,
                int32_t stride) noexcept;
+
+  // out += U low, for the outputs of row blocks.
+  void correct(const Linear& linear, int64_t begin, int64_t end, Rows rows, float* out, int32_t stride) noexcept;
+  float* low(const Linear& linear, int32_t row) const noexcept {
+    return c_.shared.low.data() + static_cast<int64_t>(row) * c_.shared.low_stride + linear.low_place;
+  }
 
   // forward_attention.cc
   void attention(Worker& worker, int32_t index, const Layer& layer) noexcept;

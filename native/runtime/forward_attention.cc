@@ -30,10 +30,11 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
 
   TokenScratch& s = scratch(worker);
   each_row(worker, count_, [&](int32_t row) {
-    quantize(s, row, attended(s, index, run_of(row), row), c_.config.q_width(), layer.attn_sub_norm,
-             layer.attn_sub_eps);
+    quantize(s, row, attended(s, index, run_of(row), row), c_.config.q_width(), layer.attn_sub_norm, layer.attn_sub_eps,
+             layer.o.rank > 0);
   });
   mark(worker, Part::kNorm);
+  reduce(worker, {&layer.o});
   each_product(worker, layer.o.matrix.row_blocks, block_bytes(layer.o), [&](int64_t begin, int64_t end, Rows rows) {
     product(s, layer.o, begin, end, rows, shared.hidden.data(), shared.hidden_stride);
   });

@@ -104,7 +104,7 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
       pool_(choose_threads(options)),
       most_active_(options.oversubscribe ? pool_.size() : std::min(pool_.size(), choose_cores().cpus)),
       decode_threads_(most_active_),
-      shared_(config_) {
+      shared_(config_, weights_.low_width) {
   const char* reason = nullptr;
   kernels_ = select_kernels(options.kernels.c_str(), &reason);
   if (kernels_ == nullptr) {

@@ -297,6 +297,27 @@ PackingConfig make_packing_config(const std::string& layout, const std::string& 
   throw FormatError(message(place, ": embedding: found ", quoted(table), ", allowed are q8, q6, q4 and f16"));
 }
 
+namespace {
+
+std::unordered_map<std::string, int32_t> parse_low_rank(const Fields& fields) {
+  constexpr int64_t kMostRank = 1 << 18;  // that of a layer is checked with its sizes
+  std::unordered_map<std::string, int32_t> ranks;
+  const JsonValue* value = fields.optional("low_rank");
+  if (value == nullptr) return ranks;
+  if (!value->is(JsonValue::Kind::kObject)) fields.wrong("low_rank", *value, "an object of names and ranks");
+  for (size_t i = 0; i < value->keys.size(); ++i) {
+    const JsonValue& rank = value->items[i];
+    if (!rank.is(JsonValue::Kind::kInteger) || rank.integer < 1 || rank.integer > kMostRank) {
+      throw FormatError(message(fields.place(), ": low_rank: ", quoted(value->keys[i]),
+                                ": allowed is an integer from 1 to ", kMostRank));
+    }
+    ranks.emplace(value->keys[i], static_cast<int32_t>(rank.integer));
+  }
+  return ranks;
+}
+
+}  // namespace
+
 PackingConfig parse_packing_config(const JsonValue& root, const std::string& place) {
   const JsonValue* ours = root.find("wrinklefree");
   if (ours == nullptr) {
@@ -312,8 +333,11 @@ PackingConfig parse_packing_config(const JsonValue& root, const std::string& pla
     throw FormatError(message(fields.place(), ": format_version: found ", version, ", this build reads ",
                               kFormatVersion, "; export the model again or install a newer wrinklefree"));
   }
-  return make_packing_config(fields.text("layout"), fields.text("granularity"),
-                             fields.integer_or("group_size", 0, 1 << 20, 0), fields.text("embedding"), fields.place());
+  PackingConfig packing =
+      make_packing_config(fields.text("layout"), fields.text("granularity"),
+                          fields.integer_or("group_size", 0, 1 << 20, 0), fields.text("embedding"), fields.place());
+  packing.low_rank = parse_low_rank(fields);
+  return packing;
 }
 
 }  // namespace wf

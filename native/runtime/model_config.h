@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "json.h"
@@ -26,6 +27,7 @@ struct PackingConfig {
   int32_t group_size = 64;  // columns that share a scale; kGroup only
   TernaryLayout layout = TernaryLayout::kTwoBit;
   TableKind table = TableKind::kQ8;
+  std::unordered_map<std::string, int32_t> low_rank;  // ranks of the linears that have factors, by full name
 };
 
 struct ModelConfig {

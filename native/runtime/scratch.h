@@ -28,10 +28,10 @@ inline int32_t widest(const ModelConfig& config) {
 }
 
 // kMostChunkTokens, or fewer so that the buffers of a very wide model stay below 128 MiB.
-inline int32_t chunk_tokens(const ModelConfig& config) {
+inline int32_t chunk_tokens(const ModelConfig& config, int32_t low_width) {
   constexpr int64_t kMostBytes = 128 << 20;
   const int64_t floats = int64_t{6} * config.hidden_size + int64_t{4} * config.intermediate_size +
-                         int64_t{4} * config.q_width() + int64_t{2} * config.kv_width() + 4096;
+                         int64_t{4} * config.q_width() + int64_t{2} * config.kv_width() + low_width + 4096;
   return static_cast<int32_t>(std::clamp<int64_t>(kMostBytes / (floats * 4), 1, kMostChunkTokens));
 }
 
@@ -115,21 +115,23 @@ struct Run {
 
 // What threads write for each other. Widths are padded to whole row blocks.
 struct SharedScratch {
-  explicit SharedScratch(const ModelConfig& config)
-      : chunk(chunk_tokens(config)),
+  SharedScratch(const ModelConfig& config, int32_t low_width)
+      : chunk(chunk_tokens(config, low_width)),
         tokens(config, chunk),
         partial(config, std::min(chunk, kSplitRows)),
         q_stride(padded_rows(config.q_width())),
         kv_stride(padded_rows(config.kv_width())),
         hidden_stride(padded_rows(config.hidden_size)),
         middle_stride(padded_rows(config.intermediate_size)),
+        low_stride(low_width),
         q(TokenScratch::size(chunk, q_stride)),
         k(TokenScratch::size(chunk, kv_stride)),
         v(TokenScratch::size(chunk, kv_stride)),
         attention(TokenScratch::size(chunk, q_stride)),
         hidden(TokenScratch::size(chunk, hidden_stride)),
         gate(TokenScratch::size(chunk, middle_stride)),
-        up(TokenScratch::size(chunk, middle_stride)) {
+        up(TokenScratch::size(chunk, middle_stride)),
+        low(TokenScratch::size(chunk, low_stride)) {
     ids.reserve(static_cast<size_t>(chunk));
     wanted.reserve(static_cast<size_t>(chunk));
     runs.reserve(static_cast<size_t>(chunk));
@@ -138,11 +140,12 @@ struct SharedScratch {
   const int32_t chunk;  // tokens
   TokenScratch tokens;
   PartialScratch partial;
-  int32_t q_stride, kv_stride, hidden_stride, middle_stride;
+  int32_t q_stride, kv_stride, hidden_stride, middle_stride, low_stride;
   std::vector<float> q, k, v;    // [tokens, stride]
   std::vector<float> attention;  // [tokens, q_stride]
   std::vector<float> hidden;     // [tokens, hidden_stride]: output of o or down
   std::vector<float> gate, up;   // [tokens, middle_stride]
+  std::vector<float> low;        // [tokens, low_stride]: V^T x of low-rank corrections
   // The pass at hand.
   std::vector<int32_t> ids;     // [tokens]
   std::vector<int32_t> wanted;  // rows whose logits are asked for, rising

@@ -1,5 +1,7 @@
 #include "weights.h"
 
+#include <algorithm>
+
 #include "errors.h"
 #include "half.h"
 
@@ -69,6 +71,10 @@ Weights::Weights(const ModelConfig& config, const PackingConfig& packing, const 
   for (int32_t i = 0; i < config.num_hidden_layers; ++i) {
     layers.push_back(load_layer(config, message("model.layers.", i, ".")));
   }
+  if (factors_ != packing_.low_rank.size()) {
+    throw FormatError(message("config.json: wrinklefree: low_rank names ", packing_.low_rank.size(),
+                              " linear layers, the model has ", factors_, " of them"));
+  }
   source_->finish();
 }
 
@@ -85,6 +91,10 @@ Layer Weights::load_layer(const ModelConfig& config, const std::string& prefix) 
   layer.gate = load_linear(mlp + "gate_proj", middle, hidden, config.mlp_bias);
   layer.up = load_linear(mlp + "up_proj", middle, hidden, config.mlp_bias);
   layer.down = load_linear(mlp + "down_proj", hidden, middle, config.mlp_bias);
+  place_factors({&layer.q, &layer.k, &layer.v});
+  place_factors({&layer.o});
+  place_factors({&layer.gate, &layer.up});
+  place_factors({&layer.down});
   layer.input_norm = load_vector(prefix + "input_layernorm.weight", hidden, Role::kNorm);
   layer.post_norm = load_vector(prefix + "post_attention_layernorm.weight", hidden, Role::kNorm);
   layer.attn_sub_norm =
@@ -127,7 +137,36 @@ Linear Weights::load_linear(const std::string& name, int32_t rows, int32_t colum
     bytes_per_token += row_blocks * kRowsPerBlock * sizeof(float);
   }
   linear.bias = load_optional(name + ".bias", rows, bias_needed, Role::kBias);
+  load_factors(name, linear);
   return linear;
+}
+
+void Weights::load_factors(const std::string& name, Linear& linear) {
+  const auto found = packing_.low_rank.find(name);
+  if (found == packing_.low_rank.end()) return;
+  const int32_t rows = linear.matrix.rows, columns = linear.matrix.columns;
+  linear.rank = found->second;
+  if (linear.rank > std::min(rows, columns)) {
+    throw FormatError(message("config.json: wrinklefree: low_rank: ", quoted(name), ": found ", linear.rank, ", a ",
+                              rows, " x ", columns, " layer takes 1 to ", std::min(rows, columns)));
+  }
+  const auto factor = [&](const char* suffix, int32_t height, int32_t width) {
+    bytes_per_token += static_cast<uint64_t>(height) * static_cast<uint64_t>(width) * 2;
+    return reinterpret_cast<const uint16_t*>(source_->get(
+        name + suffix, Dtype::kF16, {static_cast<uint64_t>(height), static_cast<uint64_t>(width)}, Role::kTable));
+  };
+  linear.low_u = factor(".low_rank_u", rows, linear.rank);
+  linear.low_v = factor(".low_rank_v", linear.rank, columns);
+  ++factors_;
+}
+
+void Weights::place_factors(std::initializer_list<Linear*> linears) {
+  int32_t place = 0;
+  for (Linear* linear : linears) {
+    linear->low_place = place;
+    place += linear->rank;
+  }
+  low_width = std::max(low_width, place);
 }
 
 Table Weights::load_table(const ModelConfig& config, const std::string& name) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,11 @@ namespace wf {
 struct Linear {
   TernaryMatrix matrix{};
   const float* bias = nullptr;  // [rows], or null
+  // A low-rank correction adds U (V^T x), x before it is quantised. Float16 bits; rank 0: there is none.
+  int32_t rank = 0;
+  int32_t low_place = 0;            // of its V^T x among those of the linears with the same input
+  const uint16_t* low_u = nullptr;  // [rows, rank]
+  const uint16_t* low_v = nullptr;  // [rank, columns]: V^T
 };
 
 struct Layer {
@@ -57,10 +63,14 @@ class Weights {
   std::vector<Layer> layers;
   // Bytes of weights that one decoded token reads: everything but the embedding rows of other tokens.
   uint64_t bytes_per_token = 0;
+  int32_t low_width = 0;  // ranks of linears with the same input, together, at most
 
  private:
   Layer load_layer(const ModelConfig& config, const std::string& prefix);
   Linear load_linear(const std::string& name, int32_t rows, int32_t columns, bool bias_needed);
+  void load_factors(const std::string& name, Linear& linear);
+  // Gives the linears that share an input their places.
+  void place_factors(std::initializer_list<Linear*> linears);
   Table load_table(const ModelConfig& config, const std::string& name);
   const float* load_vector(const std::string& name, int32_t size, Role role);
   float load_epsilon(const std::string& name, float otherwise);
@@ -71,6 +81,7 @@ class Weights {
   PackingConfig packing_;
   WeightsInMemory wanted_;
   std::unique_ptr<TensorSource> source_;
+  size_t factors_ = 0;                         // linears with factors so far
   std::deque<std::vector<float>> row_scales_;  // padded to whole row blocks
 };
 

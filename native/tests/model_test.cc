@@ -76,7 +76,8 @@ void check_joint(wf::Model& model, const std::string& what) {
 void check_random() {
   for (const char* layout : {"t2-r16c64", "t1.6-r16c64"})
     for (const char* head : {"q8", "q6", "q4", "f16"}) {
-      const wf::PackingConfig packing = wf::make_packing_config(layout, "group", 64, head, "model_test");
+      wf::PackingConfig packing = wf::make_packing_config(layout, "group", 64, head, "model_test");
+      packing.low_rank = {{"model.layers.0.self_attn.v_proj", 3}, {"model.layers.1.mlp.down_proj", 20}};
       const auto one = wf::Model::random(kConfig, packing, 1, with_threads(1));
       const auto four = wf::Model::random(kConfig, packing, 1, with_threads(4));
       const std::string what = std::string("random model, ") + layout + ", " + head;

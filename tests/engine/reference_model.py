@@ -92,7 +92,10 @@ class ReferenceModel:
         return x / np.sqrt(mean_square + self.dtype(epsilon)) * self.tensors[name + ".weight"]
 
     def linear(self, name: str, x: Array) -> Array:
-        """A ternary linear [T, O] of x [T, I]: per-token absmax int8 activations, exact integer products."""
+        """A ternary linear [T, O] of x [T, I]: per-token absmax int8 activations, exact integer products.
+
+        Its low-rank correction, if it has one, sees x before that rounding.
+        """
         rows, columns = self.widths[name.rsplit(".", 1)[1]]
         ternary = unpack_codes(
             self.tensors[name + ".weight"], rows, columns, self.config["wrinklefree"]["layout"]
@@ -113,7 +116,11 @@ class ReferenceModel:
             out = (codes @ ternary.T).astype(self.dtype) * scale
         out = out * (peak / self.dtype(127))
         bias = self.tensors.get(name + ".bias")
-        return out if bias is None else out + bias
+        out = out if bias is None else out + bias
+        if name + ".low_rank_u" in self.tensors:
+            u, v = (self.tensors[f"{name}.low_rank_{factor}"].astype(self.dtype) for factor in "uv")
+            out = out + (x @ v.T) @ u.T
+        return out
 
     def record_ties(self, scaled: Array) -> None:
         """Remember the first token with a code so near to a rounding tie that float32 sums decide it.

@@ -223,6 +223,65 @@ def test_damaged_tensors(copy: Path, name: str) -> None:
         load(copy)
 
 
+def setter(key: str, value: Any, inner: str | None = None) -> Callable[[dict[str, Any]], object]:
+    return lambda c: (c[inner] if inner else c).__setitem__(key, value)
+
+
+Q_PROJ, O_PROJ = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj"  # with and without factors
+
+
+def ranks(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    """Change the ranks that config.json announces: q, k (64 and 32 rows), the layer without any, or an unknown name."""
+    names = {"q": Q_PROJ, "k": Q_PROJ.replace("q_proj", "k_proj"), "o": O_PROJ, "other": "model.norm"}
+    return lambda c: c["wrinklefree"]["low_rank"].update({names[key]: rank for key, rank in changes.items()})
+
+
+LOW_RANK_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another rank": (ranks(q=4), r"q_proj.low_rank_u': found 'F16' \[64, 5\], config.json needs F16 \[64, 4\]"),
+    "rank zero": (ranks(q=0), "low_rank: .*q_proj': allowed is an integer from 1"),
+    "rank as text": (ranks(q="5"), "low_rank: .*q_proj': allowed is an integer from 1"),
+    "rank huge": (ranks(q=2**40), "low_rank: .*q_proj': allowed is an integer from 1"),
+    "rank above the sizes": (ranks(k=33), "k_proj': found 33, a 32 x 64 layer takes 1 to 32"),
+    "factors missing": (ranks(o=2), "o_proj.low_rank_u': is missing"),
+    "no linear layer": (ranks(other=2), "low_rank names 14 linear layers, the model has 13 of them"),
+    "not announced": (lambda c: c["wrinklefree"]["low_rank"].pop(Q_PROJ), "config.json has no use for this tensor"),
+    "none announced": (setter("low_rank", None, "wrinklefree"), "config.json has no use for this tensor"),
+    "no object": (setter("low_rank", [5], "wrinklefree"), "low_rank: found an array, allowed is an object"),
+}
+LOW_RANK_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "u transposed": (lambda t: t.update({U: t[U].T}), r"low_rank_u': found 'F16' \[5, 64\]"),
+    "u of floats": (lambda t: t.update({U: t[U].astype(np.float32)}), "low_rank_u': found 'F32'"),
+    "v too narrow": (lambda t: t.update({V: t[V][:, :-2]}), r"low_rank_v': found 'F16' \[5, 62\]"),
+    "v missing": (lambda t: t.pop(V), "low_rank_v': is missing"),
+    "u infinite": (lambda t: t[U].__setitem__((3, 3), np.inf), "low_rank_u': found an infinity or NaN"),
+}
+U, V = (f"{Q_PROJ}.low_rank_{factor}" for factor in "uv")
+
+
+@pytest.fixture
+def corrected(tmp_path: Path) -> Path:
+    directory = make_toy(tmp_path, "low_rank")
+    config = json.loads((directory / "config.json").read_text())
+    assert config["wrinklefree"]["low_rank"][Q_PROJ] == 5 and O_PROJ not in config["wrinklefree"]["low_rank"]
+    return directory
+
+
+@pytest.mark.parametrize("name", LOW_RANK_DAMAGE)
+def test_ranks_that_are_not_those_of_the_factors(corrected: Path, name: str) -> None:
+    edit, expected = LOW_RANK_DAMAGE[name]
+    edit_config(corrected, edit)
+    with pytest.raises(FormatError, match=expected):
+        load(corrected)
+
+
+@pytest.mark.parametrize("name", LOW_RANK_TENSORS)
+def test_damaged_factors(corrected: Path, name: str) -> None:
+    edit, expected = LOW_RANK_TENSORS[name]
+    edit_tensors(corrected, edit)
+    with pytest.raises(FormatError, match=expected):
+        load(corrected)
+
+
 def test_infinite_half_precision_embedding(tmp_path: Path) -> None:
     directory = make_toy(tmp_path, "linear_rope_f16_head")
     edit_tensors(directory, lambda t: t[EMBEDDING].__setitem__((3, 3), np.inf))
@@ -244,10 +303,6 @@ def test_misaligned_tensor(copy: Path) -> None:
     join(copy, padded(json.dumps(header).encode()) + b" ", data)
     with pytest.raises(FormatError, match="no multiple of 4 bytes"):
         load(copy)
-
-
-def setter(key: str, value: Any, inner: str | None = None) -> Callable[[dict[str, Any]], object]:
-    return lambda c: (c[inner] if inner else c).__setitem__(key, value)
 
 
 CONFIG_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

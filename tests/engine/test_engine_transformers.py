@@ -20,11 +20,13 @@ from wrinklefree.engine import Engine
 
 
 class Int8ActivationLinear(torch.nn.Linear):
-    """A linear layer whose input is rounded to 127 steps of its largest value, token by token."""
+    """A linear layer whose input is rounded to 127 steps of its largest value, token by token; ``factors``: U, V^T."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
-        return super().forward((x * scale).round() / scale)
+        y = super().forward((x * scale).round() / scale)
+        factors = getattr(self, "factors", None)
+        return y if factors is None else y + x @ factors[1].T @ factors[0].T
 
 
 def dequantised(name: str, tensor: Any, reference: ReferenceModel) -> Any:
@@ -52,7 +54,7 @@ def transformers_model(name: str, directory: Path) -> Any:
     state = {
         key: torch.from_numpy(np.ascontiguousarray(dequantised(key, tensor, reference)))
         for key, tensor in reference.tensors.items()
-        if not key.endswith("_scale")
+        if not key.endswith("_scale") and ".low_rank_" not in key
     }
     found = model.load_state_dict(state, strict=False)
     assert not found.unexpected_keys
@@ -60,12 +62,23 @@ def transformers_model(name: str, directory: Path) -> Any:
     for key, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and key != "lm_head":
             module.__class__ = Int8ActivationLinear
+            if f"{key}.low_rank_u" in reference.tensors:
+                module.factors = [torch.from_numpy(reference.tensors[f"{key}.low_rank_{f}"]).float() for f in "uv"]
     return model
 
 
 @pytest.mark.parametrize(
     "name",
-    ["llama_group_128", "llama3_rope_untied", "linear_rope_f16_head", "bias_everywhere", "qwen2", "qwen3", "bitnet"],
+    [
+        "llama_group_128",
+        "llama3_rope_untied",
+        "linear_rope_f16_head",
+        "bias_everywhere",
+        "qwen2",
+        "qwen3",
+        "bitnet",
+        "low_rank",
+    ],
 )
 def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     directory = make_toy(tmp_path, name, seed=3)

@@ -59,6 +59,13 @@ TOYS: dict[str, tuple[dict[str, Any], str, int, dict[str, Any]]] = {
     "qwen3": ({"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 1}, "group", 64, {}),
     "bitnet": ({"model_type": "bitnet", "hidden_act": "relu2"}, "tensor", 64, {"subln": "ones"}),
     "subln": ({}, "group", 64, {"subln": "identity"}),
+    "low_rank": ({"intermediate_size": 150}, "group", 64, {"low_rank": 5}),
+    "low_rank_subln_bias": (
+        {"attention_bias": True, "mlp_bias": True, "hidden_size": 72, "num_attention_heads": 6},
+        "row",
+        64,
+        {"low_rank": 17, "subln": "identity"},
+    ),
     "mistral_window": ({"model_type": "mistral", "sliding_window": 24}, "tensor", 64, {}),
 }
 
@@ -83,13 +90,16 @@ def write_toy(
     embedding: TableFormat = "q8",
     subln: str = "none",
     layout: Layout = LAYOUT,
+    low_rank: int = 0,
 ) -> Path:
     """Write a packed directory with random weights.
 
     Logits have a spread of about one; the layers outweigh the embedding, so that greedy text does not soon repeat.
+    ``low_rank``: the largest rank of the linears' corrections; theirs differ, and o_proj of the last layer has none.
     """
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray[Any, Any]] = {}
+    ranks: dict[str, int] = {}
     hidden, middle = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or hidden // heads
@@ -110,6 +120,11 @@ def write_toy(
         tensors[name + ".weight_scale"] = stored
         if bias:
             tensors[name + ".bias"] = rng.normal(size=rows).astype(np.float32)
+        if low_rank and name != f"model.layers.{config['num_hidden_layers'] - 1}.self_attn.o_proj":
+            rank = ranks[name] = low_rank - len(ranks) % min(4, low_rank)
+            for suffix, shape in (("u", (rows, rank)), ("v", (rank, columns))):
+                factor = rng.normal(size=shape) / np.sqrt(shape[1])
+                tensors[f"{name}.low_rank_{suffix}"] = factor.astype(np.float16)
 
     def norm(name: str, size: int) -> None:
         tensors[name + ".weight"] = rng.uniform(0.5, 1.5, size).astype(np.float32)
@@ -152,6 +167,7 @@ def write_toy(
         "subln": subln,
         "stage": "toy",
         "dlm": None,
+        **({"low_rank": ranks} if ranks else {}),
     }
     (directory / "config.json").write_text(json.dumps({**config, "wrinklefree": packing}))
     return directory

@@ -178,7 +178,9 @@ def _inspect_packed(model: PackedModel, config: dict[str, Any]) -> Inspection:
         elif kind == "weight_scale":
             parameters = 0  # part of the weight it scales
         rows.append(TensorRow(name, type_name, info.shape, info.num_bytes, parameters, zeros))
-    training = {key: value for key, value in config["wrinklefree"].items() if key != "files"}
+    training = {key: value for key, value in config["wrinklefree"].items() if key not in ("files", "low_rank")}
+    if ranks := sorted(set(model.info.low_rank.values())):
+        training["low_rank"] = f"rank {' and '.join(map(str, ranks))} in {len(model.info.low_rank)} layers"
     return Inspection(
         path=model.directory,
         kind="packed",

@@ -29,7 +29,10 @@ SUBLN = ("identity", "ones", "none")
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """The ``wrinklefree`` object of a packed directory. ``files`` maps a file's name to its SHA-256."""
+    """The ``wrinklefree`` object of a packed directory. ``files`` maps a file's name to its SHA-256.
+
+    ``low_rank`` maps the full names of the ternary layers that have a low-rank correction to its rank.
+    """
 
     granularity: Granularity
     group_size: int
@@ -42,6 +45,7 @@ class PackedInfo:
     tokens_seen: int = 0
     recipe_hash: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    low_rank: Mapping[str, int] = field(default_factory=dict)
     layout: Layout = LAYOUT
     format_version: int = PACKED_FORMAT_VERSION
 
@@ -61,6 +65,7 @@ class PackedInfo:
             "calibration": self.calibration,
             "tokens_seen": self.tokens_seen,
             "recipe_hash": self.recipe_hash,
+            **({"low_rank": dict(self.low_rank)} if self.low_rank else {}),
             "files": dict(self.files),
         }
 
@@ -100,7 +105,8 @@ def read_packed(directory: str | Path) -> tuple[ModelConfig, PackedInfo]:
     place = str(Path(directory) / CONFIG)
     if model_format(raw) != "packed":
         raise FormatError(f"{place}: this is no packed model; make one with `wf export {directory} OUT`")
-    return parse_config(raw, place), _packed_info(Fields(raw["wrinklefree"], f"{place}: wrinklefree"))
+    config = parse_config(raw, place)
+    return config, _packed_info(Fields(raw["wrinklefree"], f"{place}: wrinklefree"), config)
 
 
 def open_packed(directory: str | Path) -> PackedModel:
@@ -146,6 +152,9 @@ def packed_tensors(config: ModelConfig, info: PackedInfo) -> Iterator[tuple[Tens
         yield TensorInfo(f"{name}.weight", "U8", packed.codes), False
         yield TensorInfo(f"{name}.weight_scale", scale_type, scales), False
         yield TensorInfo(f"{name}.bias", "F32", (packed.rows,)), True
+        if rank := info.low_rank.get(name):
+            yield TensorInfo(f"{name}.low_rank_u", "F16", (packed.rows, rank)), False
+            yield TensorInfo(f"{name}.low_rank_v", "F16", (rank, packed.columns)), False
     for name, size in _norms(config, info.subln):
         yield TensorInfo(f"{name}.weight", "F32", (size,)), False
         if name.endswith("_sub_norm"):
@@ -166,7 +175,7 @@ def _norms(config: ModelConfig, subln: str) -> Iterator[tuple[str, int]]:
     yield "model.norm", config.hidden_size
 
 
-def _packed_info(fields: Fields) -> PackedInfo:
+def _packed_info(fields: Fields, config: ModelConfig) -> PackedInfo:
     version = fields.raw.get("format_version")
     if type(version) is not int or version != PACKED_FORMAT_VERSION:
         raise fields.wrong("format_version", f"this release reads {PACKED_FORMAT_VERSION}; export the model again")
@@ -190,8 +199,19 @@ def _packed_info(fields: Fields) -> PackedInfo:
         calibration=fields.text("calibration"),
         tokens_seen=fields.size("tokens_seen", 1 << 62, default=0, least=0),
         recipe_hash=fields.text("recipe_hash"),
+        low_rank=_low_rank(fields, config),
         files=files,
     )
+
+
+def _low_rank(fields: Fields, config: ModelConfig) -> dict[str, int]:
+    ranks = fields.object("low_rank") or {}
+    inner, linears = Fields(ranks, f"{fields.place}: low_rank"), config.linears()
+    for name in ranks:
+        if name not in linears:
+            raise inner.wrong(name, "the name of a ternary layer is needed")
+        inner.size(name, min(linears[name].rows, linears[name].columns))
+    return ranks
 
 
 def _layout(fields: Fields) -> Layout:

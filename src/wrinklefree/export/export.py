@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_ta
 from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
 from wrinklefree.export.walk import TernaryLayer, check_exportable, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
+from wrinklefree.quant.low_rank import low_rank_linears
 
 LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
 
@@ -97,7 +98,8 @@ def export(
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
         check_exportable(model)
-        info = _packed_info(checkpoint, embedding, LAYOUTS[bits])
+        ranks = {name: layer.rank for name, layer in low_rank_linears(model)}
+        info = replace(_packed_info(checkpoint, embedding, LAYOUTS[bits]), low_rank=ranks)
         show(0.2, "ternarising and writing")
         moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None
         tables = quantized_tables(model, embedding, moments)

@@ -23,6 +23,7 @@ from wrinklefree.artifact.tables import QuantizedTable, TableFormat, pack_table
 from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.export.walk import Entry, Norm, Table, TernaryLayer
+from wrinklefree.quant.low_rank import FACTORS
 
 COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 
@@ -89,6 +90,8 @@ def _tensor_names(entry: Entry, info: PackedInfo) -> Iterator[str]:
         yield f"{entry.name}.weight_scale"
         if entry.layer.bias is not None:
             yield f"{entry.name}.bias"
+        if entry.rank:
+            yield from (f"{entry.name}.{factor}" for factor in FACTORS)
     elif isinstance(entry, Table) and info.embedding != "f16":
         yield f"{entry.name}.weight_scale"
 
@@ -112,6 +115,9 @@ def _arrays(entry: Entry, info: PackedInfo, tables: Mapping[str, QuantizedTable]
         bias = entry.bias()
         if bias is not None:
             yield f"{entry.name}.bias", bias
+        if entry.rank:
+            for factor, values in zip(FACTORS, entry.factors(), strict=True):
+                yield f"{entry.name}.{factor}", _half(values, f"{entry.name}.{factor}")
 
 
 def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
@@ -128,14 +134,16 @@ _TABLE_KINDS: Mapping[TableFormat, str] = {
     "q4": "4-bit, F16 scale per 32 columns",
     "f16": "F16",
 }
-_PARTS = ("weight", "weight_scale", "bias", "eps")
+_PARTS = ("weight", "weight_scale", "bias", "eps", *FACTORS)
 
 
 def _change(entry: Entry, info: PackedInfo, stored: Mapping[str, TensorInfo], written_bytes: int) -> TensorChange:
     before = [stored[name] for part in _PARTS if (name := f"{entry.name}.{part}") in stored]
     if isinstance(entry, TernaryLayer):
         bits, scale = "2" if info.layout == LAYOUT else "1.6", "F16" if info.granularity == "group" else "F32"
-        kind = f"{bits}-bit, {scale} scale per {_per(info)}"
+        kind = f"{bits}-bit, {scale} scale per {_per(info)}" + (
+            f", F16 factors of rank {entry.rank}" * bool(entry.rank)
+        )
     elif isinstance(entry, Norm):
         kind = "F32"
     else:

@@ -31,6 +31,7 @@ from wrinklefree.errors import VerificationError
 from wrinklefree.export.tables import quantized_tables
 from wrinklefree.export.walk import Table, TernaryLayer, walk
 from wrinklefree.quant.bitlinear import bit_linears, full_strength
+from wrinklefree.quant.low_rank import FACTORS, low_rank_linears
 
 PROMPTS = (
     "The capital of France is",
@@ -135,6 +136,7 @@ def check_codes(directory: Path, model: nn.Module, tables: Mapping[str, Quantize
             stored = unpack_group_scales(stored, entry.shape[0]).astype(np.float32)
         if not np.array_equal(codes, written) or not np.array_equal(scales, stored):
             raise VerificationError(f"{entry.name}: the file's codes or scales are not the source's")
+        _check_factors(packed, entry)
         zeros_source += codes.size - int(np.count_nonzero(codes))
         zeros_written += written.size - int(np.count_nonzero(written))
         weights += codes.size
@@ -149,6 +151,14 @@ def _check_table(packed: PackedModel, entry: Table, expected: QuantizedTable) ->
         raise VerificationError(f"{entry.name}: the file's table is not what the source's became")
 
 
+def _check_factors(packed: PackedModel, entry: TernaryLayer) -> None:
+    if not entry.rank:
+        return  # that the file has none either is in its config.json
+    for factor, values in zip(FACTORS, entry.factors(), strict=True):
+        if not np.array_equal(packed.weights.array(f"{entry.name}.{factor}"), values.astype(np.float16)):
+            raise VerificationError(f"{entry.name}.{factor}: the file's values are not the source's in float16")
+
+
 def compare_engine_with_torch(
     engine: Engine,
     model: nn.Module,
@@ -160,13 +170,14 @@ def compare_engine_with_torch(
 
     For each prompt the engine generates ``greedy_tokens`` tokens, past the end of the text where need be; then both
     score prompt and tokens in one pass. For the time of the comparison the torch model carries the ``tables`` that
-    were written (None: its own in 8 bits). Load the engine with ``kv_type="float32"`` for the sharpest answer.
+    were written (None: its own in 8 bits), and its low-rank factors as they were written. Load the engine with
+    ``kv_type="float32"`` for the sharpest answer.
     """
     half_cache = _has_half_cache(engine)
     cosine, noise_cosine, largest, equal, same, total = 1.0, 1.0, 0.0, 0, 0, 0
     differences = []
     tables = quantized_tables(model, "q8") if tables is None else tables
-    with exported_tables(model, tables), full_strength(model), torch.no_grad():
+    with exported_tables(model, tables), exported_factors(model), full_strength(model), torch.no_grad():
         for prompt in prompts:
             start = engine.tokenizer.encode(prompt)[: max(1, engine.context // 2)]
             tokens = _greedy(engine, start, greedy_tokens)
@@ -203,6 +214,20 @@ def exported_tables(model: nn.Module, tables: Mapping[str, QuantizedTable]) -> I
     finally:
         for entry, data in zip(entries, own, strict=True):
             entry.parameter.data = data
+
+
+@contextmanager
+def exported_factors(model: nn.Module) -> Iterator[None]:
+    """Give ``model`` the low-rank factors a reader of the export sees, and restore its own afterwards."""
+    factors = [factor for _, layer in low_rank_linears(model) for factor in (layer.low_rank_u, layer.low_rank_v)]
+    own = [factor.data for factor in factors]
+    try:
+        for factor in factors:
+            factor.data = factor.data.half().to(factor.dtype)
+        yield
+    finally:
+        for factor, data in zip(factors, own, strict=True):
+            factor.data = data
 
 
 def _has_half_cache(engine: Engine) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wrinklefree.errors import InputError
 from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.low_rank import LowRankBitLinear
 from wrinklefree.quant.ternary import TernarySpec
 
 TABLES = ("model.embed_tokens", "lm_head")
@@ -42,6 +43,16 @@ class TernaryLayer:
         """Return ternary values int8 ``[O, I]`` and scales float32 ``[1]``, ``[O]`` or ``[O, G]``."""
         codes, scales = self.layer.ternary()
         return codes.cpu().numpy(), scales.detach().float().cpu().numpy()
+
+    @property
+    def rank(self) -> int:
+        """The rank of the low-rank correction, 0 when there is none."""
+        return self.layer.rank if isinstance(self.layer, LowRankBitLinear) else 0
+
+    def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return U ``[O, r]`` and V^T ``[r, I]`` of a layer that has them."""
+        assert isinstance(self.layer, LowRankBitLinear)
+        return _numpy(self.layer.low_rank_u), _numpy(self.layer.low_rank_v)
 
     def bias(self) -> NDArray[np.float32] | None:
         """Return the bias float32 ``[O]``, or None."""
@@ -121,7 +132,7 @@ def num_parameters(model: Any) -> int:
     for entry in walk(model):
         if isinstance(entry, TernaryLayer):
             rows, columns = entry.shape
-            total += rows * columns + (0 if entry.layer.bias is None else rows)
+            total += rows * columns + (0 if entry.layer.bias is None else rows) + entry.rank * (rows + columns)
         else:
             total += entry.parameter.numel()
     return total

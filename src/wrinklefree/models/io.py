@@ -1,8 +1,8 @@
 """Reading and writing models: a Hugging Face source, a GGUF file, and our checkpoint directory.
 
 The checkpoint directory is Hugging Face's layout; ``config.json`` carries one more object, ``wrinklefree``
-(`CheckpointInfo`), and the safetensors hold latents, fitted scales (``*.weight_scale``) and SubLN gains under the
-source family's own names. No pickle is ever read.
+(`CheckpointInfo`), and the safetensors hold latents, fitted scales (``*.weight_scale``), low-rank factors
+(``*.low_rank_u``, ``*.low_rank_v``) and SubLN gains under the source family's own names. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from wrinklefree.models.bitnet import is_bitnet_quantized, load_latents
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.quant.low_rank import add_factors
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.version import CHECKPOINT_FORMAT_VERSION
 
@@ -140,6 +141,7 @@ def load_checkpoint(
         tensors = load_file(path / WEIGHTS)
     subln: SublnInit = "ones" if info.subln != "none" else "none"
     convert_model(model, info.spec, subln=subln, strength=info.strength, exclude=info.exclude)
+    _add_factors(model, tensors, f"{path}/{WEIGHTS}")
     for name, layer in bit_linears(model):
         if f"{name}.weight_scale" in tensors:
             layer.set_scale(torch.ones(info.spec.scale_shape(layer.out_features, layer.in_features)))
@@ -206,6 +208,16 @@ def _own_tensors(model: nn.Module, given: Mapping[str, torch.Tensor] | None = No
     # Not in the state_dict, because a curriculum adds and removes them while a run's states are written.
     kept = {f"{name}.kept_columns": layer.kept_columns for name, layer in bit_linears(model)}
     return state | {name: columns for name, columns in kept.items() if columns is not None}
+
+
+def _add_factors(model: nn.Module, tensors: dict[str, torch.Tensor], place: str) -> None:
+    """Give the layers low-rank factors of the ranks that the file's have."""
+    suffix = ".low_rank_v"
+    found = {name.removesuffix(suffix): tensor for name, tensor in tensors.items() if name.endswith(suffix)}
+    try:
+        add_factors(model, {name: tensor.shape[0] if tensor.ndim else 0 for name, tensor in found.items()})
+    except InputError as error:
+        raise FormatError(f"{place}: {error}") from error
 
 
 def _load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], place: str) -> None:
