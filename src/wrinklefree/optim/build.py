@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.optim.adamw_8bit import adamw_8bit
 from wrinklefree.optim.apollo import Apollo
 from wrinklefree.optim.groups import DECAYED_ROLES, RoleGroup, parameters_by_role
 from wrinklefree.optim.muon import CpuMuon
@@ -42,7 +43,8 @@ class OptimizerConfig:
     is a quarter of a matrix's short side (apollo) or 1 (apollo_mini, which has no other). ``apollo_update_every``:
     steps between projections. ``apollo_scale``: None is 1 (apollo) or 128 (apollo_mini); updates are multiplied by its
     root. ``apollo_limiter``: by how much an update may be longer than the one before. ``apollo_seed``: of projections.
-    ``fused``: AdamW's one-pass kernel, five times as fast as torch's own choice on a CPU; None lets torch choose.
+    ``fused``: AdamW's one-pass kernel (not of adamw_8bit), five times as fast as torch's own choice on a CPU; None lets
+    torch choose.
     """
 
     kind: str = "adamw"
@@ -119,8 +121,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def _adamw(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
-    groups = [_group(group, config.lr * _multiplier(role, config), config) for role, group in roles.items()]
-    return _adamw_of(groups, config)
+    return _adamw_of(_groups(roles, config), config)
+
+
+def _adamw_8bit(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
+    return adamw_8bit(_groups(roles, config), config.lr, config.betas, config.eps, config.weight_decay)
 
 
 def _muon(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:
@@ -169,6 +174,7 @@ def _apollo_of(
 
 OPTIMIZERS: dict[str, Callable[[dict[str, RoleGroup], OptimizerConfig, int], torch.optim.Optimizer]] = {
     "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
     "muon": _muon,
     "muonclip": _muon,  # the clip goes along with the steps: `train.qk_clip`
     "apollo": _apollo,
@@ -183,12 +189,16 @@ def _matrices(roles: dict[str, RoleGroup], lr: float, config: OptimizerConfig) -
 
 
 def _rest(roles: dict[str, RoleGroup], config: OptimizerConfig) -> torch.optim.Optimizer | None:
-    rest = [_group(g, config.lr * _multiplier(r, config), config) for r, g in roles.items() if r != "matrix"]
+    rest = _groups({role: group for role, group in roles.items() if role != "matrix"}, config)
     return _adamw_of(rest, config) if rest else None
 
 
 def _adamw_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused)
+
+
+def _groups(roles: dict[str, RoleGroup], config: OptimizerConfig) -> list[dict[str, Any]]:
+    return [_group(group, config.lr * _multiplier(role, config), config) for role, group in roles.items()]
 
 
 def _group(group: RoleGroup, lr: float, config: OptimizerConfig) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def _not_kind(*kinds: str) -> Callable[[Recipe], bool]:
 
 # Kinds of optimizer, and the settings that these alone read.
 _READ_BY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("adamw", "muon", "muonclip", "apollo", "apollo_mini"): ("fused",),
     ("muonclip",): ("clip_threshold", "clip_alpha", "clip_every"),
     ("muon", "muonclip"): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps"),
     ("apollo", "apollo_mini"): (
