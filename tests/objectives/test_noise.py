@@ -15,7 +15,7 @@ from train_toys import VOCABULARY, pack, random_documents, toy_batch, toy_model
 
 from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
 from wrinklefree.errors import InputError
-from wrinklefree.models.block_decoding import _batch
+from wrinklefree.models.block_decoding import decoding_batch
 from wrinklefree.models.forward import forward
 from wrinklefree.models.mask_token import DiffusionMarker
 from wrinklefree.objectives.noise import CLEAN_HALF, MASKED, Diffusion, NoisedBatch, noised
@@ -181,7 +181,7 @@ def test_a_prediction_is_the_one_that_decoding_makes_and_sees_neither_itself_nor
     rows, width = view.selection(), view.input_ids.shape[1]
     ours = logits_of(model, view, rows.states)
     assert rows.teacher is not None and settings.block_size
-    marker = DiffusionMarker(MASK, settings.block_size, settings.shift, settings.variant)
+    marker = DiffusionMarker(MASK, settings.block_size, settings.shift, settings.variant, settings.rule.clean)
     ids, documents_of = clean.input_ids.flatten(), clean.document_ids.flatten()
     checked = 0
     for k in range(0, len(rows.targets), 3):
@@ -195,7 +195,7 @@ def test_a_prediction_is_the_one_that_decoding_makes_and_sees_neither_itself_nor
         block = [int(view.input_ids[row, slots[first + i]]) if i < length else MASK for i in range(start, end)]
         known = [int(t) for t in ids[first : first + start]] + block
         state = position - 1 if settings.shift else position
-        alone = logits_of(model, _batch(model, known, marker, settings.rule, start), torch.tensor([state]))
+        alone = logits_of(model, decoding_batch(model, known, marker, start), torch.tensor([state]))
         torch.testing.assert_close(ours[k], alone[0], rtol=2e-4, atol=2e-4)
         checked += 1
     assert checked > 8

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wrinklefree.data.batch import IGNORE_INDEX
 from wrinklefree.errors import InputError
-from wrinklefree.models.block_attention import AttentionRule, BlockBatch
+from wrinklefree.models.block_attention import BlockBatch
 from wrinklefree.models.forward import forward
 from wrinklefree.models.mask_token import DiffusionMarker
 
@@ -39,7 +39,6 @@ class Decoded:
 def decode_blocks(
     model: nn.Module,
     marker: DiffusionMarker,
-    rule: AttentionRule,
     prompt: Sequence[int],
     max_new_tokens: int,
     threshold: float = 0.9,
@@ -65,7 +64,7 @@ def decode_blocks(
         start, end = _block(marker, len(ids), limit)
         ids += [marker.mask_token_id] * (end - len(ids))
         while waiting := [i for i in range(start, min(end, limit)) if ids[i] == marker.mask_token_id]:
-            best, confidence = _best(model, marker, _batch(model, ids, marker, rule, start), waiting)
+            best, confidence = _best(model, marker, decoding_batch(model, ids, marker, start), waiting)
             forwards += 1
             for place in _chosen(confidence, threshold, tokens_per_forward):
                 ids[waiting[place]] = int(best[place])
@@ -83,8 +82,9 @@ def _block(marker: DiffusionMarker, known: int, limit: int) -> tuple[int, int]:
     return (0, limit) if size is None else (known // size * size, (known // size + 1) * size)
 
 
-def _batch(model: nn.Module, ids: list[int], marker: DiffusionMarker, rule: AttentionRule, start: int) -> BlockBatch:
-    tokens = torch.tensor([ids], device=next(model.parameters()).device)
+def decoding_batch(model: nn.Module, ids: Sequence[int], marker: DiffusionMarker, start: int) -> BlockBatch:
+    """Return one row of ``ids``, finished up to ``start``, where the current block begins."""
+    tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
     positions = torch.arange(len(ids), device=tokens.device)[None]
     return BlockBatch(
         input_ids=tokens,
@@ -93,7 +93,7 @@ def _batch(model: nn.Module, ids: list[int], marker: DiffusionMarker, rule: Atte
         document_ids=torch.zeros_like(tokens, dtype=torch.int32),
         block_ids=(positions // (marker.block_size or len(ids))).to(torch.int32),
         noised=positions >= start,
-        rule=rule,
+        rule=marker.rule,
     )
 
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from wrinklefree.errors import InputError
+from wrinklefree.models.block_attention import CLEANS, AttentionRule, Clean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MASK_TOKEN = "|<MASK>|"  # the name that Fast-dLLM v2's checkpoints use
 _NOISE = 0.1  # of a channel's standard deviation over the vocabulary
@@ -31,13 +34,20 @@ class DiffusionMarker:
     """What decoding must know of a diffusion model: ``dlm`` in the ``wrinklefree`` object of its config.json.
 
     ``block_size`` None: a document is one block. ``token_shift``: the state before a token predicts it.
-    ``variant`` names the attention and the loss it was trained with.
+    ``variant`` names the attention and the loss it was trained with; ``clean_half`` is the attention among finished
+    tokens.
     """
 
     mask_token_id: int
     block_size: int | None
     token_shift: bool
     variant: str
+    clean_half: Clean
+
+    @property
+    def rule(self) -> AttentionRule:
+        """Return the attention: the current block is the noised half, what is finished is the clean half."""
+        return AttentionRule("causal" if self.variant == "causal" else "bidirectional", self.clean_half)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as it stands in config.json."""
@@ -53,7 +63,8 @@ class DiffusionMarker:
         except KeyError as error:
             raise InputError(f"{place}: its dlm marker has no {error}; train it again") from error
         sizes = (marker.mask_token_id, 0 if marker.block_size is None else marker.block_size)
-        if any(type(size) is not int or size < 0 for size in sizes) or type(marker.token_shift) is not bool:
+        whole = all(type(size) is int and size >= 0 for size in sizes) and type(marker.token_shift) is bool
+        if not whole or marker.clean_half not in CLEANS:
             raise InputError(f"{place}: its dlm marker is damaged ({dict(raw)})")
         return marker
 

@@ -119,6 +119,7 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         for kinds, names in _READ_BY.items()
         for name in names
     },
+    "diffusion": (lambda r: not r.diffuses, "no objective works on noised tokens (block_diffusion, tcs)"),
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
         "no objective needs a teacher",

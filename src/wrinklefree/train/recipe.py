@@ -17,6 +17,7 @@ from wrinklefree.data.document import SourceConfig
 from wrinklefree.errors import InputError
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
+from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion
 from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.optim.schedules import plan_steps
 from wrinklefree.quant.saliency import Annealing, KeptShare
@@ -169,7 +170,10 @@ _NOT_IDENTITY = ("out", "budget", "checkpoint", "log", "device")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stage of training, complete. ``objectives``: by name, each with its settings and weight."""
+    """A stage of training, complete. ``objectives``: by name, each with its settings and weight.
+
+    ``diffusion``: how the view of the batch is noised, for the objectives that work on it.
+    """
 
     stage: str
     model: ModelRecipe = field(default_factory=ModelRecipe)
@@ -179,6 +183,7 @@ class Recipe:
     strength: StrengthRecipe = field(default_factory=StrengthRecipe)
     saliency: SaliencyRecipe = field(default_factory=SaliencyRecipe)
     objectives: Mapping[str, Term] = field(default_factory=dict)
+    diffusion: Diffusion = field(default_factory=Diffusion)
     curriculum: CurriculumRecipe = field(default_factory=CurriculumRecipe)
     batch: BatchRecipe = field(default_factory=BatchRecipe)
     budget: BudgetRecipe = field(default_factory=BudgetRecipe)
@@ -249,6 +254,11 @@ class Recipe:
                         f"{', '.join(self.data.sources)})"
                     )
         return Curriculum(base, self.curriculum.phases, self.curriculum.interpolation)
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether an objective works on the noised view: the student then becomes a diffusion model."""
+        return any(term.objective.needs.view == NOISED_VIEW for term in self.objectives.values())
 
     @property
     def run_warmup(self) -> StrengthWarmup:

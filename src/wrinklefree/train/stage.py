@@ -33,6 +33,7 @@ from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compose import to_yaml
+from wrinklefree.train.diffusion import banned_token, diffusing, match_student, views_of
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.metrics import first_speaks, open_metrics, say
@@ -86,7 +87,8 @@ def train(
     torch.manual_seed(recipe.seed)
     student = _build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
-    manager = ObjectiveManager(recipe.objectives)
+    info = student.info
+    manager = ObjectiveManager(recipe.objectives, views=views_of(recipe, info), banned=banned_token(info))
     module = wrap(student.model, fabric)
     optimizer = build_optimizer(student.model, recipe.optimizer)
     companions = build_companions(recipe, student.model, student.data)
@@ -153,14 +155,16 @@ def _build_student(recipe: Recipe) -> _Student:
             if getattr(recipe.model, name) is not None:
                 raise InputError(f"model.{name}: nothing would read it, because {source} is converted already")
         model, tokenizer, info = load_checkpoint(source, dtype)
+        info = diffusing(recipe, model, tokenizer, info)
         data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
         return _Student(model, tokenizer, info, recipe.model.teacher or info.teacher, data)
     model, tokenizer = load_source(source, dtype)
-    data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
     subln = recipe.model.subln or "identity"
+    info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
+    info = diffusing(recipe, model, tokenizer, info)
+    data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
     sequences = data.stream.batch(0, _SUBLN_SEQUENCES).input_ids if subln == "identity" else None
     convert_model(model, recipe.model.spec, subln, sequences)
-    info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
     return _Student(model, tokenizer, info, recipe.model.teacher or source, data)
 
 
@@ -186,6 +190,7 @@ def _teacher(recipe: Recipe, student: _Student, fabric: Fabric) -> LocalTeacher:
         say(f"Loading the teacher {name}.")
         dtype = getattr(torch, recipe.model.dtype)
         model, tokenizer = load_checkpoint(name, dtype)[:2] if _is_converted(name) else load_source(name, dtype)
+        match_student(model, tokenizer, student.tokenizer, student.info)
         if tokenizer.get_vocab() != vocabulary:
             raise InputError(f"teacher {name}: its tokenizer is not the student's; token ids would not correspond")
         return model
