@@ -82,7 +82,7 @@ def test_with_every_sequence_a_landmark_it_is_exact(kernel: str) -> None:
 
 
 def test_few_landmarks_beat_chance_by_far_when_embeddings_tell() -> None:
-    """200 sequences in five families of gradients; embeddings are a noisy linear view of the gradients; 20 landmarks."""
+    """200 sequences in five families of gradients; noisy linear views of them as embeddings; 20 landmarks."""
     families = random(5, 60)
     family = torch.arange(200) % 5
     gradients = families[family] + 0.5 * random(200, 60, seed=1)

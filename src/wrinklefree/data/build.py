@@ -9,7 +9,7 @@ from wrinklefree.data.document import Document, SourceConfig
 from wrinklefree.data.packing import PackedSequences
 from wrinklefree.data.python_docs import HELD_OUT_TOPICS
 from wrinklefree.data.sources import read_documents
-from wrinklefree.data.split import Split, guard, split
+from wrinklefree.data.split import Split, set_aside, shared_document, split
 from wrinklefree.data.stream import PackedStream
 from wrinklefree.data.tokens import TextEncoder, tokenize
 from wrinklefree.errors import InputError
@@ -24,6 +24,8 @@ class DataConfig:
     ``seed``: of the order and the mixture.
     ``held_out_share``: share of the documents of each source that is held out (python-docs has a fixed list).
     ``cache_dir``: where token arrays are kept between runs; None keeps none.
+    ``probe``: sources of the probe set, by which influence judges training text; ``probe_share`` sets aside so much
+    of each source's training documents for it instead. With neither there is no probe.
     """
 
     sources: tuple[SourceConfig, ...] = field(default_factory=lambda: (SourceConfig(),))
@@ -31,15 +33,21 @@ class DataConfig:
     seed: int = 0
     held_out_share: float = 0.1
     cache_dir: str | None = None
+    probe: tuple[SourceConfig, ...] = ()
+    probe_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The stream to train on, the held-out sequences (in document order, never shuffled), and the two splits' texts."""
+    """The stream to train on, the held-out sequences (in document order, never shuffled), and the two splits' texts.
+
+    ``probe``: sequences that are neither trained on nor held out, if the configuration asks for them.
+    """
 
     stream: PackedStream
     held_out: PackedSequences
     splits: tuple[Split, ...]
+    probe: PackedSequences | None = None
 
 
 def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
@@ -49,7 +57,7 @@ def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
     """
     if not config.sources:
         raise InputError("data.sources: found none, at least one is needed")
-    splits = split_sources(config.sources, config.held_out_share)
+    splits, probe = split_probe(split_sources(config.sources, config.held_out_share), config)
     cache = Path(config.cache_dir) if config.cache_dir else None
 
     def packed(documents: tuple[Document, ...]) -> PackedSequences:
@@ -58,7 +66,30 @@ def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
     held_out = tuple(document for part in splits for document in part.held_out)
     weights = [source.weight for source in config.sources]
     stream = PackedStream([packed(part.train) for part in splits], config.seed, weights)
-    return TrainingData(stream, packed(held_out), splits)
+    return TrainingData(stream, packed(held_out), splits, packed(probe) if probe else None)
+
+
+def split_probe(splits: tuple[Split, ...], config: DataConfig) -> tuple[tuple[Split, ...], tuple[Document, ...]]:
+    """Return the splits without what the probe shares with their training text, and the probe's documents.
+
+    What is reported must not be what the mixture is steered by: the probe never holds held-out text.
+
+    Raises: InputError when a given probe shares a document or a passage with the held-out documents.
+    """
+    if config.probe:
+        probe = tuple(document for source in config.probe for document in read_documents(source))
+        held_out = [document for part in splits for document in part.held_out]
+        if found := shared_document(probe, held_out):
+            raise InputError(
+                f"probe: its document {found} shares text with a held-out document; a mixture that is steered by what "
+                "is reported proves nothing. Give other documents, or use probe_share"
+            )
+        return tuple(part.guarded(part.train, probe) for part in splits), probe
+    if not config.probe_share:
+        return splits, ()
+    sides = [set_aside(part.train, config.probe_share) for part in splits]
+    probe = tuple(document for _, aside in sides for document in aside)
+    return tuple(part.guarded(rest, probe) for part, (rest, _) in zip(splits, sides, strict=True)), probe
 
 
 def split_sources(sources: tuple[SourceConfig, ...], share: float = 0.1) -> tuple[Split, ...]:
@@ -67,18 +98,7 @@ def split_sources(sources: tuple[SourceConfig, ...], share: float = 0.1) -> tupl
     if len(splits) == 1:
         return tuple(splits)
     everything = [document for part in splits for document in part.held_out]
-    guarded = []
-    for part in splits:
-        again = guard(part.train, everything)
-        guarded.append(
-            Split(
-                again.train,
-                part.held_out,
-                part.removed_characters + again.removed_characters,
-                part.removed_documents + again.removed_documents,
-            )
-        )
-    return tuple(guarded)
+    return tuple(part.guarded(part.train, everything) for part in splits)
 
 
 def split_source(source: SourceConfig, share: float = 0.1) -> Split:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -119,13 +120,18 @@ def project(vectors: Tensor, size: int, seed: int) -> Tensor:
     if width <= size:
         return vectors.float()
     padded = 1 << (width - 1).bit_length()
-    bits = mix(np.arange(width, dtype=np.uint64) ^ np.uint64(key(seed, _SIGNS))) >> np.uint64(63)
-    signs = torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).to(vectors.device)
+    signs, places = _draws(width, padded, size, seed)
     spread = vectors.new_zeros((vectors.shape[0], padded), dtype=torch.float32)
-    spread[:, :width] = vectors.float() * signs
+    spread[:, :width] = vectors.float() * signs.to(vectors.device)
+    return hadamard(spread)[:, places.to(vectors.device)] * (padded / size) ** 0.5
+
+
+@lru_cache(maxsize=16)
+def _draws(width: int, padded: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The signs int8 [width] and places int64 [size] of a projection; kept, as many vectors share one."""
+    bits = mix(np.arange(width, dtype=np.uint64) ^ np.uint64(key(seed, _SIGNS))) >> np.uint64(63)
     places = permute(np.arange(size), padded, key(seed, _ROWS))
-    chosen = hadamard(spread)[:, torch.from_numpy(places).to(vectors.device)]
-    return chosen * (padded / size) ** 0.5
+    return torch.from_numpy(1 - 2 * bits.astype(np.int8)), torch.from_numpy(places)
 
 
 def hadamard(vectors: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class OnlineMixing:
         """
         drawn, seen = np.asarray(counts, np.float64), np.asarray(losses, np.float64)
         self.updates += 1
-        for i in np.flatnonzero(drawn):
+        for i in np.flatnonzero(drawn).tolist():
             estimate = seen[i] * drawn[i] / drawn.sum() / max(weights[i], 1e-12)
             self.rewards[i] = self.memory * self.rewards[i] + (1.0 - self.memory) * estimate
         return self.bounds.project(self.policy())

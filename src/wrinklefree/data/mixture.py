@@ -7,9 +7,11 @@ not only in expectation, and how often a source was used before position k is ar
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,24 +61,32 @@ class Mixture:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (source, how many sequences of that source stand before this one) for sequence ``position``."""
-        segment = max(i for i, (first, _) in enumerate(self.history) if first <= position)
+        segment = bisect_right(self._firsts, position) - 1
         first, weights = self.history[segment]
         block, place = divmod(position - first, BLOCK)
         sources, ordinals = _block(self.seed, segment, block, weights)
         source = int(sources[place])
-        return source, _used_before(self, segment)[source] + int(ordinals[place])
+        return source, int(self._used_before[segment, source] + ordinals[place])
+
+    @cached_property
+    def _firsts(self) -> tuple[int, ...]:
+        return tuple(first for first, _ in self.history)
+
+    @cached_property
+    def _used_before(self) -> NDArray[np.int64]:
+        """How many sequences of each source the segments before each segment hold. Int64 [segments, sources]."""
+        used = np.zeros((len(self.history), self.num_sources), np.int64)
+        for index, ((first, weights), (end, _)) in enumerate(pairwise(self.history)):
+            used[index + 1] = used[index] + _segment_uses(self.seed, index, end - first, weights)
+        return used
 
 
-@lru_cache(maxsize=64)
-def _used_before(mixture: Mixture, segment: int) -> tuple[int, ...]:
-    """Return how many sequences of each source the segments before ``segment`` hold."""
-    used = np.zeros(mixture.num_sources, np.int64)
-    for index in range(segment):
-        first, weights = mixture.history[index]
-        block, place = divmod(mixture.history[index + 1][0] - first, BLOCK)
-        used += _quota(block, weights)
-        used += np.bincount(_block(mixture.seed, index, block, weights)[0][:place], minlength=len(used))
-    return tuple(int(count) for count in used)
+@lru_cache(maxsize=4096)
+def _segment_uses(seed: int, segment: int, size: int, weights: tuple[float, ...]) -> NDArray[np.int64]:
+    """Return how many sequences of each source the first ``size`` of a segment hold. Int64 [sources]."""
+    block, place = divmod(size, BLOCK)
+    drawn = _block(seed, segment, block, weights)[0][:place]
+    return _quota(block, weights) + np.bincount(drawn, minlength=len(weights))
 
 
 @lru_cache(maxsize=64)

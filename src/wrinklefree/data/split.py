@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wrinklefree.data.document import Document
 from wrinklefree.errors import InputError
@@ -33,6 +33,16 @@ class Split:
     held_out: tuple[Document, ...]
     removed_characters: int
     removed_documents: int
+
+    def guarded(self, train: Sequence[Document], others: Sequence[Document]) -> Split:
+        """Return the split whose training side is ``train`` without what it shares with ``others``."""
+        again = guard(train, others)
+        return replace(
+            self,
+            train=again.train,
+            removed_characters=self.removed_characters + again.removed_characters,
+            removed_documents=self.removed_documents + again.removed_documents,
+        )
 
     def __str__(self) -> str:
         return (
@@ -75,6 +85,34 @@ def guard(train: Sequence[Document], held_out: Sequence[Document]) -> Split:
         )
     after = sum(len(document.text) for document in kept)
     return Split(tuple(kept), tuple(held_out), before - after, len(train) - len(kept))
+
+
+def set_aside(train: Sequence[Document], share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Return what is left of the training documents, and the ``share`` of them (at least one) that is set aside.
+
+    They are chosen by another hash of the id than `split` uses.
+
+    Raises: InputError for a share outside 0 to 1, or when nothing would be left to train on.
+    """
+    chosen = _hashed([Document(f"aside:{document.id}", document.text) for document in train], share)
+    aside = tuple(document for document in train if f"aside:{document.id}" in chosen)
+    if len(aside) == len(train):
+        raise InputError(f"probe: a source has {len(train)} documents to train on, none can be set aside for a probe")
+    return tuple(document for document in train if f"aside:{document.id}" not in chosen), aside
+
+
+def shared_document(documents: Iterable[Document], held_out: Iterable[Document]) -> str | None:
+    """Return the id of the first document that shares a run of words, or its whole text, with a held-out one."""
+    runs, texts = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    for document in held_out:
+        words = _words(document.text)
+        runs |= set(_runs(words))
+        texts.add(tuple(words))
+    for document in documents:
+        words = _words(document.text)
+        if tuple(words) in texts or not runs.isdisjoint(_runs(words)):
+            return document.id
+    return None
 
 
 def shares_passage(left: str, right: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from wrinklefree.data.build import TrainingData
+from wrinklefree.train.influence import build_influence
 from wrinklefree.train.qk_clip import QkClip
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.saliency import build_saliency
@@ -24,6 +25,7 @@ def _qk_clip(recipe: Recipe, student: nn.Module, data: TrainingData) -> Companio
 COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = (
     build_saliency,
     _qk_clip,
+    build_influence,
 )
 
 

@@ -120,6 +120,20 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         for name in names
     },
     "diffusion": (lambda r: not r.diffuses, "no objective works on noised tokens (block_diffusion, tcs)"),
+    **{
+        f"influence.{name}": (lambda r: r.influence.kind == "none", "influence.kind is none")
+        for name in ("every", "warmup", "samples", "min_weight", "max_weight")
+    },
+    **{
+        f"influence.{name}": (lambda r: not r.influence.needs_probe, "only influence.kind=datainf or distillation do")
+        for name in ("lr", "smoothing", "parameters", "projection", "probe", "probe_sequences")
+    },
+    "influence.probe_share": (
+        lambda r: not r.influence.needs_probe or bool(r.influence.probe),
+        "influence.kind needs no probe, or influence.probe gives one",
+    ),
+    "influence.landmarks": (lambda r: r.influence.kind != "distillation", "only influence.kind=distillation does"),
+    "influence.memory": (lambda r: r.influence.kind != "online", "only influence.kind=online does"),
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
         "no objective needs a teacher",

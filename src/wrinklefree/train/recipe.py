@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from wrinklefree.data.build import DataConfig
 from wrinklefree.data.document import SourceConfig
+from wrinklefree.data.mixing import Bounds
 from wrinklefree.errors import InputError
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
@@ -60,6 +61,54 @@ class DataRecipe:
     def config(self, seed: int) -> DataConfig:
         """Return what the data package takes."""
         return DataConfig(tuple(self.sources.values()), self.sequence_length, seed, self.held_out_share, self.cache_dir)
+
+
+@dataclass(frozen=True)
+class InfluenceRecipe:
+    """How the mixture moves while training runs; ``every`` and ``warmup`` in optimizer steps.
+
+    ``kind``: none; datainf (influence on a probe); distillation (the same from the gradients of few ``landmarks``);
+    online (sources of high training loss). ``samples`` sequences of each source are looked at. Weights go the part
+    ``lr`` of the way at an update, from scores of which a new one counts ``smoothing``; with online they follow its
+    policy, whose rewards have ``memory``.
+    ``parameters``: whose gradients are taken, norms or last_layer; ``projection`` values of a larger one are kept.
+    ``probe``: sources of the probe, by name; without any, ``probe_share`` of each source's training documents is set
+    aside for it. Its documents are never held-out ones. ``probe_sequences`` of it are looked at.
+    """
+
+    kind: Literal["none", "datainf", "distillation", "online"] = "none"
+    every: int = 500
+    warmup: int = 500
+    lr: float = 0.15
+    smoothing: float = 0.1
+    samples: int = 32
+    min_weight: float = 0.05
+    max_weight: float = 0.60
+    memory: float = 0.9
+    landmarks: int = 64
+    parameters: Literal["norms", "last_layer"] = "last_layer"
+    projection: int = 2048
+    probe: Mapping[str, SourceConfig] = field(default_factory=dict)
+    probe_share: float = 0.02
+    probe_sequences: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "landmarks", "projection", "probe_sequences"):
+            if getattr(self, name) < 1:
+                raise InputError(f"influence.{name}: found {getattr(self, name)}, it must be at least 1")
+        for name in ("lr", "smoothing", "memory"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"influence.{name}: found {getattr(self, name)}, allowed is 0 to 1")
+        _ = self.bounds
+
+    @property
+    def bounds(self) -> Bounds:
+        """Return the smallest and the largest share of a source."""
+        return Bounds(self.min_weight, self.max_weight)
+
+    @property
+    def needs_probe(self) -> bool:
+        return self.kind in ("datainf", "distillation")
 
 
 @dataclass(frozen=True)
@@ -178,6 +227,7 @@ class Recipe:
     stage: str
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
+    influence: InfluenceRecipe = field(default_factory=InfluenceRecipe)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=Schedule)
     strength: StrengthRecipe = field(default_factory=StrengthRecipe)
@@ -235,6 +285,15 @@ class Recipe:
             limits.total_tokens, limits.max_steps, batch.micro_batch, sequence, batch.accumulation, self.device.devices
         )
         return Budget(plan.total_tokens, limits.max_seconds)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """Return what the data package takes: the training data, and the probe when something needs one."""
+        config = self.data.config(self.seed)
+        if not self.influence.needs_probe or len(self.data.sources) < 2:
+            return config
+        probe = tuple(self.influence.probe.values())
+        return replace(config, probe=probe, probe_share=0.0 if probe else self.influence.probe_share)
 
     @property
     def steps(self) -> int | None:

@@ -156,13 +156,13 @@ def _build_student(recipe: Recipe) -> _Student:
                 raise InputError(f"model.{name}: nothing would read it, because {source} is converted already")
         model, tokenizer, info = load_checkpoint(source, dtype)
         info = diffusing(recipe, model, tokenizer, info)
-        data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
+        data = build_data(recipe.data_config, _encoder(tokenizer))
         return _Student(model, tokenizer, info, recipe.model.teacher or info.teacher, data)
     model, tokenizer = load_source(source, dtype)
     subln = recipe.model.subln or "identity"
     info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
     info = diffusing(recipe, model, tokenizer, info)
-    data = build_data(recipe.data.config(recipe.seed), _encoder(tokenizer))
+    data = build_data(recipe.data_config, _encoder(tokenizer))
     sequences = data.stream.batch(0, _SUBLN_SEQUENCES).input_ids if subln == "identity" else None
     convert_model(model, recipe.model.spec, subln, sequences)
     return _Student(model, tokenizer, info, recipe.model.teacher or source, data)
