@@ -21,7 +21,6 @@ from wrinklefree.data.stream import PackedStream
 from wrinklefree.data.tokens import tokenize
 from wrinklefree.errors import InputError
 
-
 FIELDS = ("input_ids", "labels", "position_ids", "document_ids")
 
 
