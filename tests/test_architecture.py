@@ -43,6 +43,7 @@ DOORS = {
     "trackio": ("train/metrics.py",),
     "wandb": ("train/metrics.py",),
     "tensorboard": ("train/metrics.py",),
+    "fsspec": ("train/remote.py",),
     "tokenizers": ("artifact/tokenizer.py",),
     "jinja2": ("artifact/chat_template.py",),
     "gguf": ("artifact/gguf.py",),

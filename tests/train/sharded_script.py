@@ -1,11 +1,15 @@
 """Train a toy in N processes, each parameter's rows divided among them or not, and write what was learned.
 
-Usage: sharded_script.py JSON (the settings of `main`). Each process writes OUT/RANK.json, the first its weights too.
+Usage: sharded_script.py JSON, the settings of `main` (``kill``: process and step).
+
+Each process writes OUT/RANK.json, the first its weights too.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 import torch
+from lightning.fabric import Fabric
 from safetensors.torch import save_file
 from train_toys import ToyStream, toy_model
 
@@ -23,6 +28,7 @@ from wrinklefree.optim.build import OptimizerConfig, build_optimizer
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.loop import run
 from wrinklefree.train.parallel import build_fabric, gathered_state, wrap
+from wrinklefree.train.peers import Peers, launch
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.recipe import DeviceRecipe
 from wrinklefree.train.session import LoopConfig
@@ -42,9 +48,27 @@ def main(
     subln: str = "ones",
     learned_scales: bool = False,
     optimizer: str = "sgd",
+    kill: tuple[int, int] = (-1, -1),
 ) -> None:
     fabric = build_fabric(DeviceRecipe("cpu", processes, strategy))  # type: ignore[arg-type]
-    fabric.launch()
+    launch(fabric)
+    with Peers(fabric):
+        train(fabric, out, steps, state, save_every, checkpointing, micro_batch, subln, learned_scales, optimizer, kill)
+
+
+def train(
+    fabric: Fabric,
+    out: str,
+    steps: int,
+    state: str | None,
+    save_every: int | None,
+    checkpointing: bool,
+    micro_batch: int,
+    subln: str,
+    learned_scales: bool,
+    optimizer: str,
+    kill: tuple[int, int],
+) -> None:
     student, teacher = toy_model(1, ternary=True, subln=subln, scales=learned_scales), toy_model(2)
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -56,11 +80,13 @@ def main(
 
     def watch(position: Position, figures: Mapping[str, float]) -> None:
         seen.append((figures["loss"], figures["grad_norm"]))
+        if [fabric.global_rank, position.step] == list(kill):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     result = run(
         student, ToyStream(), sgd if optimizer == "sgd" else adamw, ObjectiveManager(terms),
         config=LoopConfig(
-            micro_batch=micro_batch, accumulation=GLOBAL_BATCH // micro_batch // processes, clip_norm=CLIP,
+            micro_batch=micro_batch, accumulation=GLOBAL_BATCH // micro_batch // fabric.world_size, clip_norm=CLIP,
             state_dir=Path(state) if state else None, save_every=save_every, ternary_every=1, identity="toy",
             keep_last=9),
         budget=Budget(tokens=steps * GLOBAL_BATCH * 24), teacher=LocalTeacher(lambda: teacher, forward),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from train_toys import ToyStream, toy_model
 
-from wrinklefree.errors import FormatError, InputError
+from wrinklefree.errors import FormatError, InputError, TrainingError
 from wrinklefree.objectives import NextToken
 from wrinklefree.objectives.manager import ObjectiveManager, Term
 from wrinklefree.train.checkpoint import load_newest, load_state, save_state
@@ -126,3 +127,51 @@ def test_another_recipes_state_is_refused(tmp_path: Path) -> None:
     short_run(tmp_path, 2)
     with pytest.raises(InputError, match="another recipe; choose another output directory"):
         short_run(tmp_path, 2, identity="b")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_state_before(tmp_path: Path) -> None:
+    """The file-size limit answers as a full disk does. Writing fails from step 3 on; the state of step 2 remains."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def go(directory: Path, full: bool) -> RunResult:
+        student = toy_model(1)
+
+        def watch(position: Position, figures: Mapping[str, float]) -> None:
+            if full and position.step == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+        return run(
+            student, ToyStream(), torch.optim.AdamW(student.parameters(), lr=1e-3),
+            ObjectiveManager({"next_token": Term(NextToken())}),
+            config=LoopConfig(micro_batch=4, state_dir=directory, save_every=2), budget=Budget(tokens=6 * 96),
+            schedule=Schedule("constant", warmup_ratio=0.0), on_step=watch,
+        )  # fmt: skip
+
+    try:
+        with pytest.raises(TrainingError, match=r"step 4 could not be saved, so training stops.*step-00000002 is"):
+            go(tmp_path / "a", full=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["step-00000002"]
+    resumed, straight = go(tmp_path / "a", full=False), go(tmp_path / "b", full=False)
+    assert resumed.figures["loss"] == straight.figures["loss"] and resumed.position.step == 6
+
+
+def test_what_a_killed_save_left_goes_away_and_the_final_state_is_kept(tmp_path: Path) -> None:
+    left = tmp_path / ".step-00000001.partial"
+    left.mkdir()
+    (left / "tensors.safetensors").write_bytes(b"half")
+    short_run(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_states_of_the_format_before_are_read(tmp_path: Path) -> None:
+    path = save_state(tmp_path, 5, state_of(5))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    assert load_state(path)["step"] == 5
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
+    with pytest.raises(FormatError, match="format_version 3, this release reads 2"):
+        load_state(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,15 @@ RELATIVE = TOKENS * 2.0**-23
 ABSOLUTE = STEPS * (sharded_script.LR * sharded_script.CLIP * RELATIVE + 2.0**-24)
 
 
-def in_processes(**settings: Any) -> dict[str, Any]:
+def start(**settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run the script; this returns only when every process that it started has ended."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+
+
+def in_processes(**settings: Any) -> dict[str, Any]:
+    done = start(**settings)
     assert done.returncode == 0, done.stderr
     return read(Path(settings["out"]))
 
@@ -120,6 +127,22 @@ def test_resuming_on_as_many_processes_is_exact_with_moments_and_learned_scales(
     resumed = in_processes(out=str(tmp_path / "b"), state=again, steps=STEPS, **settings)
     assert same_bits(resumed["weights"], straight["weights"])
     assert resumed["seen"] == straight["seen"][2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "victim"), [("ddp", 1), ("fsdp", 0)])
+def test_killing_one_process_ends_the_other_and_the_state_resumes(strategy: str, victim: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"processes": 2, "strategy": strategy, "steps": STEPS, "subln": "none"}
+    paths = {"out": str(tmp_path / "o"), "state": str(tmp_path / "state")}
+    began = time.monotonic()
+    killed = start(**settings, **paths, save_every=2, kill=[victim, 3])
+    assert killed.returncode == (1 if victim else -signal.SIGKILL), killed.stderr
+    assert f"TrainingError: process {victim} of this run ended unexpectedly" in killed.stderr
+    assert "the same command resumes from it" in killed.stderr and time.monotonic() - began < 200
+    resumed = in_processes(**settings, **paths)
+    assert len(resumed["seen"]) == 2 and resumed["step"] == STEPS
+    straight = here(processes=1, out=str(tmp_path / "p"), steps=STEPS, micro_batch=4, subln="none")
+    nearly(resumed, straight)
 
 
 def test_rows_of_a_stored_tensor_are_found_over_files(tmp_path: Path) -> None:

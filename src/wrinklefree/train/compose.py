@@ -134,6 +134,10 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "influence.landmarks": (lambda r: r.influence.kind != "distillation", "only influence.kind=distillation does"),
     "influence.memory": (lambda r: r.influence.kind != "online", "only influence.kind=online does"),
+    **{
+        f"sync.{name}": (lambda r: r.sync.url is None, "sync.url is not set")
+        for name in ("mode", "keep_last", "timeout_seconds")
+    },
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
         "no objective needs a teacher",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from wrinklefree.errors import TrainingError
-from wrinklefree.train.metrics import say
+from wrinklefree.train.audit import note, say
 from wrinklefree.train.parallel import whole
 from wrinklefree.train.session import Session
 
@@ -36,7 +36,7 @@ def skip(session: Session, figures: Mapping[str, float], norm: float, rate: floa
         f"{position.norm_average:.4g}), lr {rate:.3g}, lambda {session.strength():.3g}, objectives {terms}, non-finite "
         f"gradients in {len(bad)} parameters{' such as ' + bad[0] if bad else ''}"
     )
-    say(f"WARNING: step skipped, weights unchanged. {seen}")
+    note("nonfinite_step", f"WARNING: step skipped, weights unchanged. {seen}")
     if position.nonfinite_in_a_row >= session.config.max_nonfinite:
         raise TrainingError(
             f"{position.nonfinite_in_a_row} steps in a row were not finite. {seen}. Lower the learning rate or warm up "

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,9 +30,10 @@ from wrinklefree.objectives.manager import ObjectiveManager, Tally
 from wrinklefree.optim.schedules import set_factors
 from wrinklefree.quant.bitlinear import bit_linears, held_codes, quant_strength
 from wrinklefree.teachers.base import Teacher
+from wrinklefree.train.audit import note
 from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
-from wrinklefree.train.metrics import Metrics, say
+from wrinklefree.train.metrics import Metrics
 from wrinklefree.train.parallel import wrap
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import (
@@ -64,6 +66,7 @@ def run(
     metrics: Metrics | None = None,
     fabric: Fabric | None = None,
     module: nn.Module | None = None,
+    on_save: Callable[[Path], None] | None = None,
     precision: Precision = "32-true",
     on_step: Callable[[Position, Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -80,7 +83,7 @@ def run(
     session = Session(
         student, module or wrap(student, fabric), stream, optimizer, manager, config, budget, teacher,
         curriculum or Curriculum(manager.base_weights), schedule or Schedule(), warmup or StrengthWarmup(), fabric,
-        companions,
+        companions, on_save,
     )  # fmt: skip
     if teacher is None and session.curriculum.ever(manager.taught):
         raise InputError(f"objectives {', '.join(manager.taught)} need a teacher; name one (model.teacher)")
@@ -94,7 +97,8 @@ def run(
     saved = session.position.step
     student.train()
     with stop_requested() as stop:
-        while session.position.progress(budget) < 1.0 and not stop.is_set():
+        # All processes stop after the same step, whichever of them was asked to.
+        while session.position.progress(budget) < 1.0 and session.group.agree(not stop.is_set()):
             figures = _step(session)
             step = session.position.step
             if metrics and fabric.global_rank == 0 and step % config.log_every == 0:
@@ -106,9 +110,9 @@ def run(
         if saved != session.position.step:
             save(session)
     student.eval()
-    if stop.is_set():
+    if session.position.progress(budget) < 1.0:
         where = f"saved in {config.state_dir}; the same command resumes" if config.state_dir else "nothing was saved"
-        say(f"Interrupted after step {session.position.step}: {where}.")
+        note("training_interrupted", f"Interrupted after step {session.position.step}: {where}.")
         return RunResult("interrupted", session.position, figures)
     _set_strength(session, session.curriculum.at(1.0), 1.0)
     return RunResult("budget", session.position, figures)
@@ -160,7 +164,8 @@ def _step(session: Session) -> dict[str, float]:
     session.optimizer.zero_grad(set_to_none=True)
 
     sequences = session.fabric.world_size * config.micro_batch * config.accumulation
-    elapsed = time.monotonic() - started
+    # A budget in seconds must end every process after the same step.
+    elapsed = float(session.sum_over_processes(torch.tensor(time.monotonic() - started))) / session.fabric.world_size
     position.advance(tokens, sequences, elapsed)
     figures |= {
         "lambda": strength, "lr": rate, "grad_norm": norm, "progress": progress, "tokens": position.tokens,

@@ -1,4 +1,8 @@
-"""Where a run's figures go: a JSONL file always, a tracker when asked, Weights & Biases when its key is there."""
+"""Where a run's figures go: a JSONL file always, a tracker when asked, Weights & Biases whenever its key is there.
+
+A tracker is a convenience. One that cannot start, or fails later, is switched off with its reason; training and the
+JSONL file go on.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from wrinklefree.errors import MissingDependencyError, unknown_name
+from wrinklefree.train.audit import note
+from wrinklefree.train.audit import say as say  # for those who write to the person who watches
 from wrinklefree.train.parallel import whole_bit_linears
 
-TRACKERS = ("none", "trackio")
+TRACKERS = ("none", "trackio", "tensorboard", "wandb")
 _NO_KEY = """\
 ##########################################################################
 # WANDB_API_KEY is not set: Weights & Biases is OFF. Training continues. #
@@ -26,23 +32,10 @@ _NO_KEY = """\
 Figures of every step: {path}"""
 
 
-_speaks = True
-
-
-def first_speaks(rank: int) -> None:
-    """Let only the first of several processes `say` what all of them would."""
-    global _speaks
-    _speaks = rank == 0
-
-
-def say(line: str) -> None:
-    """Print one line for the person who watches the run."""
-    if _speaks:
-        print(line, file=sys.stderr, flush=True)
-
-
 class Sink(Protocol):
     """Takes the figures of a step."""
+
+    name: str
 
     def log(self, figures: Mapping[str, float], step: int) -> None: ...
 
@@ -50,6 +43,8 @@ class Sink(Protocol):
 
 
 class _Jsonl:
+    name = "metrics.jsonl"
+
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: TextIO = path.open("a", encoding="utf-8")
@@ -69,6 +64,7 @@ class _Module:
 
     def __init__(self, module: Any, **start: Any) -> None:
         self._module = module
+        self.name = str(module.__name__)
         # They chat on standard output, which belongs to the command's own result.
         with contextlib.redirect_stdout(sys.stderr):
             module.init(**start)
@@ -81,21 +77,49 @@ class _Module:
             self._module.finish()
 
 
+class _TensorBoard:
+    name = "tensorboard"
+
+    def __init__(self, directory: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class Metrics:
-    """All sinks of a run as one."""
+    """All sinks of a run as one; a sink that fails is dropped, and the others never notice."""
 
     def __init__(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Write the figures of one step to every sink."""
-        for sink in self._sinks:
-            sink.log(figures, step)
+        for sink in list(self._sinks):
+            try:
+                sink.log(figures, step)
+            except Exception as error:
+                self._sinks.remove(sink)
+                _say_off(sink.name, error, f"from step {step} on")
 
     def close(self) -> None:
-        """Flush and close; a sink that fails to close must not lose the others."""
+        """Flush and close."""
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except Exception as error:
+                _say_off(sink.name, error, "and its last figures may be missing")
+
+
+def _say_off(name: str, error: Exception, since: str) -> None:
+    reason = " ".join(str(error).split())[:300]
+    note("fallback", f"{name} is OFF {since}: {type(error).__name__}: {reason}. Training continues without it.")
 
 
 @contextmanager
@@ -106,9 +130,11 @@ def open_metrics(
     tracker: str = "none",
     project: str = "wrinklefree",
     enabled: bool = True,
+    run_id: str | None = None,
 ) -> Iterator[Metrics]:
     """Open ``out/metrics.jsonl`` and the trackers; without WANDB_API_KEY say loudly that W&B is off and go on.
 
+    ``run_id``: under which W&B continues the same curve when a run is resumed; None takes the name.
     ``enabled`` is false for all processes but the first: they log nothing.
 
     Raises: InputError for an unknown tracker, MissingDependencyError for one that is not installed.
@@ -121,13 +147,24 @@ def open_metrics(
     path = out / "metrics.jsonl"
     sinks: list[Sink] = [_Jsonl(path)]
     metrics = Metrics(sinks)
+    start: dict[str, Callable[[], Sink]] = {
+        "trackio": lambda: _trackio(out, project, name, config),
+        "tensorboard": lambda: _tensorboard(out),
+        "wandb": lambda: _wandb(out, project, name, run_id or name, config),
+    }
+    wanted = [] if tracker in ("none", "wandb") else [tracker]
+    if os.environ.get("WANDB_API_KEY"):
+        wanted.append("wandb")
+    else:
+        note("credentials_missing", _NO_KEY.format(path=path))
     try:
-        if tracker == "trackio":
-            sinks.append(_trackio(out, project, name, config))
-        if os.environ.get("WANDB_API_KEY"):
-            sinks.append(_wandb(out, project, name, config))
-        else:
-            say(_NO_KEY.format(path=path))
+        for each in wanted:
+            try:
+                sinks.append(start[each]())
+            except MissingDependencyError:
+                raise
+            except Exception as error:
+                _say_off(each, error, "for this run")
         yield metrics
     finally:
         metrics.close()
@@ -148,14 +185,25 @@ def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any]) -> S
     )  # fmt: skip
 
 
-def _wandb(out: Path, project: str, name: str, config: Mapping[str, Any]) -> Sink:
+def _tensorboard(out: Path) -> Sink:
+    try:
+        return _TensorBoard(out / "tensorboard")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "tracker=tensorboard: the package is missing; pip install 'wrinklefree[tensorboard]'"
+        ) from error
+
+
+def _wandb(out: Path, project: str, name: str, identity: str, config: Mapping[str, Any]) -> Sink:
+    # A server that does not answer must not hold the training for long.
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")
     try:
         import wandb
     except ImportError as error:
         raise MissingDependencyError(
-            "WANDB_API_KEY is set but wandb is missing: pip install wandb, or unset the key"
+            "WANDB_API_KEY is set but wandb is missing: pip install 'wrinklefree[wandb]', or unset the key"
         ) from error
-    return _Module(wandb, project=project, id=name, name=name, config=dict(config), dir=str(out), resume="allow")
+    return _Module(wandb, project=project, id=identity, name=name, config=dict(config), dir=str(out), resume="allow")
 
 
 class TernaryFigures:

@@ -47,19 +47,18 @@ class Group:
         """Return ``value`` summed over processes."""
         if self.size == 1 or self._fabric is None:
             return value
-        total = self._fabric.all_reduce(value, reduce_op="sum")
+        # NCCL takes only what is on its device.
+        total = self._fabric.all_reduce(value.to(self._fabric.device), reduce_op="sum")
         assert isinstance(total, Tensor)
-        return total
+        return total.to(value.device)
 
     def first(self, number: int) -> int:
         """Return the first process's ``number``."""
-        device = None if self._fabric is None else self._fabric.device
-        return int(self.sum(torch.tensor(number if self.rank == 0 else 0, dtype=torch.int64, device=device)))
+        return int(self.sum(torch.tensor(number if self.rank == 0 else 0, dtype=torch.int64)))
 
     def agree(self, ok: bool) -> bool:
         """Return whether ``ok`` holds in every process."""
-        device = None if self._fabric is None else self._fabric.device
-        return int(self.sum(torch.tensor(int(ok), dtype=torch.int64, device=device))) == self.size
+        return int(self.sum(torch.tensor(int(ok), dtype=torch.int64))) == self.size
 
 
 def build_fabric(device: DeviceRecipe) -> Fabric:

@@ -25,6 +25,7 @@ from wrinklefree.quant.saliency import Annealing, KeptShare
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.train.metrics import TRACKERS
 from wrinklefree.train.position import Budget, Schedule
+from wrinklefree.train.remote import SyncRecipe
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,11 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True)
 class LogRecipe:
-    """``ternary_every``: steps between looks at zeros and flips. ``tracker``: none or trackio (a local database)."""
+    """``ternary_every``: steps between looks at zeros and flips.
+
+    ``tracker``: none, trackio (a local database), tensorboard (local files) or wandb, which is also used with any other
+    whenever WANDB_API_KEY is set.
+    """
 
     log_every: int = 1
     ternary_every: int = 50
@@ -214,7 +219,7 @@ class DeviceRecipe:
 
 
 # What may differ between the two halves of an interrupted run.
-_NOT_IDENTITY = ("out", "budget", "checkpoint", "log", "device")
+_NOT_IDENTITY = ("out", "budget", "checkpoint", "sync", "log", "device")
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,7 @@ class Recipe:
     budget: BudgetRecipe = field(default_factory=BudgetRecipe)
     guard: GuardRecipe = field(default_factory=GuardRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    sync: SyncRecipe = field(default_factory=SyncRecipe)
     log: LogRecipe = field(default_factory=LogRecipe)
     device: DeviceRecipe = field(default_factory=DeviceRecipe)
     seed: int = 0
@@ -254,6 +260,7 @@ class Recipe:
             ("guard.max_nonfinite", self.guard.max_nonfinite),
             ("checkpoint.keep_last", self.checkpoint.keep_last),
             ("saliency.update_interval", self.saliency.update_interval),
+            ("sync.keep_last", self.sync.keep_last),
         ):
             if value < 1:
                 raise InputError(f"{name}: found {value}, it must be at least 1")
@@ -342,6 +349,8 @@ class Recipe:
     def identity(self) -> str:
         """A hash of all that decides what is learned; a state resumes only under the same one."""
         values = {name: value for name, value in self.resolved().items() if name not in _NOT_IDENTITY}
+        # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned.
+        values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from wrinklefree.objectives.curriculum import Curriculum, StrengthWarmup
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.base import Teacher
+from wrinklefree.train.audit import note, say
 from wrinklefree.train.checkpoint import (
     PREFIX,
     Stored,
@@ -28,7 +29,7 @@ from wrinklefree.train.checkpoint import (
     set_random_state,
     states,
 )
-from wrinklefree.train.metrics import TernaryFigures, say
+from wrinklefree.train.metrics import TernaryFigures
 from wrinklefree.train.parallel import Group, is_sharded
 from wrinklefree.train.position import Budget, Position, Schedule
 
@@ -115,6 +116,7 @@ class Session:
     warmup: StrengthWarmup
     fabric: Fabric
     companions: Sequence[Companion] = ()
+    on_save: Callable[[Path], None] | None = None
     position: Position = field(default_factory=Position)
     ternary: TernaryFigures = field(default_factory=TernaryFigures)
     low_share_said: set[str] = field(default_factory=set)
@@ -178,13 +180,15 @@ def save(session: Session) -> int:
         "batch": [config.micro_batch, config.accumulation, session.fabric.world_size],
     }
     try:
-        save_state(config.state_dir, session.position.step, state, config.keep_last, session.group)
+        path = save_state(config.state_dir, session.position.step, state, config.keep_last, session.group)
     except InputError as error:
         kept = states(config.state_dir)
         left = f"the state in {kept[-1]} is intact and the same command resumes from it" if kept else "none is saved"
         raise TrainingError(
             f"the state after step {session.position.step} could not be saved, so training stops: {error}; {left}"
         ) from error
+    if session.on_save and session.group.rank == 0:
+        session.on_save(path)
     return session.position.step
 
 
@@ -197,16 +201,18 @@ def resume(session: Session) -> None:
     if directory is None:
         return
     # One process looks and checks; the others take the state it found.
-    path = newest(directory, say) if group.rank == 0 else None
+    path = newest(directory, lambda line: note("checkpoint_corrupted", line)) if group.rank == 0 else None
     step = group.first(-1 if path is None else int(path.name.removeprefix(PREFIX)))
     if step < 0:
         return
     state = load_state(directory / f"{PREFIX}{step:08d}", lazy=True, check=False)
     if state["identity"] != session.config.identity:
-        raise InputError(
+        message = (
             f"{directory}: holds the state of a run with another recipe; choose another output directory, "
             "or remove it to start anew"
         )
+        note("resume_config_mismatch", message, printed=True)
+        raise InputError(message)
     place(state.pop("student"), state.pop("optimizer"), session.student, session.optimizer)
     state = read_all(state)
     session.manager.load_state_dict(state["objectives"])

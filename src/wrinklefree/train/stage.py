@@ -3,6 +3,9 @@
 OUT/config.json, model.safetensors, tokenizer.json ...   the checkpoint, when the stage is finished
     recipe.yaml     every value of the recipe as it was resolved
     metrics.jsonl   figures of every step
+    summary.json    how the run stands, and how often something went wrong
+    audit/          what went wrong, one file each
+    run.json        the id under which a tracker knows the run
     state/          the training state, for resuming
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,18 +35,23 @@ from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.local import LocalTeacher
+from wrinklefree.train.audit import Summary, first_speaks, note, open_summary, say, write_event
 from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.diffusion import banned_token, diffusing, match_student, views_of
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
-from wrinklefree.train.metrics import first_speaks, open_metrics, say
+from wrinklefree.train.metrics import open_metrics
+from wrinklefree.train.naming import run_id, run_name
 from wrinklefree.train.parallel import build_fabric, check_sharded, gathered_state, is_sharded, wrap
+from wrinklefree.train.peers import Peers, launch
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
 from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.remote import Remote
 from wrinklefree.train.session import LoopConfig, RunResult
 
+_SUMMARY_SECONDS = 30.0
 _SUBLN_SEQUENCES = 16  # that measure the gains of subln=identity
 
 
@@ -80,10 +89,24 @@ def train(
         locate_source(recipe.model.source)  # a wrong name must not leave a directory behind
     _claim(out, recipe)
     fabric = build_fabric(recipe.device)
-    fabric.launch()
+    launch(fabric)
     first_speaks(fabric.global_rank)
+    about = {"run": run_name(recipe), "stage": recipe.stage, "identity": recipe.identity}
+    with open_summary(out, about) as summary, Peers(fabric, lambda message: _lost(summary, message)):
+        result = _run(recipe, out, fabric, summary, on_step)
+    return StageResult(out, result.stopped == "budget", result)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    fabric: Fabric,
+    summary: Summary,
+    on_step: Callable[[Position, Mapping[str, float]], None] | None,
+) -> RunResult:
     for line in dry_run(recipe).lines():
         say(line)
+    remote = _remote(recipe, out, fabric)
     torch.manual_seed(recipe.seed)
     student = _build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
@@ -93,8 +116,10 @@ def train(
     optimizer = build_optimizer(student.model, recipe.optimizer)
     companions = build_companions(recipe, student.model, student.data)
     check_sharded(student.model, recipe.optimizer.kind, companions)
+    log, first = recipe.log, fabric.global_rank == 0
+    identity = run_id(out) if first else None
     with open_metrics(
-        out, out.name, recipe.resolved(), recipe.log.tracker, recipe.log.project, enabled=fabric.global_rank == 0
+        out, run_name(recipe), recipe.resolved(), log.tracker, log.project, enabled=first, run_id=identity
     ) as metrics:
         result = run(
             student.model,
@@ -111,14 +136,53 @@ def train(
             metrics=metrics,
             fabric=fabric,
             module=module,
-            on_step=on_step,
+            on_save=remote.push if remote else None,
+            on_step=_watched(summary, on_step),
         )
+    summary.see(result.position, result.figures)
     if result.stopped == "budget":
         weights = gathered_state(student.model) if is_sharded(student.model) else None
-        if fabric.global_rank == 0:
+        if first:
             _finish(recipe, student, result, out, weights)
-        fabric.barrier()  # the launcher ends the others when the first process ends
-    return StageResult(out, result.stopped == "budget", result)
+    if first:
+        summary.write("COMPLETED" if result.stopped == "budget" else "INTERRUPTED")
+    fabric.barrier()  # the launcher ends the others when the first process ends
+    return result
+
+
+def _remote(recipe: Recipe, out: Path, fabric: Fabric) -> Remote | None:
+    """Check the remote place, and take the newest state from there when this machine has none."""
+    if recipe.sync.url is None:
+        return None
+    remote = Remote(recipe.sync, f"{recipe.stage}-{recipe.identity}")
+    if fabric.global_rank == 0:
+        remote.check()
+        remote.pull(out / "state")
+    fabric.barrier()
+    return remote
+
+
+def _watched(
+    summary: Summary, on_step: Callable[[Position, Mapping[str, float]], None] | None
+) -> Callable[[Position, Mapping[str, float]], None]:
+    """Return what is called after each step: the summary is kept up to date, now and then."""
+    written = time.monotonic()
+
+    def watch(position: Position, figures: Mapping[str, float]) -> None:
+        nonlocal written
+        summary.see(position, figures)
+        if time.monotonic() - written > _SUMMARY_SECONDS:
+            summary.write("RUNNING")
+            written = time.monotonic()
+        if on_step:
+            on_step(position, figures)
+
+    return watch
+
+
+def _lost(summary: Summary, message: str) -> None:
+    note("training_failed", message, printed=True)
+    summary.write("FAILED")
 
 
 def check_dtype(model: nn.Module, dtype: str) -> None:
@@ -140,7 +204,9 @@ def _claim(out: Path, recipe: Recipe) -> None:
     text = f"# identity {recipe.identity}\n{to_yaml(recipe)}"
     kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8").partition("\n")[0] != text.partition("\n")[0]:
-        raise InputError(f"{out}: holds a run of another recipe; choose another output directory, or remove it")
+        message = f"{out}: holds a run of another recipe; choose another output directory, or remove it"
+        write_event(out, "resume_config_mismatch", message)
+        raise InputError(message)
     write_bytes(kept, text.encode())
 
 
