@@ -10,10 +10,10 @@ one rounding of the weights, which the micro-batches of a step share (`held_code
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,21 @@ from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
 from wrinklefree.quant.activation import fake_quantize_activation
-from wrinklefree.quant.saliency import round_kept
-from wrinklefree.quant.ternary import TernarySpec, grouped, in_blocks, round_weight, storable, ternarize
+from wrinklefree.quant.saliency import rest_scale
+from wrinklefree.quant.ternary import TernarySpec, absmean_scale, grouped, in_blocks, round_weight, storable, ternarize
 
 # A latent further than this many scales from zero no longer receives a gradient when its scale is learned: it could
 # only grow, and would then need as many steps to come back. Half a scale beyond the last rounding threshold.
 CLIP_IN_SCALES = 1.5
+
+
+_T = TypeVar("_T")
+
+
+class ForwardProducts(Protocol):
+    """Computes a layer's product in other numbers than float, where it can (`quant.products`)."""
+
+    def product(self, layer: BitLinear, x: Tensor) -> Tensor | None: ...
 
 
 @dataclass
@@ -121,13 +130,30 @@ def _scale_gradient(products: Tensor, scale: Tensor, spec: TernarySpec) -> Tenso
 
 
 @dataclass
-class _Held:
-    """The quantised weight ``[O, I]`` of one `held_codes` block (or none), and its blend at ``strength``."""
+class HeldWeight:
+    """The quantised weight ``[O, I]`` of one `held_codes` block (or none), its scales, and its blend at ``strength``.
+
+    ``derived``: what was made of the blend.
+    """
 
     block: object | None
+    scale: Tensor
     quantized: Tensor
     strength: float
     blended: Tensor
+    derived: dict[str, Any] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def derive(self, name: str, make: Callable[[Tensor], _T]) -> _T:
+        """Return ``make`` of the blend ``[O, I]``; made once under ``name``."""
+        if name not in self.derived:
+            self.derived[name] = make(self.blended)
+        made: _T = self.derived[name]
+        return made
+
+    def integers(self) -> Tensor:
+        """Return the codes int8 ``[O, I]``, at full strength and with no column kept."""
+        return self.derive("int8", lambda value: value.sign().to(torch.int8))
 
 
 class BitLinear(nn.Linear):
@@ -158,7 +184,8 @@ class BitLinear(nn.Linear):
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
         self.register_buffer("kept_columns", None, persistent=False)
-        self._cache: _Held | None = None
+        self.products: ForwardProducts | None = None
+        self._cache: HeldWeight | None = None
         self._alone: bool | None = None  # whether no other layer reads this one's inputs; None: not known yet
 
     @classmethod
@@ -186,19 +213,29 @@ class BitLinear(nn.Linear):
         """Return what export writes: codes int8 ``[O, I]`` and float32 scales ``[1]``, ``[O]`` or ``[O, G]``."""
         return ternarize(self.weight, self.spec, self.weight_scale)
 
-    def quantized_weight(self) -> Tensor:
-        """Return Q(w) ``[O, I]`` in the latents' dtype, without gradient; kept columns are as they are."""
-        with torch.no_grad():
-            if self.kept_columns is None:
-                return round_weight(self.weight, self.spec, self.weight_scale)
-            return round_kept(self.weight, self.kept_columns, self.spec, self.weight_scale)
+    @torch.no_grad()
+    def quantized_weight(self) -> tuple[Tensor, Tensor]:
+        """Return Q(w) ``[O, I]`` in the latents' dtype (kept columns are as they are), and its scales."""
+        if self.weight_scale is not None:
+            scale = storable(self.weight_scale, self.spec)
+        elif self.kept_columns is not None:
+            scale = rest_scale(self.weight, self.kept_columns, self.spec)
+        else:
+            scale = absmean_scale(self.weight, self.spec)
+        quantized = round_weight(self.weight, self.spec, scale)
+        if self.kept_columns is not None:
+            quantized = torch.where(self.kept_columns, self.weight, quantized)
+        return quantized, scale
 
-    def effective_weight(self) -> Tensor:
-        """Return the weight ``[O, I]`` the forward uses at the present strength, differentiable."""
+    def effective_weight(self, held: HeldWeight | None = None) -> Tensor:
+        """Return the weight ``[O, I]`` the forward uses at the present strength, differentiable.
+
+        ``held``: what `held` returned for this forward, when it is at hand.
+        """
         strength = self.strength.value
         if strength == 0.0:
             return self.weight
-        held = self._held()
+        held = held or self.held()
         if not torch.is_grad_enabled():
             return held.blended
         if self.weight_scale is None:
@@ -213,10 +250,14 @@ class BitLinear(nn.Linear):
         """Return ``Q(x) Q(w)^T + b`` for ``x [..., I]``, to the degree of the model's strength."""
         if self.strength.value == 0.0:
             return F.linear(x, self.weight, self.bias)
-        return F.linear(self._rounded_input(x), self.effective_weight().to(x.dtype), self.bias)
+        if self.products is not None:
+            product = self.products.product(self, x)
+            if product is not None:
+                return product if self.bias is None else product + self.bias.to(product.dtype)
+        return F.linear(self.rounded_input(x), self.effective_weight().to(x.dtype), self.bias)
 
-    def _rounded_input(self, x: Tensor) -> Tensor:
-        """Q(x) to the degree of the strength; computed once for the layers that read the same tensor in turn."""
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """Return Q(x) to the degree of the strength; computed once for the layers that read the same tensor in turn."""
         strength = self.strength.value
         if torch.compiler.is_compiling() or x.is_inference():
             return fake_quantize_activation(x, strength)
@@ -233,17 +274,17 @@ class BitLinear(nn.Linear):
         )
         return rounded
 
-    def _held(self) -> _Held:
-        """The quantised weight of now; computed once for a `held_codes` block."""
+    def held(self) -> HeldWeight:
+        """Return the quantised weight of now; computed once for a `held_codes` block."""
         block, strength = self.strength.held, self.strength.value
         held = self._cache
         if block is None or held is None or held.block is not block:
-            quantized = self.quantized_weight()
-            held = _Held(block, quantized, 1.0, quantized)
+            quantized, scale = self.quantized_weight()
+            held = HeldWeight(block, scale, quantized, 1.0, quantized)
         if held.strength != strength:
             with torch.no_grad():
                 held.blended = torch.lerp(self.weight, held.quantized, strength) if strength != 1.0 else held.quantized
-            held.strength = strength
+            held.strength, held.derived = strength, {}
         self._cache = None if block is None else held
         return held
 

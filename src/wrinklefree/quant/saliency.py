@@ -16,27 +16,16 @@ import torch
 from torch import Tensor
 
 from wrinklefree.errors import InputError, unknown_name
-from wrinklefree.quant.ternary import TernarySpec, grouped, round_weight, storable
+from wrinklefree.quant.ternary import TernarySpec, grouped, storable
 
 Annealing = Literal["linear", "cosine"]
 ANNEALINGS: tuple[Annealing, ...] = ("linear", "cosine")
 
 
-def round_kept(weight: Tensor, kept: Tensor, spec: TernarySpec, scale: Tensor | None = None) -> Tensor:
-    """Return where(kept, w, Q(w)) for ``weight [O, I]`` and a mask ``kept [I]``, in the dtype of ``weight``.
-
-    An absmean scale is that of the quantised columns alone: the kept ones are the largest, and would raise the
-    threshold of all others. A fitted ``scale`` is used as it is.
-    """
-    weight = weight.detach()
-    if scale is None:
-        scale = rest_scale(weight, kept, spec)
-    return torch.where(kept, weight, round_weight(weight, spec, scale))
-
-
 def rest_scale(weight: Tensor, kept: Tensor, spec: TernarySpec) -> Tensor:
     """Return mean|w| over the columns of ``weight [O, I]`` that are not ``kept [I]``, per tensor, row or group.
 
+    The kept columns are the largest, and would raise the threshold of all others.
     Shape and rounding are those of `absmean_scale`.
     """
     magnitude = weight.detach().abs().float().masked_fill_(kept, 0.0)

@@ -8,6 +8,7 @@ from torch import nn
 
 from wrinklefree.data.build import TrainingData
 from wrinklefree.train.influence import build_influence
+from wrinklefree.train.products import build_products
 from wrinklefree.train.qk_clip import QkClip
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.saliency import build_saliency
@@ -23,6 +24,7 @@ def _qk_clip(recipe: Recipe, student: nn.Module, data: TrainingData) -> Companio
 
 # Each returns its companion, or None when the recipe does not ask for it.
 COMPANIONS: tuple[Callable[[Recipe, nn.Module, TrainingData], Companion | None], ...] = (
+    build_products,
     build_saliency,
     _qk_clip,
     build_influence,

@@ -109,6 +109,9 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "strength.warmup_tokens": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
     "strength.start": (lambda r: r.strength.kind == "constant", "strength.kind is constant"),
+    "model.compute_exclude": (lambda r: r.model.compute == "float", "model.compute is float"),
+    "model.fp8_scaling": (lambda r: r.model.compute != "fp8", "only model.compute=fp8 reads it"),
+    "model.fp8_min_size": (lambda r: r.model.compute != "fp8", "only model.compute=fp8 reads it"),
     **{
         f"saliency.{name}": (lambda r: r.saliency.kind == "none", "saliency.kind is none")
         for name in ("score", "initial", "final", "hold", "end", "memory", "update_interval")

@@ -35,6 +35,8 @@ class ModelRecipe:
     ``granularity``, ``group_size`` and ``subln`` say how an original model is converted; None is identity SubLN and
     groups of 64, and is what a converted checkpoint, which has its own, must be given.
     ``teacher``: None is the original model itself, or the one a checkpoint names. ``dtype`` of student and teacher.
+    ``compute``: the student's forward products (`quant.products`), but for the layers in ``compute_exclude`` and, in
+    fp8, for those with fewer than ``fp8_min_size`` inputs or outputs; ``fp8_scaling``: a factor per row or per tensor.
     """
 
     source: str | None = None
@@ -43,6 +45,10 @@ class ModelRecipe:
     granularity: Literal["tensor", "row", "group"] | None = None
     group_size: int | None = None
     subln: Literal["identity", "ones", "none"] | None = None
+    compute: Literal["float", "int8", "fp8"] = "float"
+    compute_exclude: tuple[str, ...] = ()
+    fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"
+    fp8_min_size: int = 512
 
     @property
     def spec(self) -> TernarySpec:

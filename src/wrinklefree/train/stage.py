@@ -47,6 +47,7 @@ from wrinklefree.train.parallel import build_fabric, check_sharded, gathered_sta
 from wrinklefree.train.peers import Peers, launch
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
+from wrinklefree.train.products import products_summary
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.remote import Remote
 from wrinklefree.train.session import LoopConfig, RunResult
@@ -301,4 +302,6 @@ def _finish(
     for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         path.replace(out / path.name)
     written.rmdir()
+    if products := products_summary(student.model):
+        say(products)
     say(f"Finished: {result.position.step} steps, {result.position.tokens} tokens; checkpoint in {out}.")
