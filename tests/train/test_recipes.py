@@ -188,6 +188,12 @@ def test_the_model_has_the_configured_dtype_and_stays_finite(dtype: str, toy: Pa
         (["optimizer=apollo_mini", "optimizer.apollo_rank=3"], "only optimizer.kind=apollo reads it"),
         (["model.teacher=a/b"], "no objective needs a teacher"),
         (["curriculum.phases=[{name: a, end: 0.5}]"], "the last phase ends at 0.5"),
+        (
+            ["curriculum.phases=[{name: a, end: 0.5, objectives: {next_token: 0.0}}, {name: b, end: 1.0}]"],
+            "phase 'a': every objective has weight 0 there",
+        ),
+        (["diffusion.block_size=16"], "diffusion.block_size: nothing would read it, because no objective works on"),
+        (["training=tcs", "diffusion.variant=fast_dlm"], "did you mean 'fast_dllm'"),
         (["curriculum.phases=[{name: a, ende: 1.0}]"], "did you mean 'end'"),
         (["curriculum.phases=[{name: a, end: 1.0, data: {web: 1.0}}]"], "'web' is no data source"),
         (["log.tracker=trackioo"], "log.tracker: found 'trackioo'"),

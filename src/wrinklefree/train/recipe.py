@@ -319,6 +319,10 @@ class Recipe:
         """Return the curriculum over the objectives' weights."""
         base = {name: term.weight for name, term in self.objectives.items()}
         for phase in self.curriculum.phases:
+            if base and not any({**base, **phase.objectives}.values()):
+                raise InputError(
+                    f"curriculum phase {phase.name!r}: every objective has weight 0 there; there is nothing to learn"
+                )
             for name in phase.data:
                 if name not in self.data.sources:
                     raise InputError(

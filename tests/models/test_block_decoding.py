@@ -1,0 +1,159 @@
+"""Decoding of a toy that has learned sequences by heart; the MASK token and the marker of a diffusion model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wrinklefree.errors import InputError
+from wrinklefree.models.block_decoding import decode_blocks
+from wrinklefree.models.mask_token import MASK_TOKEN, DiffusionMarker, add_mask_token
+from wrinklefree.objectives import BlockDiffusion
+from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
+from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion, noised_view
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
+from recipe_toys import write_toy
+from train_toys import VOCABULARY, pack, toy_model
+
+MASK = VOCABULARY - 1
+EOS = 0
+TEXTS = [
+    [5, 9, 9, 2, 31, 7, 7, 7, 12, 40, 41, 3, 3, 18, 22, 5, 9, EOS],
+    [6, 1, 30, 2, 2, 50, 51, 52, 8, 8, 8, EOS],
+]
+VARIANTS = {
+    "fast_dllm": Diffusion(block_size=4),
+    "causal": Diffusion("causal", block_size=4),
+    "llada in blocks": Diffusion("llada", block_size=4),
+}
+
+
+def marker_of(settings: Diffusion) -> DiffusionMarker:
+    return DiffusionMarker(MASK, settings.block_size, settings.shift, settings.variant, settings.rule.clean)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def learned(request: pytest.FixtureRequest) -> tuple[nn.Module, DiffusionMarker]:
+    """A model trained on the two texts until it knows them under any mask."""
+    settings = VARIANTS[request.param]
+    model = toy_model(3, initializer_range=0.05).train()
+    manager = ObjectiveManager(
+        {"it": Term(BlockDiffusion())}, monitor=(), views={NOISED_VIEW: noised_view(settings, MASK, 0)}, banned=MASK
+    )
+    batch = pack([[text] for text in TEXTS] * 2, 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(120):
+        seen = batch.numbered(4 * step)
+        counts = manager.counts(seen, {"it": 1.0})
+        manager.loss(model, seen, {"it": 1.0}, counts, None, Tally()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), marker_of(settings)
+
+
+def test_what_was_learned_by_heart_comes_back(learned: tuple[nn.Module, DiffusionMarker]) -> None:
+    model, marker = learned
+    for text in TEXTS:
+        for known in (1, 2, 4, 7):
+            out = decode_blocks(model, marker, text[:known], len(text) + 5, eos_ids=[EOS])
+            assert out.ids == text[known:]
+
+
+def test_at_threshold_1_every_forward_decides_one_token_and_below_it_fewer_forwards_do(
+    learned: tuple[nn.Module, DiffusionMarker],
+) -> None:
+    model, marker = learned
+    text = TEXTS[0]
+    one = decode_blocks(model, marker, text[:4], 12, threshold=1.0)
+    assert one.ids == text[4:16] and one.forwards == 12
+    many = decode_blocks(model, marker, text[:4], 12, threshold=0.5)
+    assert many.ids == one.ids and many.forwards <= 6
+    pairs = decode_blocks(model, marker, text[:4], 12, tokens_per_forward=2)
+    assert pairs.forwards == 6 and len(pairs.ids) == 12
+
+
+def test_t16_mask_is_never_emitted_however_probable() -> None:
+    model = toy_model(1, tie_word_embeddings=False)
+    head: Tensor = model.get_submodule("lm_head").weight  # type: ignore[assignment]
+    with torch.no_grad():
+        head.copy_(0.01 * head)
+        head[MASK] = torch.full_like(head[MASK], 5.0)
+        embedding: Tensor = model.get_submodule("model.norm").weight  # type: ignore[assignment]
+        embedding.abs_()
+    for settings in VARIANTS.values():
+        out = decode_blocks(model, marker_of(settings), [1, 2, 3], 20, threshold=0.0)
+        assert len(out.ids) == 20 and MASK not in out.ids
+
+
+def test_without_blocks_the_whole_text_is_one_canvas() -> None:
+    settings = Diffusion("llada", block_size=None)
+    out = decode_blocks(toy_model(1), marker_of(settings), [1, 2], 9, threshold=1.0)
+    assert len(out.ids) == 9 and out.forwards == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "a prompt of 0 tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"threshold": 1.5}, "threshold 1.5"),
+        ({"tokens_per_forward": 0}, "tokens_per_forward is 0"),
+    ],
+)
+def test_wrong_arguments_are_input_errors(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"prompt": [1], "max_new_tokens": 4, **arguments}
+    with pytest.raises(InputError, match=message):
+        decode_blocks(toy_model(1), marker_of(VARIANTS["causal"]), **given)
+
+
+@pytest.mark.parametrize("raw", [None, {"block_size": 32}, {**marker_of(Diffusion()).to_json(), "block_size": "32"}])
+def test_t16_a_model_without_a_whole_marker_is_refused(raw: dict[str, Any] | None) -> None:
+    with pytest.raises(InputError, match=r"there: (was not trained for block diffusion|its dlm marker)"):
+        DiffusionMarker.of(raw, "there")
+
+
+def test_the_marker_survives_json() -> None:
+    for settings in (*VARIANTS.values(), Diffusion("llada", block_size=None)):
+        marker = marker_of(settings)
+        assert DiffusionMarker.of(marker.to_json(), "it") == marker and marker.rule == settings.rule
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_the_mask_token_is_new_starts_near_the_mean_and_takes_a_spare_row(
+    tied: bool, spare: int, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(write_toy(tmp_path) / "model")
+    size = len(tokenizer)
+    model = toy_model(1, vocab_size=size + spare, tie_word_embeddings=tied)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    mask_id = add_mask_token(model, tokenizer)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert mask_id == size == tokenizer.mask_token_id and tokenizer.mask_token == MASK_TOKEN
+    assert tokenizer(f"a{MASK_TOKEN}b")["input_ids"].count(mask_id) == 1
+    rows = max(size + spare, size + 1)
+    assert model.config.vocab_size == rows  # type: ignore[union-attr]
+    tables = ["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"]
+    assert (model.get_submodule("lm_head").weight is model.get_submodule("model.embed_tokens").weight) == tied
+    for table in tables:
+        weight: Tensor = model.get_submodule(table).weight.detach()  # type: ignore[assignment, operator]
+        old = before[f"{table}.weight"]
+        assert weight.shape[0] == rows and torch.equal(weight[:size], old[:size])
+        assert torch.equal(weight[size + 1 :], old[size + 1 :])
+        off = (weight[mask_id] - old[:size].mean(dim=0)) / old[:size].std(dim=0)
+        assert 0.03 < off.abs().max() < 0.4  # a tenth of a standard deviation, not a random row
+    other = toy_model(1, vocab_size=size + spare, tie_word_embeddings=tied)
+    again = AutoTokenizer.from_pretrained(tmp_path / "model")
+    add_mask_token(other, again)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)  # teacher and student get the same row
