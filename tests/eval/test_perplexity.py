@@ -119,8 +119,8 @@ def test_bad_models(models: dict[str, str], tmp_path: Path) -> None:
 def test_other_tokenizer_cannot_teach(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wrinklefree.eval.perplexity as module
 
-    real = module._same_ids
-    monkeypatch.setattr(module, "_same_ids", lambda tokenizer: lambda text: real(tokenizer)(text)[::-1])
+    real = module.hugging_face_encoder
+    monkeypatch.setattr(module, "hugging_face_encoder", lambda tokenizer: lambda text: real(tokenizer)(text)[::-1])
     with pytest.raises(InputError, match="splits the text differently"):
         perplexity(models["packed"], models["text.txt"], window=64, threads=1, teacher=models["plain"])
 

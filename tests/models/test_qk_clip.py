@@ -32,6 +32,7 @@ from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import document_mask, forward
 from wrinklefree.models.qk_clip import LogitWatch, clip_attention, watch_logits
 from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.quant.low_rank import add_factors, low_rank_linears
 from wrinklefree.quant.ternary import TernarySpec
 
 SIZES: dict[str, Any] = {
@@ -199,7 +200,7 @@ def test_grouped_query_factors_are_as_derived() -> None:
     assert torch.allclose(factors["k"], torch.tensor([0.5, 1.0]))
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("learned", [False, True], ids=["absmean", "learned and corrected"])
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.0])
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
 def test_t8_a_ternary_layer_is_clipped_at_every_granularity(granularity: Any, strength: float, learned: bool) -> None:
@@ -208,6 +209,9 @@ def test_t8_a_ternary_layer_is_clipped_at_every_granularity(granularity: Any, st
     if learned:
         for _, layer in bit_linears(model):
             layer.set_scale(layer.ternary()[1] * 1.3)
+        add_factors(model, {name: 2 for name, _ in bit_linears(model)})
+        for _, corrected in low_rank_linears(model):
+            nn.init.normal_(corrected.low_rank_u, std=0.3)
     codes = [layer.ternary()[0] for _, layer in bit_linears(model)]
     watches, data = watch_logits(model), batch()
     (before,) = observe(model, watches, data)

@@ -24,6 +24,7 @@ VERBS = {
     "generate": "Continue a prompt.",
     "chat": "Talk to a model in the terminal.",
     "eval": "Measure perplexity on a text.",
+    "equiv": "Compare two models, or two ways of computing one: logits, gradients, training steps.",
     "bench": "Measure tokens a second and memory bandwidth.",
     "doctor": "Show CPU features, kernels, bandwidth, packages and credentials present.",
 }

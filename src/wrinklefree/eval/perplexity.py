@@ -122,7 +122,7 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
     model.eval()
     context = getattr(model.config, "max_position_embeddings", None)
     with full_strength(model):
-        yield OpenModel(source, "torch", torch_logits(model), _same_ids(tokenizer), context)
+        yield OpenModel(source, "torch", torch_logits(model), hugging_face_encoder(tokenizer), context)
 
 
 def _open_packed(source: str, threads: int | None) -> OpenModel:
@@ -132,7 +132,7 @@ def _open_packed(source: str, threads: int | None) -> OpenModel:
     return OpenModel(source, "engine", engine_logits(engine), engine.tokenizer.encode, engine.context)
 
 
-def _same_ids(tokenizer: Any) -> Callable[[str], list[int]]:
+def hugging_face_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     """Return the encoder of a Hugging Face tokenizer's own files, read as the engine reads them."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)

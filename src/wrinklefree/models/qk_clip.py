@@ -15,7 +15,8 @@ are scaled depends on what they are shared by:
 - one ternary scale for a whole matrix (granularity ``tensor``): scaling some rows would turn their codes to zero
   instead of shrinking them, so the whole matrices are scaled, with the smallest gamma of the layer.
 
-A layer's bias and the learned scales of a ternary layer are scaled with the rows of its latents, so codes stay.
+A layer's bias, the learned scales of a ternary layer and the outputs of its low-rank correction are scaled with the
+rows of its latents, so codes stay.
 
 Source: arXiv 2507.20534, section 2.1 (MuonClip). Differs: the rules for shared parameters, which the paper lacks.
 Shapes: B batch, T tokens, H query heads, K key heads, E head size.
@@ -215,9 +216,10 @@ def _out_features(linear: nn.Module) -> int:
 
 
 def _scale_rows(linear: nn.Module, factor: Tensor) -> None:
-    """Multiply the outputs of a linear layer by ``factor`` [O]: its weight, its bias, its learned scales."""
+    """Multiply the outputs of a linear layer by ``factor`` [O]: every parameter that has its rows."""
     _out_features(linear)
-    for parameter in (linear.weight, linear.bias, getattr(linear, "weight_scale", None)):
+    for name in ("weight", "bias", "weight_scale", "low_rank_u"):
+        parameter = getattr(linear, name, None)
         if isinstance(parameter, Tensor):
             # A scale for the whole matrix, [1], goes with factors that are all the same.
             rows = factor[:1] if parameter.shape[0] == 1 else factor
