@@ -1,6 +1,6 @@
 """What moving the mixture is worth: a fixed mixture against influence and online mixing, on text that steers nothing.
 
-    python benchmarks/influence.py [--steps 300] [--seeds 0 1 2] [--arms static datainf ...] [--json FILE]
+    python benchmarks/influence.py [--steps 150] [--seeds 0 1 2] [--arms static datainf ...] [--json FILE]
 
 A small ternary model is trained from nothing on bytes of four sources: docstrings of the standard library, its code
 (without comments and docstrings), sums of numbers, and random letters. The probe is help topics. What is reported is
@@ -49,11 +49,11 @@ from wrinklefree.train.recipe import InfluenceRecipe
 from wrinklefree.train.sample_gradients import SequenceProbe
 from wrinklefree.train.session import LoopConfig
 
-EOS, LENGTH, BATCH = 256, 128, 16
+EOS, LENGTH, BATCH = 256, 96, 8
 SOURCES = ("docstrings", "code", "sums", "letters")
 REPORTED = ("topics", "docstrings", "comments")
 ARMS = ("static", "oracle", "datainf", "distillation", "online")
-SOURCE_CHARACTERS, REPORTED_SEQUENCES = 600_000, 96
+SOURCE_CHARACTERS, REPORTED_SEQUENCES = 300_000, 96
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Texts:
 def main() -> None:
     """Run every arm with every seed and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--json", type=Path)
@@ -143,11 +143,11 @@ def loss(student: nn.Module, sequences: PackedSequences) -> float:
 
 
 def toy(seed: int) -> nn.Module:
-    """Return a ternary Llama of three layers, 0.4 million parameters, with random weights."""
+    """Return a ternary Llama of two layers, 0.1 million parameters, with random weights."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=EOS + 1, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            vocab_size=EOS + 1, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=LENGTH, tie_word_embeddings=True, initializer_range=0.05,
         )
     )  # fmt: skip

@@ -24,6 +24,7 @@ class DataConfig:
     ``seed``: of the order and the mixture.
     ``held_out_share``: share of the documents of each source that is held out (python-docs has a fixed list).
     ``cache_dir``: where token arrays are kept between runs; None keeps none.
+    ``workers``: threads that tokenise and build batches ahead, ``prefetch`` batches each; 0 does it all when asked.
     ``probe``: sources of the probe set, by which influence judges training text; ``probe_share`` sets aside so much
     of each source's training documents for it instead. With neither there is no probe.
     """
@@ -33,6 +34,8 @@ class DataConfig:
     seed: int = 0
     held_out_share: float = 0.1
     cache_dir: str | None = None
+    workers: int = 0
+    prefetch: int = 2
     probe: tuple[SourceConfig, ...] = ()
     probe_share: float = 0.0
 
@@ -61,11 +64,15 @@ def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
     cache = Path(config.cache_dir) if config.cache_dir else None
 
     def packed(documents: tuple[Document, ...]) -> PackedSequences:
-        return PackedSequences(tokenize(documents, encoder, cache), config.sequence_length, encoder.eos_id)
+        return PackedSequences(
+            tokenize(documents, encoder, cache, config.workers), config.sequence_length, encoder.eos_id
+        )
 
     held_out = tuple(document for part in splits for document in part.held_out)
     weights = [source.weight for source in config.sources]
-    stream = PackedStream([packed(part.train) for part in splits], config.seed, weights)
+    stream = PackedStream(
+        [packed(part.train) for part in splits], config.seed, weights, config.workers, config.prefetch
+    )
     return TrainingData(stream, packed(held_out), splits, packed(probe) if probe else None)
 
 

@@ -16,6 +16,7 @@ from wrinklefree.data.batch import TokenBatch
 from wrinklefree.data.mixture import Mixture
 from wrinklefree.data.packing import PackedSequences, to_batch
 from wrinklefree.data.permutation import key, permute
+from wrinklefree.data.read_ahead import Place, ReadAhead
 from wrinklefree.errors import InputError
 
 _PURPOSE = 2
@@ -25,9 +26,16 @@ class PackedStream:
     """Sequences of one source or of a weighted mixture, each source in a new random order every epoch."""
 
     def __init__(
-        self, sources: Sequence[PackedSequences], seed: int = 0, weights: Sequence[float] | None = None
+        self,
+        sources: Sequence[PackedSequences],
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        workers: int = 0,
+        prefetch: int = 2,
     ) -> None:
         """``weights``: shares of the sources, in sequences; None gives every source the same share.
+
+        ``workers`` threads build batches ahead, ``prefetch`` each; what is dealt does not depend on either.
 
         Raises: InputError when there is no source, an empty one, or sources of different sequence lengths.
         """
@@ -42,6 +50,7 @@ class PackedStream:
         if len(weights) != len(sources):
             raise InputError(f"data stream: found {len(weights)} weights for {len(sources)} sources")
         self.mixture = Mixture.start(seed, weights)
+        self.ahead = ReadAhead(self._build, workers, max(workers, 1) * prefetch)
 
     @property
     def num_sequences(self) -> int:
@@ -50,12 +59,15 @@ class PackedStream:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (source, index of the sequence in it) of sequence ``position`` >= 0 of the stream."""
+        return self._locate(self.mixture, position)
+
+    def _locate(self, mixture: Mixture, position: int) -> tuple[int, int]:
         if position < 0:
             raise InputError(f"data stream: position {position} is negative")
-        source, used = self.mixture.locate(position)
+        source, used = mixture.locate(position)
         size = len(self.sources[source])
         epoch, place = divmod(used, size)
-        order = key(self.seed, _PURPOSE, source, epoch)
+        order = key(mixture.seed, _PURPOSE, source, epoch)
         return source, int(permute(np.array([place]), size, order)[0])
 
     def batch(self, first_sequence: int, size: int, rank: int = 0, world_size: int = 1) -> TokenBatch:
@@ -68,12 +80,18 @@ class PackedStream:
         """
         if size < 1 or size % world_size or not 0 <= rank < world_size:
             raise InputError(f"batch of {size} sequences for rank {rank} of {world_size}: it must divide evenly")
-        places = (self.locate(k) for k in range(first_sequence + rank, first_sequence + size, world_size))
+        return self.ahead.batch(self.mixture, (first_sequence, size, rank, world_size))
+
+    def _build(self, mixture: Mixture, place: Place) -> TokenBatch:
+        """A function of its arguments alone: it may run in any thread, before or after the mixture changes."""
+        first, size, rank, world_size = place
+        places = (self._locate(mixture, k) for k in range(first + rank, first + size, world_size))
         return to_batch([self.sources[source].row(index) for source, index in places])
 
     def set_weights(self, weights: Sequence[float], position: int) -> None:
         """Change the mixture from sequence ``position`` on; sequences before it stay what they were."""
         self.mixture = self.mixture.changed(position, weights)
+        self.ahead.drop_from(position)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what else than the position a checkpoint needs: seed, weight history, sizes to notice other data."""
@@ -99,3 +117,4 @@ class PackedStream:
         self.seed = int(state["seed"])
         history = tuple((int(first), tuple(map(float, weights))) for first, weights in state["history"])
         self.mixture = Mixture(self.seed, history)
+        self.ahead.drop_from(0)

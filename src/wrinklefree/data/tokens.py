@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,31 +75,37 @@ class TokenizedDocuments:
         return digest.hexdigest()
 
 
-def tokenize(documents: Sequence[Document], encoder: TextEncoder, cache: Path | None = None) -> TokenizedDocuments:
+def tokenize(
+    documents: Sequence[Document], encoder: TextEncoder, cache: Path | None = None, workers: int = 0
+) -> TokenizedDocuments:
     """Return the documents' ids; with ``cache`` they are read from, or left in, a directory there.
+
+    ``workers`` threads encode (the tokenizer works outside the interpreter lock); the result is the same.
 
     Raises: InputError when there is no document.
     """
     if not documents:
         raise InputError("tokenize: no documents given")
     if cache is None:
-        return _encode(documents, encoder)
+        return _encode(documents, encoder, workers)
     folder = Path(cache) / _cache_key(documents, encoder)
     if not folder.exists():
-        _store(folder, _encode(documents, encoder))
+        _store(folder, _encode(documents, encoder, workers))
     return _load(folder)
 
 
-def _encode(documents: Sequence[Document], encoder: TextEncoder) -> TokenizedDocuments:
-    pieces, starts = [], np.zeros(len(documents) + 1, np.int64)
-    for index, document in enumerate(documents):
-        ids = encoder.encode(document.text)
+def _encode(documents: Sequence[Document], encoder: TextEncoder, workers: int) -> TokenizedDocuments:
+    def ids(document: Document) -> NDArray[np.int32]:
+        found = encoder.encode(document.text)
         # A tokenizer whose post-processor ends the text itself must not end it twice.
-        if ids[-1:] != [encoder.eos_id]:
-            ids = [*ids, encoder.eos_id]
-        pieces.append(np.array(ids, np.int32))
-        starts[index + 1] = starts[index] + len(ids)
-    return TokenizedDocuments(np.concatenate(pieces), starts)
+        return np.array(found if found[-1:] == [encoder.eos_id] else [*found, encoder.eos_id], np.int32)
+
+    if workers:
+        with ThreadPoolExecutor(workers) as pool:
+            pieces = list(pool.map(ids, documents))
+    else:
+        pieces = [ids(document) for document in documents]
+    return TokenizedDocuments(np.concatenate(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64))
 
 
 def _cache_key(documents: Sequence[Document], encoder: TextEncoder) -> str:

@@ -131,6 +131,7 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         f"influence.{name}": (lambda r: not r.influence.needs_probe, "only influence.kind=datainf or distillation do")
         for name in ("lr", "smoothing", "parameters", "projection", "probe", "probe_sequences")
     },
+    "data.prefetch": (lambda r: r.data.workers == 0, "data.workers=0 builds no batch ahead"),
     "influence.probe_share": (
         lambda r: not r.influence.needs_probe or bool(r.influence.probe),
         "influence.kind needs no probe, or influence.probe gives one",

@@ -58,16 +58,30 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """``sources`` by name; a curriculum's mixtures use these names. See `data.build.DataConfig`."""
+    """``sources`` by name; a curriculum's mixtures use these names. See `data.build.DataConfig`.
+
+    ``workers`` threads tokenise and build batches ahead, ``prefetch`` each; the batches are the same with any number.
+    """
 
     sources: Mapping[str, SourceConfig] = field(default_factory=lambda: {"python-docs": SourceConfig()})
     sequence_length: int = 512
     held_out_share: float = 0.1
     cache_dir: str | None = None
+    workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise InputError(
+                f"data: found workers={self.workers} and prefetch={self.prefetch}, needed are 0 or more and 1 or more"
+            )
 
     def config(self, seed: int) -> DataConfig:
         """Return what the data package takes."""
-        return DataConfig(tuple(self.sources.values()), self.sequence_length, seed, self.held_out_share, self.cache_dir)
+        return DataConfig(
+            tuple(self.sources.values()), self.sequence_length, seed, self.held_out_share, self.cache_dir,
+            self.workers, self.prefetch,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -226,6 +240,7 @@ class DeviceRecipe:
 
 # What may differ between the two halves of an interrupted run.
 _NOT_IDENTITY = ("out", "budget", "checkpoint", "sync", "log", "device")
+_DATA_NOT_IDENTITY = ("cache_dir", "workers", "prefetch")
 
 
 @dataclass(frozen=True)
@@ -361,6 +376,7 @@ class Recipe:
         values = {name: value for name, value in self.resolved().items() if name not in _NOT_IDENTITY}
         # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned.
         values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
+        values["data"] = {name: value for name, value in values["data"].items() if name not in _DATA_NOT_IDENTITY}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
