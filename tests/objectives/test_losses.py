@@ -104,6 +104,7 @@ CASES: list[tuple[Objective, Naive]] = [
     (Layerwise(), naive_layerwise("mse_normalized", [0.5, 0.5])),
     (Layerwise("cosine", "progressive"), naive_layerwise("cosine", [1 / 3, 2 / 3])),
     (Layerwise("mse", "exponential"), naive_layerwise("mse", [1 / 3, 2 / 3])),
+    (Layerwise("mse", "progressive", temperature=4.0), naive_layerwise("mse", [1 / 12, 2 / 12])),
     (Layerwise("kl", (3.0, 1.0)), naive_layerwise("kl", [0.75, 0.25])),
     (Layerwise("inner_product"), naive_layerwise("inner_product", [0.5, 0.5])),
     (AttentionRelation(), naive_relation("scaled_dot", -1, 1, (1.0, 1.0, 1.0), 1.0)),

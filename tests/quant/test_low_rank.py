@@ -151,7 +151,7 @@ def test_the_factors_are_what_gradient_descent_finds() -> None:
     for _ in range(2):  # from random starts
         a = torch.randn(24, 3, generator=generator, dtype=torch.float64).requires_grad_()
         b = torch.randn(3, 40, generator=generator, dtype=torch.float64).requires_grad_()
-        optimizer = torch.optim.LBFGS([a, b], max_iter=300, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([a, b], max_iter=150, line_search_fn="strong_wolfe")
 
         def closure(a: Any = a, b: Any = b, optimizer: Any = optimizer) -> Any:
             optimizer.zero_grad()

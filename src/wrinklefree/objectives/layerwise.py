@@ -38,16 +38,19 @@ _WEIGHTS = ("uniform", "progressive", "exponential")
 
 @dataclass(frozen=True)
 class Layerwise:
-    """``layer_weights``: a name of the module's list, or one number for each layer."""
+    """``layer_weights``: a name of the module's list, or a number for each layer. ``temperature`` divides the loss."""
 
     metric: Metric = "mse_normalized"
     layer_weights: str | tuple[float, ...] = "uniform"
+    temperature: float = 1.0
 
     needs = Needs(teacher=True, states=frozenset({HIDDEN}))
 
     def __post_init__(self) -> None:
         if self.metric not in _METRICS:
             raise unknown_name("layerwise.metric", self.metric, _METRICS)
+        if self.temperature <= 0.0:
+            raise InputError(f"layerwise.temperature: found {self.temperature}, it must be above 0")
         if isinstance(self.layer_weights, str) and self.layer_weights not in _WEIGHTS:
             raise unknown_name("layerwise.layer_weights", self.layer_weights, _WEIGHTS)
 
@@ -69,7 +72,7 @@ class Layerwise:
                 last = (1.0 - F.cosine_similarity(s, t, dim=-1)).sum()
                 distance += last / len(weights)
             total = total + weight * value
-        return LossSum(total, number(mask), {"one_minus_cos": distance, "one_minus_cos_last": last})
+        return LossSum(total / self.temperature, number(mask), {"one_minus_cos": distance, "one_minus_cos_last": last})
 
     def _value(self, s: Tensor, t: Tensor, teacher: ForwardOutput) -> Tensor:
         """Return the metric summed over the tokens of s and t, [n, D]."""

@@ -116,6 +116,15 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         f"saliency.{name}": (lambda r: r.saliency.kind == "none", "saliency.kind is none")
         for name in ("score", "initial", "final", "hold", "end", "memory", "update_interval")
     },
+    "low_rank.trainable": (lambda r: r.low_rank.init == "none", "low_rank.init is none"),
+    **{
+        f"low_rank.{name}": (lambda r: r.low_rank.init in ("none", "keep"), "low_rank.init is none or keep")
+        for name in ("rank", "exclude")
+    },
+    **{
+        f"low_rank.{name}": (lambda r: r.low_rank.init != "closed_form", "only low_rank.init=closed_form reads it")
+        for name in ("sequences", "alternations", "damping")
+    },
     "curriculum.interpolation": (lambda r: not r.curriculum.phases, "the curriculum has no phases"),
     **{
         f"optimizer.{name}": (_not_kind(*kinds), f"only optimizer.kind={' or '.join(kinds)} reads it")

@@ -16,6 +16,7 @@ from wrinklefree.data.build import DataConfig
 from wrinklefree.data.document import SourceConfig
 from wrinklefree.data.mixing import Bounds
 from wrinklefree.errors import InputError
+from wrinklefree.models.low_rank import LowRankConfig
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
 from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion
@@ -258,6 +259,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     strength: StrengthRecipe = field(default_factory=StrengthRecipe)
     saliency: SaliencyRecipe = field(default_factory=SaliencyRecipe)
+    low_rank: LowRankConfig = field(default_factory=LowRankConfig)
     objectives: Mapping[str, Term] = field(default_factory=dict)
     diffusion: Diffusion = field(default_factory=Diffusion)
     curriculum: CurriculumRecipe = field(default_factory=CurriculumRecipe)

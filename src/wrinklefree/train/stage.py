@@ -31,6 +31,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import forward
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, locate_source, save_checkpoint
+from wrinklefree.models.low_rank import prepare_low_rank
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
@@ -224,15 +225,21 @@ def _build_student(recipe: Recipe) -> _Student:
         model, tokenizer, info = load_checkpoint(source, dtype)
         info = diffusing(recipe, model, tokenizer, info)
         data = build_data(recipe.data_config, _encoder(tokenizer))
+        prepare_low_rank(model, recipe.low_rank, _rows(data), original=False, say=say)
         return _Student(model, tokenizer, info, recipe.model.teacher or info.teacher, data)
     model, tokenizer = load_source(source, dtype)
     subln = recipe.model.subln or "identity"
     info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
     info = diffusing(recipe, model, tokenizer, info)
     data = build_data(recipe.data_config, _encoder(tokenizer))
-    sequences = data.stream.batch(0, _SUBLN_SEQUENCES).input_ids if subln == "identity" else None
+    sequences = _rows(data)(_SUBLN_SEQUENCES) if subln == "identity" else None
     convert_model(model, recipe.model.spec, subln, sequences)
+    prepare_low_rank(model, recipe.low_rank, _rows(data), original=True, say=say)
     return _Student(model, tokenizer, info, recipe.model.teacher or source, data)
+
+
+def _rows(data: TrainingData) -> Callable[[int], Tensor]:
+    return lambda count: data.stream.batch(0, count).input_ids
 
 
 def _is_converted(source: str) -> bool:

@@ -74,14 +74,24 @@ class BlockRunner:
         """Return sum of u u^T, float32 ``[I, I]``, over the int8-rounded inputs u of ``projection`` in ``layer``."""
         total: list[Tensor] = []
 
-        def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            with torch.autocast(inputs[0].device.type, enabled=False):
-                rows = fake_quantize_activation(inputs[0].float(), 1.0).flatten(0, -2)
-                product = rows.t() @ rows
+        def add(rows: Tensor) -> None:
+            rounded = fake_quantize_activation(rows, 1.0)
+            product = rounded.t() @ rounded
             if total:
                 total[0] += product
             else:
                 total.append(product)
+
+        self.visit_inputs(layer, projection, x, add)
+        return total[0]
+
+    @torch.no_grad()
+    def visit_inputs(self, layer: nn.Module, projection: nn.Module, x: Tensor, visit: Callable[[Tensor], None]) -> None:
+        """Hand ``visit`` the inputs of ``projection``, float32 ``[n, I]``, part by part, as ``layer`` runs on ``x``."""
+
+        def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            with torch.autocast(inputs[0].device.type, enabled=False):
+                visit(inputs[0].float().flatten(0, -2))
             raise _Collected
 
         # Behind the norm of SubLN, which is a pre-hook too: hooks run in the order they were registered.
@@ -91,7 +101,6 @@ class BlockRunner:
                 _until_collected(lambda part=part: self.forward(layer, part))  # type: ignore[misc]
         finally:
             handle.remove()
-        return total[0]
 
 
 def _wide(value: Any) -> Any:

@@ -27,7 +27,7 @@ from wrinklefree.quant.ternary import TernarySpec
 # Sequences on which a layer's error after rounding is reported; the one after training is that of all.
 _REPORTED = 8
 # Projections that see the same input are rounded with one Gram matrix; the groups stand in the order of the data.
-_STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
 def calibrate(
@@ -108,7 +108,7 @@ def _round_layer(
     unrounded = QuantStrength(0.0)
     for linear in by_name.values():
         linear.strength = unrounded
-    for stage in _STAGES:
+    for stage in STAGES:
         members = [by_name[name] for name in stage]
         if config.error_feedback:
             factor = inverse_factor(runner.gram(layer, members[0], x), config.damping)
