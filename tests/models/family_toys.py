@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 96
 _SIZES: dict[str, Any] = {
@@ -53,3 +54,16 @@ def family_toy(name: str, seed: int = 0, **changes: Any) -> nn.Module:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     toy: nn.Module = model.eval()
     return toy
+
+
+def documents(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids, none of them special."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words w0 to w95, one token each."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0")

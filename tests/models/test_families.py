@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from family_toys import FAMILY_TOYS, VOCABULARY, family_toy
+from family_toys import FAMILY_TOYS, VOCABULARY, documents, family_toy, tokenizer
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from train_toys import pack
-from transformers import PreTrainedTokenizerFast
 from transformers.integrations.bitnet import pack_weights
 
 from wrinklefree.errors import InputError
@@ -34,11 +32,6 @@ from wrinklefree.quant.bitlinear import BitLinear, bit_linears, quant_strength
 from wrinklefree.quant.ternary import TernarySpec
 
 NAMES = sorted(FAMILY_TOYS)
-
-
-def documents(*lengths: int, seed: int = 0) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
 
 
 def alone(model: Any, document: list[int], **keywords: Any) -> Tensor:
@@ -279,12 +272,6 @@ def load_bitnet(original: Any, stored: dict[str, Tensor], settings: dict[str, st
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in stored.items()}, directory / "model.safetensors")
     return load_source(str(directory))[0]
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0")
 
 
 @pytest.mark.parametrize("banned", [None, 5])

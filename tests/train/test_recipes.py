@@ -27,6 +27,8 @@ from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.stage import train
 
 TRAINING = [recipe.name for recipe in list_recipes() if recipe.group == "training"]
+# Those that learn a task from labelled examples are trained in test_tasks.py and test_every_recipe.py.
+ON_TEXT = [name for name in TRAINING if compose([f"training={name}"]).task is None]
 SMALL = [
     "data.sequence_length=32", "batch.micro_batch=2", "batch.accumulation=2", "budget.total_tokens=null",
     "budget.max_seconds=null", "budget.max_steps=3", "device.accelerator=cpu",
@@ -84,7 +86,7 @@ def _unread(recipe: Recipe, key: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", ON_TEXT)
 def test_it_trains_three_steps_on_a_toy_and_the_checkpoint_loads(name: str, toy: Path, tmp_path: Path) -> None:
     steps: list[Mapping[str, float]] = []
     recipe = compose([*arguments(toy, name), *(["budget.max_steps=0"] if name == "stage1_subln" else [])])

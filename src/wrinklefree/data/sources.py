@@ -77,6 +77,11 @@ def _files(config: SourceConfig, suffix: str) -> list[tuple[str, Path]]:
     return [(file.relative_to(path).as_posix(), file) for file in found]
 
 
+def jsonl_files(config: SourceConfig) -> list[Path]:
+    """Return the one jsonl file of a source, or those of a directory. Raises: InputError when there is none."""
+    return [path for _, path in _files(config, ".jsonl")]
+
+
 def _text(config: SourceConfig) -> Iterator[Document]:
     """A whole file is one document; a directory gives one for each ``*.txt`` below it."""
     for name, path in _files(config, ".txt"):
@@ -112,6 +117,13 @@ def _field(place: str, record: dict[str, Any], field: str) -> str:
 
 def _huggingface(config: SourceConfig) -> Iterator[Document]:
     """A record of a Hugging Face data set is one document."""
+    for index, record in enumerate(huggingface_records(config)):
+        text = _field(f"data set {config.path}, record {index}", record, config.field)
+        yield Document(f"hf:{config.path}:{config.name or ''}:{config.split}:{index}", text)
+
+
+def huggingface_records(config: SourceConfig) -> Iterator[dict[str, Any]]:
+    """Yield the records of a Hugging Face data set. Raises: InputError when it cannot be loaded."""
     if not config.path:
         raise InputError("data source huggingface: no path given; set path to the data set's name, e.g. owner/name")
     if config.streaming and config.limit is None:
@@ -124,11 +136,8 @@ def _huggingface(config: SourceConfig) -> Iterator[Document]:
         ) from error
     try:
         records = datasets.load_dataset(config.path, config.name, split=config.split, streaming=config.streaming)
-        for index, record in enumerate(records):
-            text = _field(f"data set {config.path}, record {index}", dict(record), config.field)
-            yield Document(f"hf:{config.path}:{config.name or ''}:{config.split}:{index}", text)
-    except InputError:
-        raise
+        for record in records:
+            yield dict(record)
     except Exception as error:  # the library raises a dozen unrelated types for "no such name" and "no network"
         raise InputError(
             f"data set {config.path} (split {config.split}): cannot be loaded ({type(error).__name__}: "

@@ -139,6 +139,11 @@ def _checkpoint_config(source: Path) -> dict[str, Any]:
         raise InputError(f"{source}: is not ternary yet; convert it first: wf convert {source} CHECKPOINT")
     if kind == "packed":
         raise InputError(f"{source}: is a packed model already")
+    classes = [name for name in config.get("architectures") or () if str(name).endswith("ForSequenceClassification")]
+    if classes:
+        raise InputError(
+            f"{source}: is a classifier ({classes[0]}); a packed model is for the engine, which writes text"
+        )
     parse_config(config, f"{source}/config.json")  # a family the engine does not run is told before any work
     return config
 

@@ -34,14 +34,15 @@ def convert_model(
     model: nn.Module,
     spec: TernarySpec,
     subln: SublnInit = "none",
-    sequences: Tensor | None = None,
+    sequences: Tensor | Sequence[Tensor] | None = None,
     strength: float = 1.0,
     exclude: Sequence[str] = (),
 ) -> QuantStrength:
     """Swap the declared linears of ``model`` for `BitLinear` and insert SubLN; return the new strength.
 
-    ``sequences`` [N, T] of token ids measures the gains of ``subln="identity"``. Embeddings and head stay as they
-    are, and so do the linears whose path has an entry of ``exclude`` in it (`models.exclusion`); nothing else does.
+    ``sequences`` [N, T] of token ids (or N rows [T] of any lengths) measures the gains of ``subln="identity"``.
+    Embeddings and head stay as they are, and so do the linears whose path has an entry of ``exclude`` in it
+    (`models.exclusion`); nothing else does.
 
     Raises: InputError for an unknown family, a model that is ternary already, or missing ``sequences``.
     """

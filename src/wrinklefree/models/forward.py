@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import InputError
 from wrinklefree.models.block_attention import BlockBatch, block_mask, flex_block_mask
+from wrinklefree.models.pooling import has_class_head
 from wrinklefree.models.subln import decoder_layers
 
 LOGITS = "logits"
@@ -40,8 +41,8 @@ class ForwardOutput:
     ``hidden_states``: L tensors [B, T, D], the residual stream after each decoder layer, before the final norm;
     the embedding is not among them. ``projections``: asked layer -> (q, k, v), each [B, T, H E], straight from
     the projection (before QK-norm and rotary embedding), key and value heads not repeated.
-    ``norm``, ``head``: the model's own modules. ``softcap`` c, where the model has one: its logits are
-    c tanh(head(final) / c).
+    ``norm``, ``head``: the model's own modules; a classifier's head is for `models.pooling.pooled` states.
+    ``softcap`` c, where the model has one: its logits are c tanh(head(final) / c).
     """
 
     final: Tensor
@@ -93,8 +94,9 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-    head = model.get_submodule("lm_head")
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    classifies = has_class_head(model)
+    head = model.get_submodule("score" if classifies else "lm_head")
+    cap = None if classifies else getattr(model.config, "final_logit_softcapping", None)
     return ForwardOutput(
         final=final,
         norm=model.get_submodule("model.norm"),

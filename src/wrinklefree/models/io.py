@@ -24,6 +24,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +33,7 @@ from transformers.utils import logging as hf_logging
 
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.bitnet import is_bitnet_quantized, load_latents
+from wrinklefree.models.classification import is_classifier
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.quant.bitlinear import bit_linears
@@ -96,7 +98,7 @@ def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
         if is_bitnet_quantized(config):
             model = load_latents(config, src, dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+            model = _auto_class(config).from_pretrained(**where, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(**where)
     _forget_gguf(model)
     return model.eval(), tokenizer
@@ -137,7 +139,7 @@ def load_checkpoint(
     with _quiet_loading(str(path)):
         config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = _auto_class(config).from_config(config, dtype=dtype)
         tensors = load_file(path / WEIGHTS)
     subln: SublnInit = "ones" if info.subln != "none" else "none"
     convert_model(model, info.spec, subln=subln, strength=info.strength, exclude=info.exclude)
@@ -155,11 +157,11 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
-    info: CheckpointInfo,
+    info: CheckpointInfo | None,
     replace_existing: bool = False,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write ``model`` to the directory ``out``; it appears whole or not at all.
+    """Write ``model`` to the directory ``out``; it appears whole or not at all. ``info`` None: it is not converted.
 
     ``state``: what is written instead of the model's own ``state_dict()``, for a model whose parameters are elsewhere.
 
@@ -172,7 +174,9 @@ def save_checkpoint(
     try:
         config = json.loads(model.config.to_json_string(use_diff=False))
         config.pop("_name_or_path", None)
-        config["wrinklefree"] = info.to_json()
+        config["architectures"] = [type(model).__name__]
+        if info is not None:
+            config["wrinklefree"] = info.to_json()
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(partial)
         if model.can_generate():
@@ -188,6 +192,10 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wrinklefree.objectives.attention_relation import AttentionRelation
 from wrinklefree.objectives.block_attention import BlockAttention
 from wrinklefree.objectives.block_diffusion import BlockDiffusion, CleanHalf
+from wrinklefree.objectives.classification import Classification, ClassKD
 from wrinklefree.objectives.layerwise import Layerwise
 from wrinklefree.objectives.logits_kd import LogitsKD
 from wrinklefree.objectives.next_token import NextToken
@@ -20,4 +21,6 @@ OBJECTIVES: dict[str, type] = {
     "clean_half": CleanHalf,
     "tcs": TCS,
     "block_attention": BlockAttention,
+    "classification": Classification,
+    "class_kd": ClassKD,
 }

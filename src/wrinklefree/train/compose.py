@@ -151,6 +151,24 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         f"sync.{name}": (lambda r: r.sync.url is None, "sync.url is not set")
         for name in ("mode", "keep_last", "timeout_seconds")
     },
+    **{
+        f"model.{name}": (lambda r: not r.model.convert, "model.convert is false")
+        for name in ("granularity", "group_size", "subln", "exclude")
+    },
+    **{f"strength.{name}": (lambda r: not r.model.convert, "model.convert is false") for name in ("kind", "end")},
+    **{
+        f"task.{name}": (lambda r: r.task is not None and r.task.kind == "completion", "task.kind is completion")
+        for name in ("problem", "text", "text_pair", "join", "label", "labels")
+    },
+    **{
+        f"task.{name}": (lambda r: r.task is not None and r.task.kind != "completion", "task.kind is classification")
+        for name in ("prompt", "completion")
+    },
+    "data.held_out_share": (
+        lambda r: r.task is not None and r.task.held_out is not None,
+        "task.held_out gives the held-out examples",
+    ),
+    "data.cache_dir": (lambda r: r.task is not None, "the examples of a task are encoded anew each time"),
     "model.teacher": (
         lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
         "no objective needs a teacher",

@@ -30,12 +30,12 @@ def diffusing(recipe: Recipe, model: nn.Module, tokenizer: Any, info: Checkpoint
     return replace(info, dlm=marker.to_json())
 
 
-def banned_token(info: CheckpointInfo) -> int | None:
+def banned_token(info: CheckpointInfo | None) -> int | None:
     """Return the MASK of a diffusion model, which no objective may find probable, also when it is trained otherwise."""
-    return None if info.dlm is None else DiffusionMarker.of(info.dlm, "model.source").mask_token_id
+    return None if info is None or info.dlm is None else DiffusionMarker.of(info.dlm, "model.source").mask_token_id
 
 
-def views_of(recipe: Recipe, info: CheckpointInfo) -> dict[str, View]:
+def views_of(recipe: Recipe, info: CheckpointInfo | None) -> dict[str, View]:
     """Return how the views of the batch are made that the recipe's objectives ask for."""
     banned = banned_token(info)
     if not recipe.diffuses or banned is None:
@@ -43,7 +43,7 @@ def views_of(recipe: Recipe, info: CheckpointInfo) -> dict[str, View]:
     return {NOISED_VIEW: noised_view(recipe.diffusion, banned, recipe.seed)}
 
 
-def match_student(teacher: nn.Module, tokenizer: Any, student_tokenizer: Any, info: CheckpointInfo) -> None:
+def match_student(teacher: nn.Module, tokenizer: Any, student_tokenizer: Any, info: CheckpointInfo | None) -> None:
     """Give the teacher of a diffusion model the same MASK: it is never asked for it, but then token ids correspond."""
-    if info.dlm is not None and tokenizer.mask_token_id is None:
+    if info is not None and info.dlm is not None and tokenizer.mask_token_id is None:
         add_mask_token(teacher, tokenizer, student_tokenizer.mask_token)

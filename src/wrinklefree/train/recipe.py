@@ -15,8 +15,11 @@ from typing import Any, Literal
 from wrinklefree.data.build import DataConfig
 from wrinklefree.data.document import SourceConfig
 from wrinklefree.data.mixing import Bounds
+from wrinklefree.data.supervised import TaskConfig
 from wrinklefree.errors import InputError
 from wrinklefree.models.low_rank import LowRankConfig
+from wrinklefree.objectives.base import LogitObjective
+from wrinklefree.objectives.classification import Classification, ClassKD
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
 from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion
@@ -35,6 +38,8 @@ class ModelRecipe:
 
     ``granularity``, ``group_size`` and ``subln`` say how an original model is converted; None is identity SubLN and
     groups of 64, and is what a converted checkpoint, which has its own, must be given.
+    ``exclude``: linears that stay in full precision, by whole components of their paths (`models.exclusion`).
+    ``convert`` false trains an original model as it is, in full precision: a teacher for a task.
     ``teacher``: None is the original model itself, or the one a checkpoint names. ``dtype`` of student and teacher.
     ``compute``: the student's forward products (`quant.products`), but for the layers in ``compute_exclude`` and, in
     fp8, for those with fewer than ``fp8_min_size`` inputs or outputs; ``fp8_scaling``: a factor per row or per tensor.
@@ -50,6 +55,8 @@ class ModelRecipe:
     compute_exclude: tuple[str, ...] = ()
     fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"
     fp8_min_size: int = 512
+    exclude: tuple[str, ...] = ()
+    convert: bool = True
 
     @property
     def spec(self) -> TernarySpec:
@@ -249,12 +256,14 @@ class Recipe:
     """A stage of training, complete. ``objectives``: by name, each with its settings and weight.
 
     ``diffusion``: how the view of the batch is noised, for the objectives that work on it.
+    ``task``: the data are labelled examples, one in each row; None is running text.
     """
 
     stage: str
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     influence: InfluenceRecipe = field(default_factory=InfluenceRecipe)
+    task: TaskConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=Schedule)
     strength: StrengthRecipe = field(default_factory=StrengthRecipe)
@@ -296,6 +305,13 @@ class Recipe:
             self.model.spec,
             self.saliency.share,
         )  # their checks, now
+        check_task(self.task, self.objectives)
+        if self.task is not None and self.influence.kind != "none":
+            raise InputError("influence.kind: a task has one source of examples; there is no mixture to move")
+        if self.task is not None and self.low_rank.init == "closed_form":
+            raise InputError("low_rank.init=closed_form: is measured on running text; calibrate before the task")
+        if self.diffuses and not self.model.convert:
+            raise InputError("model.convert: false is for a teacher; a diffusion model must be converted")
 
     @property
     def step_tokens(self) -> int:
@@ -380,6 +396,16 @@ class Recipe:
         values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
         values["data"] = {name: value for name, value in values["data"].items() if name not in _DATA_NOT_IDENTITY}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_task(task: TaskConfig | None, objectives: Mapping[str, Term]) -> None:
+    """Raise InputError for an objective that has nothing to learn from in such data."""
+    classifies = task is not None and task.kind == "classification"
+    for name, term in objectives.items():
+        if isinstance(term.objective, Classification | ClassKD) and not classifies:
+            raise InputError(f"objectives.{name}: needs examples with a class; set task.kind=classification")
+        if isinstance(term.objective, LogitObjective) and classifies:
+            raise InputError(f"objectives.{name}: predicts tokens, a classifier predicts none; use classification")
 
 
 def _if_any(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,26 +12,20 @@ OUT/config.json, model.safetensors, tokenizer.json ...   the checkpoint, when th
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from wrinklefree.artifact.files import read_json, write_bytes
-from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.data.build import TrainingData, build_data
-from wrinklefree.data.tokens import TextEncoder
+from wrinklefree.artifact.files import json_bytes, write_bytes
+from wrinklefree.data.supervised import SupervisedData
 from wrinklefree.errors import InputError
-from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import forward
-from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, locate_source, save_checkpoint
-from wrinklefree.models.low_rank import prepare_low_rank
+from wrinklefree.models.io import load_checkpoint, load_source, locate_source, save_checkpoint
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
@@ -39,7 +33,8 @@ from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.audit import Summary, first_speaks, note, open_summary, say, write_event
 from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compose import to_yaml
-from wrinklefree.train.diffusion import banned_token, diffusing, match_student, views_of
+from wrinklefree.train.diffusion import banned_token, match_student, views_of
+from wrinklefree.train.held_out import held_out_figures
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.metrics import open_metrics
@@ -52,9 +47,9 @@ from wrinklefree.train.products import products_summary
 from wrinklefree.train.recipe import Recipe
 from wrinklefree.train.remote import Remote
 from wrinklefree.train.session import LoopConfig, RunResult
+from wrinklefree.train.student import Student, build_student, check_teacher, is_converted, monitored
 
 _SUMMARY_SECONDS = 30.0
-_SUBLN_SEQUENCES = 16  # that measure the gains of subln=identity
 
 
 @dataclass(frozen=True)
@@ -64,15 +59,6 @@ class StageResult:
     out: Path
     finished: bool
     result: RunResult
-
-
-@dataclass(frozen=True)
-class _Student:
-    model: nn.Module
-    tokenizer: Any
-    info: CheckpointInfo
-    teacher: str | None
-    data: TrainingData
 
 
 def train(
@@ -87,7 +73,7 @@ def train(
     """
     keep_freed_memory()
     out = out or Path(recipe.out or f"runs/{recipe.stage}-{recipe.identity}")
-    if recipe.model.source and not _is_converted(recipe.model.source):
+    if recipe.model.source and not is_converted(recipe.model.source):
         locate_source(recipe.model.source)  # a wrong name must not leave a directory behind
     _claim(out, recipe)
     fabric = build_fabric(recipe.device)
@@ -110,13 +96,15 @@ def _run(
         say(line)
     remote = _remote(recipe, out, fabric)
     torch.manual_seed(recipe.seed)
-    student = _build_student(recipe)
+    student = build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
     info = student.info
-    manager = ObjectiveManager(recipe.objectives, views=views_of(recipe, info), banned=banned_token(info))
+    manager = ObjectiveManager(
+        recipe.objectives, monitored(recipe), views=views_of(recipe, info), banned=banned_token(info)
+    )
     module = wrap(student.model, fabric)
     optimizer = build_optimizer(student.model, recipe.optimizer)
-    companions = build_companions(recipe, student.model, student.data)
+    companions = build_companions(recipe, student.model, student.data)  # type: ignore[arg-type]
     check_sharded(student.model, recipe.optimizer.kind, companions)
     log, first = recipe.log, fabric.global_rank == 0
     identity = run_id(out) if first else None
@@ -212,49 +200,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     write_bytes(kept, text.encode())
 
 
-def _build_student(recipe: Recipe) -> _Student:
-    """Load a converted checkpoint, or load and convert an original model; read the data with its tokenizer."""
-    source = recipe.model.source
-    if not source:
-        raise InputError("model.source: none given; name a model (model=NAME or model=PATH)")
-    dtype = getattr(torch, recipe.model.dtype)
-    if _is_converted(source):
-        for name in ("granularity", "group_size", "subln"):
-            if getattr(recipe.model, name) is not None:
-                raise InputError(f"model.{name}: nothing would read it, because {source} is converted already")
-        model, tokenizer, info = load_checkpoint(source, dtype)
-        info = diffusing(recipe, model, tokenizer, info)
-        data = build_data(recipe.data_config, _encoder(tokenizer))
-        prepare_low_rank(model, recipe.low_rank, _rows(data), original=False, say=say)
-        return _Student(model, tokenizer, info, recipe.model.teacher or info.teacher, data)
-    model, tokenizer = load_source(source, dtype)
-    subln = recipe.model.subln or "identity"
-    info = CheckpointInfo(stage="convert", spec=recipe.model.spec, subln=subln, teacher=source)
-    info = diffusing(recipe, model, tokenizer, info)
-    data = build_data(recipe.data_config, _encoder(tokenizer))
-    sequences = _rows(data)(_SUBLN_SEQUENCES) if subln == "identity" else None
-    convert_model(model, recipe.model.spec, subln, sequences)
-    prepare_low_rank(model, recipe.low_rank, _rows(data), original=True, say=say)
-    return _Student(model, tokenizer, info, recipe.model.teacher or source, data)
-
-
-def _rows(data: TrainingData) -> Callable[[int], Tensor]:
-    return lambda count: data.stream.batch(0, count).input_ids
-
-
-def _is_converted(source: str) -> bool:
-    path = Path(source) / "config.json"
-    return path.is_file() and "wrinklefree" in read_json(path)
-
-
-def _encoder(tokenizer: Any) -> TextEncoder:
-    """Our own tokenizer, read from the files of a Hugging Face one: BOS exactly once, and the engine's ids."""
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        return TextEncoder.of(Tokenizer.load(Path(directory)))
-
-
-def _teacher(recipe: Recipe, student: _Student, fabric: Fabric) -> LocalTeacher:
+def _teacher(recipe: Recipe, student: Student, fabric: Fabric) -> LocalTeacher:
     name = student.teacher
     if not name:
         raise InputError("model.teacher: the checkpoint names no original model; set model.teacher")
@@ -263,11 +209,15 @@ def _teacher(recipe: Recipe, student: _Student, fabric: Fabric) -> LocalTeacher:
     def load() -> nn.Module:
         say(f"Loading the teacher {name}.")
         dtype = getattr(torch, recipe.model.dtype)
-        model, tokenizer = load_checkpoint(name, dtype)[:2] if _is_converted(name) else load_source(name, dtype)
+        model, tokenizer = load_checkpoint(name, dtype)[:2] if is_converted(name) else load_source(name, dtype)
         match_student(model, tokenizer, student.tokenizer, student.info)
         if tokenizer.get_vocab() != vocabulary:
             raise InputError(f"teacher {name}: its tokenizer is not the student's; token ids would not correspond")
+        check_teacher(model, name, student)
         return model
+
+    if recipe.task is not None and recipe.model.teacher is None:
+        say(f"The teacher is {name} as it is: fine-tune it on the task first (training=teacher_finetune).")
 
     return LocalTeacher(load, forward, student.model, fabric.device)
 
@@ -289,13 +239,13 @@ def _loop_config(recipe: Recipe, out: Path) -> LoopConfig:
 
 
 def _finish(
-    recipe: Recipe, student: _Student, result: RunResult, out: Path, weights: Mapping[str, Tensor] | None
+    recipe: Recipe, student: Student, result: RunResult, out: Path, weights: Mapping[str, Tensor] | None
 ) -> None:
     """Write the checkpoint beside and move its files in; config.json last, because it is what makes a checkpoint.
 
     ``weights``: gathered, of a sharded student.
     """
-    info = replace(
+    info = student.info and replace(
         student.info,
         stage=recipe.stage,
         strength=quant_strength(student.model).value if any(True for _ in bit_linears(student.model)) else 1.0,
@@ -309,6 +259,10 @@ def _finish(
     for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         path.replace(out / path.name)
     written.rmdir()
+    if isinstance(student.data, SupervisedData) and weights is None:
+        figures = held_out_figures(student.model, student.data)
+        write_bytes(out / "held_out.json", json_bytes(figures))
+        say("Held out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + ".")
     if products := products_summary(student.model):
         say(products)
     say(f"Finished: {result.position.step} steps, {result.position.tokens} tokens; checkpoint in {out}.")
