@@ -22,7 +22,7 @@ from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
 from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
-from wrinklefree.export.walk import TernaryLayer, check_exportable, num_parameters, walk
+from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 from wrinklefree.quant.low_rank import low_rank_linears
 
@@ -97,7 +97,7 @@ def export(
         tokenizer = Tokenizer.load(source)
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
-        check_exportable(model)
+        ternary = {entry.name: entry.shape for entry in walk(model) if isinstance(entry, TernaryLayer)}
         ranks = {name: layer.rank for name, layer in low_rank_linears(model)}
         info = replace(_packed_info(checkpoint, embedding, LAYOUTS[bits]), low_rank=ranks)
         show(0.2, "ternarising and writing")
@@ -110,10 +110,8 @@ def export(
             codes = check_codes(directory, model, tables)
             show(0.6, "comparing with the source")
             agreement = _compare(directory, model, tables, threads, greedy_tokens)
-        ternary = {
-            entry.name: entry.shape[0] * entry.shape[1] for entry in walk(model) if isinstance(entry, TernaryLayer)
-        }
         ternary_bytes = sum(change.written_bytes for change in tensors if change.name in ternary)
+        ternary_weights = sum(rows * columns for rows, columns in ternary.values())
         written = sum(change.written_bytes for change in tensors)
         parameters = num_parameters(model)
         return ExportReport(
@@ -124,7 +122,7 @@ def export(
             source_bytes=_total_bytes(source),
             written_bytes=_total_bytes(directory),
             bits_per_weight=8 * written / parameters,
-            bits_per_ternary_weight=8 * ternary_bytes / sum(ternary.values()),
+            bits_per_ternary_weight=8 * ternary_bytes / ternary_weights,
             tensors=tuple(tensors),
             codes=codes,
             agreement=agreement,

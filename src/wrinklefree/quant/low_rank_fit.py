@@ -118,14 +118,18 @@ def optimal_factors(weight: Tensor, product: Tensor, moments: Moments, rank: int
     """Return ``u [O, r]`` and ``v [r, I]`` of the least damped error at fixed ``product`` What ``[O, I]``.
 
     With M = (W X - What Y) X^T (X X^T + eps I)^-1: U the first r eigenvectors of M (X X^T + eps I) M^T, V^T = U^T M.
+    With X X^T + eps I = L L^T and A = M L these are A's left singular vectors, found from its smaller Gram matrix.
     Both are scaled alike, so that the two train at one learning rate: the function is U V^T whatever their split.
     """
     residual = weight @ moments.xx - product @ moments.xy.t()
     damped = damp(moments.xx, epsilon)
-    m = torch.cholesky_solve(residual.t(), torch.linalg.cholesky(damped)).t()
-    _, vectors = torch.linalg.eigh(m @ residual.t())
-    u = vectors[:, -rank:].flip(1)
-    v = u.t() @ m
+    lower = torch.linalg.cholesky(damped)
+    a = torch.linalg.solve_triangular(lower, residual.t(), upper=False).t()
+    if a.shape[0] <= a.shape[1]:
+        u = torch.linalg.eigh(a @ a.t())[1][:, -rank:].flip(1)
+    else:
+        u = torch.linalg.qr(a @ torch.linalg.eigh(a.t() @ a)[1][:, -rank:].flip(1))[0]
+    v = torch.linalg.solve_triangular(lower.t(), a.t() @ u, upper=True).t()
     balance = v.norm(dim=1).clamp(min=1e-12).sqrt()
     return u * balance, v / balance[:, None]
 
