@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ def layer(
 
 @pytest.mark.parametrize("device", DEVICES)
 @given(rows=st.integers(1, 40), inputs=st.integers(1, 130), outputs=st.integers(1, 40), seed=st.integers(0, 99))
+@example(rows=1, inputs=1, outputs=2, seed=0)
 @settings(deadline=None, max_examples=40)
 def test_integer_products_are_exact(device: str, rows: int, inputs: int, outputs: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

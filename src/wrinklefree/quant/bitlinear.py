@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from wrinklefree.errors import InputError
 from wrinklefree.quant.activation import fake_quantize_activation
 from wrinklefree.quant.saliency import rest_scale
-from wrinklefree.quant.ternary import TernarySpec, absmean_scale, grouped, in_blocks, round_weight, storable, ternarize
+from wrinklefree.quant.ternary import TernarySpec, grouped, in_blocks, round_absmean, round_weight, storable, ternarize
 
 # A latent further than this many scales from zero no longer receives a gradient when its scale is learned: it could
 # only grow, and would then need as many steps to come back. Half a scale beyond the last rounding threshold.
@@ -112,21 +112,26 @@ class _LearnedScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         latent, scale, value = ctx.saved_tensors
-        blocks, expanded = in_blocks(latent, storable(scale, ctx.spec), ctx.spec)
-        inside = (blocks.abs() <= CLIP_IN_SCALES * expanded.to(latent.dtype)).view(latent.shape)
+        gradient, spec = gradients[0], ctx.spec
+        stored = storable(scale, spec)
+        blocks, expanded = in_blocks(latent, stored, spec)
+        buffer = blocks.abs()
+        inside = (buffer <= CLIP_IN_SCALES * expanded.to(latent.dtype)).view(latent.shape)
         scale_gradient = None
         if ctx.needs_input_grad[1]:
-            scale_gradient = _scale_gradient(gradients[0] * value.sign(), scale, ctx.spec)
-        return gradients[0] * inside, scale_gradient, None, None
+            # The value is the code times the scale, so this is the sum of gradient * code.
+            products = torch.mul(gradient, value, out=buffer.view(latent.shape))
+            scale_gradient = _sums(products, spec, scale.dtype).view_as(scale) / stored
+        return gradient * inside, scale_gradient, None, None
 
 
-def _scale_gradient(products: Tensor, scale: Tensor, spec: TernarySpec) -> Tensor:
-    """Sum ``products [O, I]`` over the weights of each scale, in the shape of ``scale``."""
+def _sums(products: Tensor, spec: TernarySpec, dtype: torch.dtype) -> Tensor:
+    """Sum ``products [O, I]`` over the weights of each scale."""
     if spec.granularity == "tensor":
-        return products.sum(dtype=scale.dtype).view_as(scale)
+        return products.sum(dtype=dtype)
     if spec.granularity == "row":
-        return products.sum(dim=1, dtype=scale.dtype)
-    return grouped(products, spec).sum(dim=-1, dtype=scale.dtype)
+        return products.sum(dim=1, dtype=dtype)
+    return grouped(products, spec).sum(dim=-1, dtype=dtype)
 
 
 @dataclass
@@ -216,12 +221,13 @@ class BitLinear(nn.Linear):
     @torch.no_grad()
     def quantized_weight(self) -> tuple[Tensor, Tensor]:
         """Return Q(w) ``[O, I]`` in the latents' dtype (kept columns are as they are), and its scales."""
+        if self.weight_scale is None and self.kept_columns is None:
+            return round_absmean(self.weight, self.spec)
         if self.weight_scale is not None:
             scale = storable(self.weight_scale, self.spec)
-        elif self.kept_columns is not None:
-            scale = rest_scale(self.weight, self.kept_columns, self.spec)
         else:
-            scale = absmean_scale(self.weight, self.spec)
+            assert self.kept_columns is not None
+            scale = rest_scale(self.weight, self.kept_columns, self.spec)
         quantized = round_weight(self.weight, self.spec, scale)
         if self.kept_columns is not None:
             quantized = torch.where(self.kept_columns, self.weight, quantized)

@@ -25,6 +25,8 @@ _CUDA_ROWS, _CUDA_MULTIPLE = 17, 8
 def integer_product(x: Tensor, codes: Tensor) -> Tensor:
     """Return ``x [N, I] @ codes [O, I]^T`` of int8 tensors as int32 ``[N, O]``, exact."""
     if x.device.type != "cuda":
+        if x.shape[1] == 1:  # of one column torch 2.13 returns something else, without an error
+            x, codes = F.pad(x, (0, 1)), F.pad(codes, (0, 1))
         return torch._int_mm(x, codes.t())
     rows, outputs = x.shape[0], codes.shape[0]
     tail = -x.shape[1] % _CUDA_MULTIPLE

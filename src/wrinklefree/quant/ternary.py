@@ -67,12 +67,16 @@ def absmean_scale(weight: Tensor, spec: TernarySpec) -> Tensor:
 
     Source: arXiv 2402.17764, the absmean quantiser. Differs: finer than per tensor when ``spec`` says so.
     """
-    magnitude = weight.detach().abs().float()
+    return _mean(weight.detach().abs().float(), spec)
+
+
+def _mean(magnitude: Tensor, spec: TernarySpec) -> Tensor:
+    """The storable means of ``magnitude [O, I]`` over each tensor, row or group."""
     if spec.granularity == "tensor":
         scale = magnitude.mean().reshape(1)
     elif spec.granularity == "row":
         scale = magnitude.mean(dim=1)
-    elif weight.shape[1] % spec.group_size == 0:
+    elif magnitude.shape[1] % spec.group_size == 0:
         scale = grouped(magnitude, spec).sum(dim=-1) / spec.group_size
     else:
         members = grouped(torch.ones_like(magnitude[:1]), spec).sum(dim=-1)
@@ -113,6 +117,19 @@ def round_weight(weight: Tensor, spec: TernarySpec, scale: Tensor | None = None)
     blocks, expanded = in_blocks(weight, stored, spec)
     codes = round_clip(blocks if weight.dtype is not torch.float64 else blocks.float(), expanded)
     return codes.to(weight.dtype).mul_(expanded.to(weight.dtype)).view(weight.shape)
+
+
+def round_absmean(weight: Tensor, spec: TernarySpec) -> tuple[Tensor, Tensor]:
+    """Return `round_weight` and `absmean_scale` of ``weight [O, I]``: the same bits, with one new tensor."""
+    weight = weight.detach()
+    if weight.dtype is not torch.float32:
+        scale = absmean_scale(weight, spec)
+        return round_weight(weight, spec, scale), scale
+    buffer = weight.abs()
+    scale = _mean(buffer, spec)
+    blocks, expanded = in_blocks(weight, scale, spec)
+    torch.div(blocks, expanded, out=buffer.view(blocks.shape)).round_().clamp_(-1, 1).mul_(expanded)
+    return buffer, scale
 
 
 def dequantize(codes: Tensor, scale: Tensor, spec: TernarySpec) -> Tensor:
