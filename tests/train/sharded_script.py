@@ -26,6 +26,7 @@ from wrinklefree.objectives import Layerwise, LogitsKD, NextToken
 from wrinklefree.objectives.manager import ObjectiveManager, Term
 from wrinklefree.optim.build import OptimizerConfig, build_optimizer
 from wrinklefree.teachers.local import LocalTeacher
+from wrinklefree.train.compiled import checkpoint_layers
 from wrinklefree.train.loop import run
 from wrinklefree.train.parallel import build_fabric, gathered_state, wrap
 from wrinklefree.train.peers import Peers, launch
@@ -71,7 +72,7 @@ def train(
 ) -> None:
     student, teacher = toy_model(1, ternary=True, subln=subln, scales=learned_scales), toy_model(2)
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        checkpoint_layers(student)
     terms = {"next_token": Term(NextToken()), "logits_kd": Term(LogitsKD()), "layerwise": Term(Layerwise())}
     module = wrap(student, fabric)
     adamw = build_optimizer(student, OptimizerConfig(lr=LR))

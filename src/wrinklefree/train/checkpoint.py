@@ -181,6 +181,16 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> dict[str, Any] |
     return None if path is None else load_state(path, check=False)
 
 
+def peek(directory: Path, key: str) -> Any:
+    """Return one value of the newest state without reading its tensors, None when there is none to read."""
+    for path in reversed(states(directory)):
+        try:
+            return read_all(load_state(path, lazy=True, check=False).get(key))
+        except (FormatError, OSError, KeyError):
+            continue  # `newest` tells of it
+    return None
+
+
 def states(directory: Path) -> list[Path]:
     """Return the states in ``directory``, the oldest first; damaged ones too."""
     if not directory.is_dir():

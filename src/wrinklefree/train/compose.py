@@ -147,6 +147,7 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "influence.landmarks": (lambda r: r.influence.kind != "distillation", "only influence.kind=distillation does"),
     "influence.memory": (lambda r: r.influence.kind != "online", "only influence.kind=online does"),
+    "batch.memory_gib": (lambda r: not r.batch.find, "batch.find is false"),
     **{
         f"sync.{name}": (lambda r: r.sync.url is None, "sync.url is not set")
         for name in ("mode", "keep_last", "timeout_seconds")

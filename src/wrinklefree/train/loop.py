@@ -138,7 +138,8 @@ def _step(session: Session) -> dict[str, float]:
     # The parameters stay as they are until the last micro-batch, so ternarising once for all of them is enough. Of a
     # sharded student they would be codes of all its layers, in every process.
     sharded = session.sharded
-    with held_codes(session.student) if len(batches) > 1 and not sharded else nullcontext():
+    hold = config.hold_codes and len(batches) > 1 and not sharded
+    with held_codes(session.student) if hold else nullcontext():
         for index, batch in enumerate(batches):
             taught = _taught(session, batch, setting, progress)
 

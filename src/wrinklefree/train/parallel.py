@@ -56,6 +56,13 @@ class Group:
         """Return the first process's ``number``."""
         return int(self.sum(torch.tensor(number if self.rank == 0 else 0, dtype=torch.int64)))
 
+    def least(self, number: int) -> int:
+        """Return the smallest ``number`` of all processes."""
+        if self.size == 1 or self._fabric is None:
+            return number
+        value = torch.tensor(number, dtype=torch.int64, device=self._fabric.device)
+        return int(self._fabric.all_reduce(value, reduce_op="min"))  # type: ignore[arg-type]
+
     def agree(self, ok: bool) -> bool:
         """Return whether ``ok`` holds in every process."""
         return int(self.sum(torch.tensor(int(ok), dtype=torch.int64))) == self.size

@@ -27,6 +27,7 @@ from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.optim.schedules import plan_steps
 from wrinklefree.quant.saliency import Annealing, KeptShare
 from wrinklefree.quant.ternary import TernarySpec
+from wrinklefree.train.compiled import CompileMode
 from wrinklefree.train.metrics import TRACKERS
 from wrinklefree.train.position import Budget, Schedule
 from wrinklefree.train.remote import SyncRecipe
@@ -142,10 +143,16 @@ class InfluenceRecipe:
 
 @dataclass(frozen=True)
 class BatchRecipe:
-    """Sequences: ``micro_batch`` in one forward of one process, ``accumulation`` forwards in one step."""
+    """Sequences: ``micro_batch`` in one forward of one process, ``accumulation`` forwards in one step.
+
+    ``find``: divide their product anew, into the largest micro-batch that fits into ``memory_gib`` for each process
+    (None: most of what is free) and as many forwards as that leaves; see `train.batch_finder`.
+    """
 
     micro_batch: int = 8
     accumulation: int = 1
+    find: bool = False
+    memory_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -238,12 +245,20 @@ class DeviceRecipe:
     ``strategy``: ddp keeps the student whole in every process, fsdp divides parameters, gradients and optimizer state
     among them; auto is ddp.
     ``precision`` bf16-mixed computes the products of a float32 student in bfloat16.
+    ``compile``: the mode of torch.compile for the decoder layers. ``gradient_checkpointing``: keep the layers' inputs
+    only and compute them twice. See `train.compiled`.
     """
 
     accelerator: str = "auto"
     devices: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: CompileMode = "none"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compile != "none" and self.strategy == "fsdp" and self.devices > 1:
+            raise InputError("device.compile: has not been tried on sharded layers; use strategy=ddp or compile=none")
 
 
 # What may differ between the two halves of an interrupted run.
@@ -296,6 +311,13 @@ class Recipe:
         ):
             if value < 1:
                 raise InputError(f"{name}: found {value}, it must be at least 1")
+        if self.batch.memory_gib is not None and self.batch.memory_gib <= 0.0:
+            raise InputError(f"batch.memory_gib: found {self.batch.memory_gib}, it must be above 0")
+        if self.batch.find and self.device.strategy == "fsdp" and self.device.devices > 1:
+            raise InputError(
+                "batch.find: with device.strategy=fsdp a process that runs out of memory would leave the others "
+                "waiting in the middle of a layer; set batch.micro_batch, or use ddp"
+            )
         if self.log.tracker not in TRACKERS:
             raise InputError(f"log.tracker: found {self.log.tracker!r}, allowed is {' or '.join(TRACKERS)}")
         _ = (

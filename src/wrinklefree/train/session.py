@@ -83,7 +83,8 @@ class LoopConfig:
 
     ``clip_norm`` None leaves gradients alone. ``max_nonfinite``: so many skipped steps in a row end the run.
     ``keep_last`` states stay in ``state_dir``, written every ``save_every`` steps and at the end; they resume only
-    under the same ``identity``. ``source_names``: of the stream's sources, as a curriculum's mixtures name them.
+    under the same ``identity``. ``hold_codes``: ternarise once for all micro-batches of a step.
+    ``source_names``: of the stream's sources, as a curriculum's mixtures name them.
     """
 
     micro_batch: int = 8
@@ -96,6 +97,7 @@ class LoopConfig:
     save_every: int | None = None
     keep_last: int = 2
     identity: str = ""
+    hold_codes: bool = True
     source_names: tuple[str, ...] = ()
 
 

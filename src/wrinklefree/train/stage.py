@@ -29,9 +29,13 @@ from wrinklefree.models.io import load_checkpoint, load_source, locate_source, s
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.teachers.base import Teacher
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.audit import Summary, first_speaks, note, open_summary, say, write_event
+from wrinklefree.train.batch_finder import find_batch
+from wrinklefree.train.checkpoint import peek
 from wrinklefree.train.companions import build_companions
+from wrinklefree.train.compiled import checkpoint_layers, compile_layers
 from wrinklefree.train.compose import to_yaml
 from wrinklefree.train.diffusion import banned_token, match_student, views_of
 from wrinklefree.train.held_out import held_out_figures
@@ -39,14 +43,15 @@ from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.metrics import open_metrics
 from wrinklefree.train.naming import run_id, run_name
-from wrinklefree.train.parallel import build_fabric, check_sharded, gathered_state, is_sharded, wrap
+from wrinklefree.train.parallel import Group, build_fabric, check_sharded, gathered_state, is_sharded, wrap
 from wrinklefree.train.peers import Peers, launch
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
+from wrinklefree.train.probe import Probe
 from wrinklefree.train.products import products_summary
-from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.recipe import BatchRecipe, Recipe
 from wrinklefree.train.remote import Remote
-from wrinklefree.train.session import LoopConfig, RunResult
+from wrinklefree.train.session import Companion, LoopConfig, RunResult
 from wrinklefree.train.student import Student, build_student, check_teacher, is_converted, monitored
 
 _SUMMARY_SECONDS = 30.0
@@ -102,9 +107,17 @@ def _run(
     manager = ObjectiveManager(
         recipe.objectives, monitored(recipe), views=views_of(recipe, info), banned=banned_token(info)
     )
+    teacher = _teacher(recipe, student, fabric) if manager.taught else None
+    if recipe.device.gradient_checkpointing:
+        checkpoint_layers(student.model)
+    probe = _probe(recipe, student, manager, teacher, fabric)
+    if recipe.batch.find:
+        recipe = replace(recipe, batch=_found_batch(recipe.batch, out / "state", probe, Group(fabric)))
+    companions = build_companions(recipe, student.model, student.data)  # type: ignore[arg-type]
+    compiled = recipe.device.compile != "none" and _compile(recipe, probe, companions)
+    probe.end()
     module = wrap(student.model, fabric)
     optimizer = build_optimizer(student.model, recipe.optimizer)
-    companions = build_companions(recipe, student.model, student.data)  # type: ignore[arg-type]
     check_sharded(student.model, recipe.optimizer.kind, companions)
     log, first = recipe.log, fabric.global_rank == 0
     identity = run_id(out) if first else None
@@ -116,9 +129,9 @@ def _run(
             student.data.stream,
             optimizer,
             manager,
-            config=_loop_config(recipe, out),
+            config=_loop_config(recipe, out, hold_codes=not compiled),
             budget=recipe.run_budget,
-            teacher=_teacher(recipe, student, fabric) if manager.taught else None,
+            teacher=teacher,
             curriculum=recipe.run_curriculum,
             schedule=recipe.schedule,
             warmup=recipe.run_warmup,
@@ -222,7 +235,38 @@ def _teacher(recipe: Recipe, student: Student, fabric: Fabric) -> LocalTeacher:
     return LocalTeacher(load, forward, student.model, fabric.device)
 
 
-def _loop_config(recipe: Recipe, out: Path) -> LoopConfig:
+def _probe(
+    recipe: Recipe, student: Student, manager: ObjectiveManager, teacher: Teacher | None, fabric: Fabric
+) -> Probe:
+    if recipe.batch.find or recipe.device.compile != "none":
+        student.model.to(fabric.device)
+    return Probe(
+        student.model, student.data.stream, manager, recipe.run_curriculum, teacher, fabric.device,
+        blends=recipe.strength.kind != "constant", hold=recipe.device.compile == "none", autocast=fabric.autocast,
+    )  # fmt: skip
+
+
+def _found_batch(batch: BatchRecipe, states: Path, probe: Probe, group: Group) -> BatchRecipe:
+    """Divide a step's sequences anew; a resumed run keeps the micro-batch of the state it resumes from."""
+    sequences = batch.micro_batch * batch.accumulation
+    kept = peek(states, "batch") if group.rank == 0 else None
+    micro_batch = group.first(int(kept[0]) if kept and sequences % int(kept[0]) == 0 else 0)
+    if not micro_batch:
+        found = find_batch(probe, sequences, batch.memory_gib, group.size)
+        say(found.line())
+        micro_batch = group.least(found.micro_batch)
+    return replace(batch, micro_batch=micro_batch, accumulation=sequences // micro_batch)
+
+
+def _compile(recipe: Recipe, probe: Probe, companions: list[Companion]) -> bool:
+    wants = [name for term in recipe.objectives.values() for name in term.objective.needs.states]
+    micro_batch = recipe.batch.micro_batch
+    return compile_layers(
+        probe.student, recipe.device.compile, wants, companions, lambda: probe.run(micro_batch, batches=1)
+    )
+
+
+def _loop_config(recipe: Recipe, out: Path, hold_codes: bool) -> LoopConfig:
     return LoopConfig(
         micro_batch=recipe.batch.micro_batch,
         accumulation=recipe.batch.accumulation,
@@ -234,6 +278,7 @@ def _loop_config(recipe: Recipe, out: Path) -> LoopConfig:
         save_every=recipe.checkpoint.save_every,
         keep_last=recipe.checkpoint.keep_last,
         identity=recipe.identity,
+        hold_codes=hold_codes,
         source_names=tuple(recipe.data.sources),
     )
 
