@@ -37,6 +37,7 @@ TRAINING_ONLY = {"quant", "optim", "data", "models", "teachers", "objectives", "
 DOORS = {
     "transformers": ("models/",),
     "datasets": ("data/sources.py",),
+    "pyarrow": ("data/arrow.py",),
     "lightning": ("train/",),
     "hydra": ("train/compose.py",),
     "omegaconf": ("train/compose.py",),

@@ -92,7 +92,7 @@ def test_hugging_face_failure_names_the_offline_sources(monkeypatch: pytest.Monk
             raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", Offline)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"ConnectionError: no route\); .*python-docs, text and jsonl") as caught:
+    with pytest.raises(InputError, match=r"ConnectionError: no route\); .*python-docs, text, jsonl") as caught:
         read_documents(SourceConfig("huggingface", "owner/name"))
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -21,6 +21,7 @@ from wrinklefree.data.stream import PackedStream
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import HIDDEN, forward
 from wrinklefree.quant.bitlinear import quant_strength
+from wrinklefree.train.compose import compose
 from wrinklefree.train.influence import Influence
 from wrinklefree.train.loop import run
 from wrinklefree.train.position import Budget, Schedule
@@ -162,3 +163,21 @@ def test_settings_that_cannot_work_are_input_errors() -> None:
         InfluenceRecipe(min_weight=0.7)
     with pytest.raises(InputError, match="2 shares"):
         Bounds(0.0, 0.4).check(2)
+
+
+def test_mixed_pretrain_has_five_sources_and_composes() -> None:
+    recipe = compose(["training=stage2_pretrain", "data=mixed_pretrain"])
+    weights = {name: source.weight for name, source in recipe.data.sources.items()}
+    assert weights == {"dclm": 0.25, "fineweb-edu": 0.35, "github-code": 0.1, "finemath": 0.15, "slimpajama": 0.15}
+    assert recipe.data.sources["github-code"].field == "content"
+    assert list(compose(["training=stage2_pretrain", "data=fineweb"]).data.sources) == ["fineweb-edu"]
+
+
+def test_workers_and_cache_are_no_part_of_what_is_learned() -> None:
+    base = compose(["training=stage2_pretrain"])
+    other = compose(["training=stage2_pretrain", "data.workers=3", "data.prefetch=4", "data.cache_dir=x"])
+    assert base.identity == other.identity
+    assert base.identity != compose(["training=stage2_pretrain", "influence.kind=online"]).identity
+    for wrong, message in (("influence.every=5", "kind is none"), ("data.prefetch=3", "builds no batch ahead")):
+        with pytest.raises(InputError, match=message):
+            compose(["training=stage2_pretrain", wrong])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wrinklefree.data.document import Document, SourceConfig
 from wrinklefree.data.packing import PackedSequences
 from wrinklefree.data.python_docs import HELD_OUT_TOPICS
 from wrinklefree.data.sources import read_documents
-from wrinklefree.data.split import Split, set_aside, shared_document, split
+from wrinklefree.data.split import Split, set_aside, shared_document, split, without_duplicates
 from wrinklefree.data.stream import PackedStream
 from wrinklefree.data.tokens import TextEncoder, tokenize
 from wrinklefree.errors import InputError
@@ -100,8 +100,20 @@ def split_probe(splits: tuple[Split, ...], config: DataConfig) -> tuple[tuple[Sp
 
 
 def split_sources(sources: tuple[SourceConfig, ...], share: float = 0.1) -> tuple[Split, ...]:
-    """Return each source split; training text of every source is guarded against the held-out text of all."""
-    splits = [split_source(source, share) for source in sources]
+    """Return each source split; training text of every source is guarded against the held-out text of all.
+
+    A text that several sources have is kept in the first of them.
+
+    Raises: InputError when a source has nothing of its own.
+    """
+    found = [read_documents(source) for source in sources]
+    splits = []
+    for number, (source, kept) in enumerate(zip(sources, without_duplicates(found), strict=True)):
+        if not kept:
+            raise InputError(
+                f"{source.path or source.kind}: every document of it stands in the sources before it; remove it"
+            )
+        splits.append(replace(_split(source, kept, share), duplicates=len(found[number]) - len(kept)))
     if len(splits) == 1:
         return tuple(splits)
     everything = [document for part in splits for document in part.held_out]
@@ -110,7 +122,10 @@ def split_sources(sources: tuple[SourceConfig, ...], share: float = 0.1) -> tupl
 
 def split_source(source: SourceConfig, share: float = 0.1) -> Split:
     """Return one source's training and held-out documents; python-docs holds out HELD_OUT_TOPICS, others ``share``."""
-    documents = read_documents(source)
+    return _split(source, read_documents(source), share)
+
+
+def _split(source: SourceConfig, documents: list[Document], share: float) -> Split:
     if source.kind == "python-docs":
         present = {document.id for document in documents}
         return split(documents, ids=[name for name in HELD_OUT_TOPICS if name in present])

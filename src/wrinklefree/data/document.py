@@ -18,8 +18,8 @@ class SourceConfig:
     """Where documents come from.
 
     ``kind``: a name in ``SOURCES``.
-    ``path``: file or directory (text, jsonl) or data set name (huggingface).
-    ``field``: name of the text field of a record (jsonl, huggingface).
+    ``path``: file or directory (text, jsonl, parquet) or data set name (huggingface).
+    ``field``: name of the text field of a record (jsonl, parquet, huggingface).
     ``name``, ``split``, ``streaming``: configuration, split and streaming flag of a Hugging Face data set.
     ``docstrings``: whether python-docs adds the standard library's docstrings to the topics.
     ``limit``: at most so many documents, in the source's order; None takes all (streaming needs one).

@@ -5,15 +5,18 @@ A new source is a function ``SourceConfig -> Iterator[Document]`` and one line i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.data.arrow import COMPRESSIONS, compressed_lines, parquet
 from wrinklefree.data.document import Document, SourceConfig
+from wrinklefree.data.files import field_text, json_text, read_text, source_files
 from wrinklefree.data.python_docs import python_docs
 from wrinklefree.errors import InputError, MissingDependencyError, unknown_name
+
+_JSONL = (".jsonl", *(f".jsonl{ending}" for ending in COMPRESSIONS))
 
 
 def read_documents(config: SourceConfig) -> list[Document]:
@@ -35,90 +38,44 @@ def read_documents(config: SourceConfig) -> list[Document]:
 def source_from_name(name: str) -> SourceConfig:
     """Return the source a single word on the command line means.
 
-    ``python-docs`` is the offline default; ``*.jsonl`` a jsonl file; anything else a text file or directory.
+    ``python-docs`` is the offline default; ``*.jsonl`` (also with ``.gz`` or ``.zst``) a jsonl file, ``*.parquet`` a
+    parquet file; anything else a text file or directory.
     """
     if name == "python-docs":
         return SourceConfig()
-    return SourceConfig(kind="jsonl" if name.endswith(".jsonl") else "text", path=name)
-
-
-def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text, without a byte order mark, line ends as ``\\n``.
-
-    Raises: InputError when it is missing, not a file, unreadable or not UTF-8.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: found a byte that is not UTF-8 at offset {error.start}; convert it, e.g. iconv -t UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return text.replace("\r\n", "\n")
+    if name.endswith(".parquet"):
+        return SourceConfig(kind="parquet", path=name)
+    return SourceConfig(kind="jsonl" if name.endswith(_JSONL) else "text", path=name)
 
 
 def _place(config: SourceConfig) -> str:
     return config.path or config.kind
 
 
-def _files(config: SourceConfig, suffix: str) -> list[tuple[str, Path]]:
-    """Return (name, path) of the one file, or of a directory's files with the suffix, sorted by name."""
-    if not config.path:
-        raise InputError(f"data source {config.kind}: no path given; set path to a {suffix} file or a directory")
-    path = Path(config.path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
-    if not path.is_dir():
-        return [(path.name, path)]
-    found = sorted(path.rglob(f"*{suffix}"))
-    if not found:
-        raise InputError(f"{path}: the directory holds no {suffix} file")
-    return [(file.relative_to(path).as_posix(), file) for file in found]
-
-
 def jsonl_files(config: SourceConfig) -> list[Path]:
-    """Return the one jsonl file of a source, or those of a directory. Raises: InputError when there is none."""
-    return [path for _, path in _files(config, ".jsonl")]
+    """Return the jsonl files of a source, plain ones only. Raises: InputError when there is none."""
+    return [path for _, path in source_files(config, ".jsonl")]
 
 
 def _text(config: SourceConfig) -> Iterator[Document]:
     """A whole file is one document; a directory gives one for each ``*.txt`` below it."""
-    for name, path in _files(config, ".txt"):
+    for name, path in source_files(config, ".txt"):
         yield Document(f"text:{name}", read_text(path))
 
 
 def _jsonl(config: SourceConfig) -> Iterator[Document]:
-    """A line is one document: a JSON object with the text in ``field``."""
-    for name, path in _files(config, ".jsonl"):
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
+    """A line is one document: a JSON object with the text in ``field``. Files may be compressed."""
+    for name, path in source_files(config, *_JSONL):
+        lines = compressed_lines(path) if path.suffix in COMPRESSIONS else read_text(path).split("\n")
+        for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield Document(f"jsonl:{name}:{number}", _record_text(f"{path}, line {number}", line, config.field))
-
-
-def _record_text(place: str, line: str, field: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not valid JSON ({type(error).__name__})") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: found a JSON {type(record).__name__}, an object is needed")
-    return _field(place, record, field)
-
-
-def _field(place: str, record: dict[str, Any], field: str) -> str:
-    if field not in record:
-        raise unknown_name(f"{place}: text field", field, map(str, record))
-    if not isinstance(record[field], str):
-        raise InputError(f"{place}: field {field!r} holds a {type(record[field]).__name__}, a string is needed")
-    text: str = record[field]
-    return text
+                yield Document(f"jsonl:{name}:{number}", json_text(f"{path}, line {number}", line, config.field))
 
 
 def _huggingface(config: SourceConfig) -> Iterator[Document]:
     """A record of a Hugging Face data set is one document."""
     for index, record in enumerate(huggingface_records(config)):
-        text = _field(f"data set {config.path}, record {index}", record, config.field)
+        text = field_text(f"data set {config.path}, record {index}", record, config.field)
         yield Document(f"hf:{config.path}:{config.name or ''}:{config.split}:{index}", text)
 
 
@@ -142,7 +99,7 @@ def huggingface_records(config: SourceConfig) -> Iterator[dict[str, Any]]:
         raise InputError(
             f"data set {config.path} (split {config.split}): cannot be loaded ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the name and the network; "
-            "kind=python-docs, text and jsonl need no network"
+            "kind=python-docs, text, jsonl and parquet need no network"
         ) from error
 
 
@@ -153,6 +110,7 @@ def _python_docs(config: SourceConfig) -> Iterator[Document]:
 SOURCES: dict[str, Callable[[SourceConfig], Iterator[Document]]] = {
     "text": _text,
     "jsonl": _jsonl,
+    "parquet": parquet,
     "huggingface": _huggingface,
     "python-docs": _python_docs,
 }

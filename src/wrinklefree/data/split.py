@@ -27,12 +27,13 @@ _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, and what the guard took from the training side."""
+    """The two sides, what the guard took from the training side, and how many documents earlier sources have."""
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
     removed_characters: int
     removed_documents: int
+    duplicates: int = 0
 
     def guarded(self, train: Sequence[Document], others: Sequence[Document]) -> Split:
         """Return the split whose training side is ``train`` without what it shares with ``others``."""
@@ -48,6 +49,7 @@ class Split:
         return (
             f"{len(self.train)} training documents, {len(self.held_out)} held out; {self.removed_characters} "
             f"characters ({self.removed_documents} whole documents) are not trained on: held-out documents share them"
+            + (f"; {self.duplicates} exact duplicates of earlier sources are left out" if self.duplicates else "")
         )
 
 
@@ -62,6 +64,19 @@ def split(documents: Sequence[Document], share: float = 0.1, ids: Iterable[str] 
     chosen = _named(documents, frozenset(ids)) if (ids := tuple(ids)) else _hashed(documents, share)
     held_out = tuple(document for document in documents if document.id in chosen)
     return guard([document for document in documents if document.id not in chosen], held_out)
+
+
+def without_duplicates(sources: Sequence[Sequence[Document]]) -> list[list[Document]]:
+    """Return the documents of each source without those whose text an earlier source has.
+
+    Texts that differ in white space alone are the same. What a source repeats within itself is left to it.
+    """
+    seen, kept = set[bytes](), []
+    for documents in sources:
+        texts = [hashlib.sha256(" ".join(document.text.split()).encode()).digest() for document in documents]
+        kept.append([document for document, text in zip(documents, texts, strict=True) if text not in seen])
+        seen.update(texts)
+    return kept
 
 
 def guard(train: Sequence[Document], held_out: Sequence[Document]) -> Split:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.data.sources import source_from_name
 from wrinklefree.errors import InputError, unknown_name
 from wrinklefree.objectives import OBJECTIVES
 from wrinklefree.objectives.balance import Balance
@@ -203,7 +204,7 @@ def _with_paths(override: str) -> list[str]:
         return [override]
     if key == "model":
         return ["model=local", f"model.source={_quoted(value)}"]
-    kind = "jsonl" if value.endswith(".jsonl") else "text"
+    kind = source_from_name(value).kind
     return ["data=local", f"data.sources.local.path={_quoted(value)}", f"data.sources.local.kind={kind}"]
 
 

@@ -104,7 +104,10 @@ def _refuse_conversion(recipe: Recipe, source: str) -> None:
 def _data(recipe: Recipe, tokenizer: Any) -> TrainingData | SupervisedData:
     encoder = _encoder(tokenizer)
     if recipe.task is None:
-        return build_data(recipe.data_config, encoder)
+        training = build_data(recipe.data_config, encoder)
+        for name, part in zip(recipe.data.sources, training.splits, strict=True):
+            say(f"Data {name}: {part}.")
+        return training
     if len(recipe.data.sources) != 1:
         raise InputError(f"data.sources: found {list(recipe.data.sources)}, a task takes its examples from one")
     (source,) = recipe.data.sources.values()
