@@ -7,7 +7,8 @@ A small ternary model is trained from nothing on bytes of four sources: docstrin
 the loss in nats per byte on three sets of other documents, which the training text is guarded against: other help
 topics (the probe's domain), other modules' docstrings (a source, not the probe), and comments of the code (neither).
 Every arm sees the same number of sequences; "seconds" shows what steering took. "oracle" is a fixed mixture that never
-draws the random letters, "prose" one with the mean shares that datainf came to in 150 steps. The same seed gives every arm the same start and the same order within each source.
+draws the random letters, "prose" one with the mean shares that datainf came to in 150 steps. The same seed gives every
+arm the same start and the same order within each source.
 """
 
 from __future__ import annotations
