@@ -18,6 +18,7 @@ from wrinklefree.version import __version__
 VERBS = {
     "quickstart": "The whole way on a real 135M model: convert, train, export, generate, report.",
     "convert": "Make a pretrained model ternary (a checkpoint directory).",
+    "corpus": "Let a model write texts to distil it from.",
     "train": "Train a ternary model by a recipe, with key=value overrides.",
     "export": "Write a checkpoint as a packed model, and verify it.",
     "inspect": "Show what is in a checkpoint, a packed model or a GGUF file.",

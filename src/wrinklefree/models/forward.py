@@ -33,6 +33,11 @@ def qkv(layer: int) -> str:
     return f"{_QKV}{layer}"
 
 
+def projections(want: frozenset[str]) -> set[int]:
+    """Return the layers whose projection states ``want`` asks for."""
+    return {int(name.removeprefix(_QKV)) for name in want if name.startswith(_QKV)}
+
+
 @dataclass
 class ForwardOutput:
     """What one forward produced.
@@ -82,7 +87,7 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
     Raises: InputError for a layer the model does not have.
     """
     layers = decoder_layers(model)
-    asked = {int(name.removeprefix(_QKV)) for name in want if name.startswith(_QKV)}
+    asked = projections(want)
     for layer in asked:
         if not -len(layers) <= layer < len(layers):
             raise InputError(f"layer {layer}: the model has {len(layers)} layers (0 to {len(layers) - 1})")

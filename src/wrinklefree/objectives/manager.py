@@ -12,6 +12,7 @@ gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from wrinklefree.data.batch import Rows, TokenBatch
 from wrinklefree.errors import InputError
-from wrinklefree.models.forward import ForwardOutput, forward
-from wrinklefree.objectives.balance import Balance, BalanceState, gradient_size
+from wrinklefree.models.forward import ForwardOutput, forward, projections
+from wrinklefree.objectives.balance import Balance, BalanceState, embedded_input, gradient_size
 from wrinklefree.objectives.base import CLEAN, Context, LogitObjective, Objective, StateObjective
 from wrinklefree.objectives.head import HeadInputs, HeadTerm, head_pass
 from wrinklefree.objectives.next_token import NextToken
@@ -41,10 +42,14 @@ class Term:
 
 @dataclass
 class Tally:
-    """Detached sums of a step: of each objective and of its metrics, over micro-batches and processes."""
+    """Detached sums of a step: of each objective and of its metrics, over micro-batches and processes.
+
+    ``gradients``: of a step that measured them, the sizes of the terms' gradients at weight 1 (`balance`).
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, metrics: Mapping[str, Tensor]) -> None:
         self.sums[name] = self.sums.get(name, 0) + value.detach()
@@ -56,6 +61,7 @@ class Tally:
         """Replace every sum by its sum over processes."""
         self.sums = {name: all_reduce(value) for name, value in self.sums.items()}
         self.metrics = {n: {k: all_reduce(v) for k, v in kept.items()} for n, kept in self.metrics.items()}
+        self.gradients = {name: all_reduce(value) for name, value in self.gradients.items()}
 
 
 class ObjectiveManager:
@@ -72,6 +78,7 @@ class ObjectiveManager:
         tokens_per_chunk: int | None = None,
         views: Mapping[str, View] | None = None,
         banned: int | None = None,
+        gradient_share_every: int | None = None,
     ) -> None:
         # A hidden-state loss can fall while the model forgets how to predict: the cross-entropy is always measured.
         if "next_token" in monitor and "next_token" not in terms:
@@ -79,6 +86,11 @@ class ObjectiveManager:
         for name, term in terms.items():
             if term.weight < 0.0:
                 raise InputError(f"objectives.{name}.weight: found {term.weight}, it must not be negative")
+            if term.balance and term.balance.kind == "gradient" and not projections(term.objective.needs.states):
+                raise InputError(
+                    f"objectives.{name}.balance.kind=gradient: is measured at projections, which this objective does "
+                    "not read; use kind=share"
+                )
             view = term.objective.needs.view
             if view != CLEAN and view not in (views or {}):
                 raise InputError(f"objectives.{name}: nobody makes the {view!r} view of the batch that it works on")
@@ -89,7 +101,9 @@ class ObjectiveManager:
         self.banned = banned
         # Views that were made for counting and wait for their loss, by the identity of the (kept) clean batch.
         self._made: dict[int, tuple[TokenBatch, dict[str, TokenBatch]]] = {}
-        self.balance = BalanceState({name: term.balance for name, term in terms.items() if term.balance})
+        self.balance = BalanceState(
+            {name: term.balance for name, term in terms.items() if term.balance}, gradient_share_every
+        )
 
     @property
     def base_weights(self) -> dict[str, float]:
@@ -158,12 +172,33 @@ class ObjectiveManager:
     ) -> Tensor:
         objectives = {name: self.terms[name].objective for name in names}
         wants = frozenset[str]().union(*(objective.needs.states for objective in objectives.values()))
-        output = forward(student, seen, wants)
+        measured = [name for name in names if name in factors and name not in tally.gradients]
+        if not (self.balance.shares_due() and torch.is_grad_enabled()):
+            measured = []
+        with embedded_input(student) if measured else nullcontext(list[Tensor]()) as inputs:
+            output = forward(student, seen, wants)
         kind = seen.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         # Losses are float32 also in mixed precision; only the head's large products follow it.
         with torch.autocast(kind, enabled=False):
+            for name in measured:
+                tally.gradients[name] = self._gradient(name, seen, output, inputs, teacher, dtype)
             return self._losses(seen, output, objectives, factors, teacher, tally, dtype)
+
+    def _gradient(
+        self,
+        name: str,
+        batch: TokenBatch,
+        output: ForwardOutput,
+        inputs: list[Tensor],
+        teacher: ForwardOutput | TopKOutput | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """Return the size of the gradient of one term's mean, at weight 1, at the embedded input."""
+        objective = self.terms[name].objective
+        factors = {name: 1.0 / max(objective.count(batch), 1)}
+        loss = self._losses(batch, output, {name: objective}, factors, teacher, Tally(), dtype)
+        return gradient_size(loss, inputs)
 
     def _losses(
         self,
@@ -244,6 +279,8 @@ class ObjectiveManager:
                 own = tally.sums[name] / max(counts[name], 1)
                 # Summed over processes by `commit`, which leaves their ratio as it is.
                 self.balance.record(name, torch.stack(others).sum(), own)
+        if tally.gradients:
+            self.balance.hold_shares({name: float(size) for name, size in tally.gradients.items()}, weights)
         self.balance.commit(all_reduce)
 
     def report(self, tally: Tally, counts: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -251,6 +288,7 @@ class ObjectiveManager:
         values = {name: float(value) / max(counts[name], 1) for name, value in tally.sums.items()}
         weighted = {name: weights.get(name, 0.0) * self.balance.factor(name) * value for name, value in values.items()}
         size = sum(abs(value) for value in weighted.values())
+        steep = {n: weights[n] * self.balance.factor(n) * float(size) for n, size in tally.gradients.items()}
         figures = {"loss": sum(weighted.values())}
         for name, value in values.items():
             figures[f"{name}/value"] = value
@@ -258,6 +296,8 @@ class ObjectiveManager:
             figures[f"{name}/share"] = abs(weighted[name]) / size if size else 0.0
             for key, metric in tally.metrics[name].items():
                 figures[f"{name}/{key}"] = float(metric) / max(counts[name], 1)
+        if sum(steep.values()) > 0.0:
+            figures |= {f"{name}/gradient_share": size / sum(steep.values()) for name, size in steep.items()}
         return figures
 
     def _names(self, weights: Mapping[str, float], monitor: bool) -> list[str]:

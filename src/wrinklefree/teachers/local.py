@@ -12,7 +12,9 @@ from torch import nn
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import InputError
 from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.teachers.base import TopKOutput, refuse_states
 
+_POSITIONS = 64  # whose logits exist at once
 Forward = Callable[[nn.Module, TokenBatch, frozenset[str]], Any]
 
 
@@ -20,6 +22,7 @@ class LocalTeacher:
     """``load`` returns the model; ``forward`` is `models.forward.forward` (given, as this package lies beside it).
 
     ``student``: checked against the teacher when it loads. ``device``: where the teacher goes; None leaves it.
+    ``top_k``: answer with so many tokens (`TopKOutput`) instead of states, as a remote or a cached teacher would.
     """
 
     def __init__(
@@ -28,7 +31,9 @@ class LocalTeacher:
         forward: Forward,
         student: nn.Module | None = None,
         device: torch.device | None = None,
+        top_k: int | None = None,
     ) -> None:
+        self.top_k = top_k
         self._load = load
         self._forward = forward
         self._student = student
@@ -58,13 +63,33 @@ class LocalTeacher:
 
     @torch.no_grad()
     def forward(self, batch: TokenBatch, want: frozenset[str]) -> Any:
-        return self._forward(self.model, batch, want)
+        if self.top_k is None:
+            return self._forward(self.model, batch, want)
+        refuse_states("local with top_k", want)
+        return most_probable(self._forward(self.model, batch, want), self.top_k)
 
     def release(self) -> None:
         self._model = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def most_probable(output: Any, top_k: int) -> TopKOutput:
+    """Return the ``top_k`` most probable next tokens of a `models.forward.ForwardOutput`, a few positions at a time.
+
+    Equally probable tokens come in the order of `torch.topk`; a vocabulary smaller than ``top_k`` is given whole.
+    """
+    batch, length, _ = output.final.shape
+    ids, values = [], []
+    for states in output.final.flatten(0, 1).split(_POSITIONS):
+        logits = output.head(states).float()
+        if output.softcap is not None:
+            logits = output.softcap * torch.tanh(logits / output.softcap)
+        top = torch.log_softmax(logits, dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
+        ids.append(top.indices)
+        values.append(top.values)
+    return TopKOutput(torch.cat(ids).view(batch, length, -1), torch.cat(values).view(batch, length, -1))
 
 
 def check_pair(teacher: nn.Module, student: nn.Module) -> None:

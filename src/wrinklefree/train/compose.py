@@ -171,10 +171,18 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         "task.held_out gives the held-out examples",
     ),
     "data.cache_dir": (lambda r: r.task is not None, "the examples of a task are encoded anew each time"),
-    "model.teacher": (
-        lambda r: not any(term.objective.needs.teacher for term in r.objectives.values()),
-        "no objective needs a teacher",
-    ),
+    "model.teacher": (lambda r: not r.taught, "no objective needs a teacher"),
+    **{
+        f"teacher.{name}": (lambda r: r.teacher.kind != "remote", "only teacher.kind=remote reads it")
+        for name in ("timeout_seconds", "retries", "ahead", "key_variable")
+    },
+    **{
+        f"teacher.{name}": (lambda r: not r.taught or r.teacher.kind == "remote", "the teacher is no local model")
+        for name in ("source", "dtype", "weights", "attention")
+    },
+    "teacher.url": (lambda r: r.teacher.kind != "remote", "only teacher.kind=remote reads it"),
+    "teacher.model": (lambda r: r.teacher.kind == "local", "only teacher.kind=remote and its cache read it"),
+    "teacher": (lambda r: not r.taught, "no objective needs a teacher"),
 }
 
 

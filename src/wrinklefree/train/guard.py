@@ -47,7 +47,11 @@ def skip(session: Session, figures: Mapping[str, float], norm: float, rate: floa
 def say_low_shares(session: Session, figures: Mapping[str, float], weights: Mapping[str, float]) -> None:
     """Report, once, an objective that contributes almost nothing."""
     for name in session.manager.active(weights):
-        share = figures.get(f"{name}/share", 1.0)
-        if share < _LOW_SHARE and name not in session.low_share_said and figures.get(f"{name}/weight"):
-            session.low_share_said.add(name)
-            say(f"WARNING: objective {name} is {share:.2%} of the loss; its weight may be out by orders of magnitude")
+        for figure, of in (("share", "loss"), ("gradient_share", "gradient")):
+            share = figures.get(f"{name}/{figure}", 1.0)
+            if share < _LOW_SHARE and name not in session.low_share_said and figures.get(f"{name}/weight"):
+                session.low_share_said.add(name)
+                say(
+                    f"WARNING: objective {name} is {share:.2%} of the {of}; its weight may be out by orders of "
+                    "magnitude"
+                )

@@ -29,7 +29,7 @@ from wrinklefree.objectives.curriculum import Curriculum, Setting, StrengthWarmu
 from wrinklefree.objectives.manager import ObjectiveManager, Tally
 from wrinklefree.optim.schedules import set_factors
 from wrinklefree.quant.bitlinear import bit_linears, held_codes, quant_strength
-from wrinklefree.teachers.base import Teacher
+from wrinklefree.teachers.base import Teacher, TeacherError
 from wrinklefree.train.audit import note
 from wrinklefree.train.guard import clip, say_low_shares, skip
 from wrinklefree.train.interrupt import stop_requested
@@ -46,6 +46,7 @@ from wrinklefree.train.session import (
     resume,
     save,
 )
+from wrinklefree.train.teaching import ask_ahead, without_teacher
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -99,7 +100,10 @@ def run(
     with stop_requested() as stop:
         # All processes stop after the same step, whichever of them was asked to.
         while session.position.progress(budget) < 1.0 and session.group.agree(not stop.is_set()):
-            figures = _step(session)
+            try:
+                figures = _step(session)
+            except TeacherError as error:
+                raise without_teacher(session, saved, error) from error
             step = session.position.step
             if metrics and fabric.global_rank == 0 and step % config.log_every == 0:
                 metrics.log(figures, step)
@@ -126,6 +130,8 @@ def _step(session: Session) -> dict[str, float]:
     setting = session.curriculum.at(progress)
     session.set_mixture(setting.data)
     batches = _micro_batches(session)
+    if manager.needs_teacher(setting.weights):
+        ask_ahead(session, batches, lambda: _micro_batches(session, ahead=1))
     tokens = session.fabric.world_size * sum(batch.input_ids.numel() for batch in batches)
     strength = _set_strength(session, setting, progress)
     rate = _set_learning_rate(session, setting, position.middle(session.budget, tokens))
@@ -179,11 +185,12 @@ def _step(session: Session) -> dict[str, float]:
     return figures
 
 
-def _micro_batches(session: Session) -> list[TokenBatch]:
+def _micro_batches(session: Session, ahead: int = 0) -> list[TokenBatch]:
     """The batches of this process in this step; the step's data is the same for any number of processes."""
     size, fabric = session.config.micro_batch, session.fabric
+    step = fabric.world_size * size * session.config.accumulation
     firsts = [
-        session.position.sequences + (index * fabric.world_size + fabric.global_rank) * size
+        session.position.sequences + ahead * step + (index * fabric.world_size + fabric.global_rank) * size
         for index in range(session.config.accumulation)
     ]
     return [session.stream.batch(first, size).to(fabric.device).numbered(first) for first in firsts]

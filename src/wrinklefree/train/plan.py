@@ -92,6 +92,15 @@ def _config(source: str | None) -> dict[str, Any] | None:
     return config
 
 
+def _teacher_size(recipe: Recipe) -> float:
+    """Bytes of one of its parameters, in this process; as large as the student, for want of its configuration."""
+    settings = recipe.teacher
+    if not recipe.taught or settings.kind != "local":
+        return 0.0
+    full = 4.0 if (settings.dtype or recipe.model.dtype) == "float32" else 2.0
+    return {"full": full, "int8": 1.0, "nf4": 0.5 + 2 / 64}[settings.weights]
+
+
 def _memory(recipe: Recipe, config: dict[str, Any], parameters: int) -> dict[str, float]:
     """An estimate, to within about a third: enough to choose a machine or a micro-batch."""
     size = 4 if recipe.model.dtype == "float32" else 2
@@ -99,12 +108,12 @@ def _memory(recipe: Recipe, config: dict[str, Any], parameters: int) -> dict[str
     hidden, width, layers = (int(config[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     kept = tokens * layers * (hidden * _KEPT_PER_LAYER + width * _KEPT_PER_MLP) * size
     vocabulary = int(config["vocab_size"])
-    taught = any(term.objective.needs.teacher for term in recipe.objectives.values())
+    teacher = _teacher_size(recipe)
     sizes = {
         "weights": parameters * size,
         "gradients": parameters * size,
         "optimizer": parameters * size * 2,
-        "teacher": parameters * size if taught else 0,
+        "teacher": parameters * teacher,
         "activations": kept,
         # Student and teacher logits of a chunk, their softmaxes and gradient; the head's float32 gradient.
         "head": 6 * 4 * min(chunk_tokens(vocabulary), tokens) * vocabulary + 4 * vocabulary * hidden,

@@ -27,6 +27,7 @@ from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.optim.schedules import plan_steps
 from wrinklefree.quant.saliency import Annealing, KeptShare
 from wrinklefree.quant.ternary import TernarySpec
+from wrinklefree.teachers.config import WHERE_ANSWERS_COME_FROM, TeacherConfig
 from wrinklefree.train.compiled import CompileMode
 from wrinklefree.train.metrics import TRACKERS
 from wrinklefree.train.position import Budget, Schedule
@@ -230,10 +231,14 @@ class LogRecipe:
 
     ``tracker``: none, trackio (a local database), tensorboard (local files) or wandb, which is also used with any other
     whenever WANDB_API_KEY is set.
+
+    ``gradient_share_every``: steps between measurements of every objective's share of the gradient
+    (`objectives.balance`); None makes none.
     """
 
     log_every: int = 1
     ternary_every: int = 50
+    gradient_share_every: int | None = None
     tracker: str = "none"
     project: str = "wrinklefree"
 
@@ -276,6 +281,7 @@ class Recipe:
 
     stage: str
     model: ModelRecipe = field(default_factory=ModelRecipe)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataRecipe = field(default_factory=DataRecipe)
     influence: InfluenceRecipe = field(default_factory=InfluenceRecipe)
     task: TaskConfig | None = None
@@ -321,6 +327,7 @@ class Recipe:
         if self.log.tracker not in TRACKERS:
             raise InputError(f"log.tracker: found {self.log.tracker!r}, allowed is {' or '.join(TRACKERS)}")
         _ = (
+            self.teacher_source,
             self.run_budget,
             self.run_curriculum,
             self.run_warmup,
@@ -334,6 +341,23 @@ class Recipe:
             raise InputError("low_rank.init=closed_form: is measured on running text; calibrate before the task")
         if self.diffuses and not self.model.convert:
             raise InputError("model.convert: false is for a teacher; a diffusion model must be converted")
+
+    @property
+    def taught(self) -> bool:
+        """Return whether an objective needs a teacher."""
+        return any(term.objective.needs.teacher for term in self.objectives.values())
+
+    @property
+    def teacher_source(self) -> str | None:
+        """Return the local teacher's model, when the recipe names it.
+
+        Raises: InputError when it names two.
+        """
+        if self.teacher.source and self.model.teacher and self.teacher.source != self.model.teacher:
+            raise InputError(
+                f"teacher.source: found {self.teacher.source!r} and model.teacher={self.model.teacher!r}; set one"
+            )
+        return self.teacher.source or self.model.teacher
 
     @property
     def step_tokens(self) -> int:
@@ -417,6 +441,7 @@ class Recipe:
         # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned.
         values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
         values["data"] = {name: value for name, value in values["data"].items() if name not in _DATA_NOT_IDENTITY}
+        values["teacher"] = {k: v for k, v in values["teacher"].items() if k not in WHERE_ANSWERS_COME_FROM}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

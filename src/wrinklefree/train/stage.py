@@ -24,20 +24,18 @@ from torch import Tensor, nn
 from wrinklefree.artifact.files import json_bytes, write_bytes
 from wrinklefree.data.supervised import SupervisedData
 from wrinklefree.errors import InputError
-from wrinklefree.models.forward import forward
-from wrinklefree.models.io import load_checkpoint, load_source, locate_source, save_checkpoint
+from wrinklefree.models.io import locate_source, save_checkpoint
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.teachers.base import Teacher
-from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.audit import Summary, first_speaks, note, open_summary, say, write_event
 from wrinklefree.train.batch_finder import find_batch
 from wrinklefree.train.checkpoint import peek
 from wrinklefree.train.companions import build_companions
 from wrinklefree.train.compiled import checkpoint_layers, compile_layers
 from wrinklefree.train.compose import to_yaml
-from wrinklefree.train.diffusion import banned_token, match_student, views_of
+from wrinklefree.train.diffusion import banned_token, views_of
 from wrinklefree.train.held_out import held_out_figures
 from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
@@ -52,7 +50,8 @@ from wrinklefree.train.products import products_summary
 from wrinklefree.train.recipe import BatchRecipe, Recipe
 from wrinklefree.train.remote import Remote
 from wrinklefree.train.session import Companion, LoopConfig, RunResult
-from wrinklefree.train.student import Student, build_student, check_teacher, is_converted, monitored
+from wrinklefree.train.student import Student, build_student, is_converted, monitored
+from wrinklefree.train.teaching import build_teacher, released
 
 _SUMMARY_SECONDS = 30.0
 
@@ -105,9 +104,13 @@ def _run(
     check_dtype(student.model, recipe.model.dtype)
     info = student.info
     manager = ObjectiveManager(
-        recipe.objectives, monitored(recipe), views=views_of(recipe, info), banned=banned_token(info)
+        recipe.objectives,
+        monitored(recipe),
+        views=views_of(recipe, info),
+        banned=banned_token(info),
+        gradient_share_every=recipe.log.gradient_share_every,
     )
-    teacher = _teacher(recipe, student, fabric) if manager.taught else None
+    teacher = build_teacher(recipe, student, fabric.device) if manager.taught else None
     if recipe.device.gradient_checkpointing:
         checkpoint_layers(student.model)
     probe = _probe(recipe, student, manager, teacher, fabric)
@@ -117,13 +120,18 @@ def _run(
     compiled = recipe.device.compile != "none" and _compile(recipe, probe, companions)
     probe.end()
     module = wrap(student.model, fabric)
+    if is_sharded(student.model) and manager.balance.measures_shares:
+        raise InputError("log.gradient_share_every, balance.kind=share: need a student that is not sharded")
     optimizer = build_optimizer(student.model, recipe.optimizer)
     check_sharded(student.model, recipe.optimizer.kind, companions)
     log, first = recipe.log, fabric.global_rank == 0
     identity = run_id(out) if first else None
-    with open_metrics(
-        out, run_name(recipe), recipe.resolved(), log.tracker, log.project, enabled=first, run_id=identity
-    ) as metrics:
+    with (
+        open_metrics(
+            out, run_name(recipe), recipe.resolved(), log.tracker, log.project, enabled=first, run_id=identity
+        ) as metrics,
+        released(teacher),
+    ):
         result = run(
             student.model,
             student.data.stream,
@@ -211,28 +219,6 @@ def _claim(out: Path, recipe: Recipe) -> None:
         write_event(out, "resume_config_mismatch", message)
         raise InputError(message)
     write_bytes(kept, text.encode())
-
-
-def _teacher(recipe: Recipe, student: Student, fabric: Fabric) -> LocalTeacher:
-    name = student.teacher
-    if not name:
-        raise InputError("model.teacher: the checkpoint names no original model; set model.teacher")
-    vocabulary = student.tokenizer.get_vocab()
-
-    def load() -> nn.Module:
-        say(f"Loading the teacher {name}.")
-        dtype = getattr(torch, recipe.model.dtype)
-        model, tokenizer = load_checkpoint(name, dtype)[:2] if is_converted(name) else load_source(name, dtype)
-        match_student(model, tokenizer, student.tokenizer, student.info)
-        if tokenizer.get_vocab() != vocabulary:
-            raise InputError(f"teacher {name}: its tokenizer is not the student's; token ids would not correspond")
-        check_teacher(model, name, student)
-        return model
-
-    if recipe.task is not None and recipe.model.teacher is None:
-        say(f"The teacher is {name} as it is: fine-tune it on the task first (training=teacher_finetune).")
-
-    return LocalTeacher(load, forward, student.model, fabric.device)
 
 
 def _probe(

@@ -59,11 +59,11 @@ def build_student(recipe: Recipe) -> Student:
         info = diffusing(recipe, model, tokenizer, info)
         data = _data(recipe, tokenizer)
         prepare_low_rank(model, recipe.low_rank, _rows(data), original=False, say=say)
-        return Student(_for_task(model, recipe, data), tokenizer, info, recipe.model.teacher or info.teacher, data)
+        return Student(_for_task(model, recipe, data), tokenizer, info, recipe.teacher_source or info.teacher, data)
     model, tokenizer = load_source(source, dtype)
     if not recipe.model.convert:
         data = _data(recipe, tokenizer)
-        return Student(_for_task(model, recipe, data), tokenizer, None, recipe.model.teacher, data)
+        return Student(_for_task(model, recipe, data), tokenizer, None, recipe.teacher_source, data)
     subln = cast(SublnInit, recipe.model.subln or default_subln(model.config))
     spec, exclude = recipe.model.spec, recipe.model.exclude
     info = CheckpointInfo(stage="convert", spec=spec, subln=subln, teacher=source, exclude=exclude)
@@ -72,7 +72,7 @@ def build_student(recipe: Recipe) -> Student:
     model = _for_task(model, recipe, data)
     convert_model(model, spec, subln, _sequences(data) if subln == "identity" else None, exclude=exclude)
     prepare_low_rank(model, recipe.low_rank, _rows(data), original=True, say=say)
-    return Student(model, tokenizer, info, recipe.model.teacher or source, data)
+    return Student(model, tokenizer, info, recipe.teacher_source or source, data)
 
 
 def is_converted(source: str) -> bool:
