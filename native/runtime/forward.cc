@@ -5,6 +5,20 @@
 
 namespace wf {
 
+namespace {
+
+// out[i] = gelu(gate[i]) * up[i], GELU in its tanh form: arXiv 1606.08415, section 2. In no kernel table: a family of
+// models needs it, and it is a small part of their time.
+void gelu_tanh_mul(const float* gate, const float* up, int32_t n, float* out) {
+  constexpr float kRootOfTwoOverPi = 0.7978845608f, kCubic = 0.044715f;
+  for (int32_t i = 0; i < n; ++i) {
+    const float x = gate[i];
+    out[i] = 0.5f * x * (1.0f + std::tanh(kRootOfTwoOverPi * (x + kCubic * x * x * x))) * up[i];
+  }
+}
+
+}  // namespace
+
 void Pass::mark(Worker& worker, Part part) const noexcept {
   if (c_.profile != nullptr && worker.index() == 0) c_.profile->mark(part);
 }
@@ -23,12 +37,13 @@ void Pass::run(Worker& worker) noexcept {
   mark(worker, Part::kEmbed);
   for (size_t i = 0; i < c_.weights.layers.size(); ++i) {
     const Layer& layer = c_.weights.layers[i];
-    norm_and_quantize(worker, i == 0 ? nullptr : c_.shared.hidden.data(), layer.input_norm);
+    norm_and_quantize(worker, i == 0 ? nullptr : c_.shared.hidden.data(),
+                      i == 0 ? nullptr : c_.weights.layers[i - 1].ffn_out_norm, layer.input_norm);
     mark(worker, Part::kNorm);
     project(worker, layer);
     mark(worker, Part::kQkv);
     attention(worker, static_cast<int32_t>(i), layer);
-    norm_and_quantize(worker, c_.shared.hidden.data(), layer.post_norm);
+    norm_and_quantize(worker, c_.shared.hidden.data(), layer.attn_out_norm, layer.post_norm);
     mark(worker, Part::kNorm);
     mlp(worker, layer);
   }
@@ -41,11 +56,17 @@ void Pass::embed(Worker& worker) noexcept {
   const int32_t hidden = c_.config.hidden_size;
   const int32_t turns = c_.config.head_dim / 2;
   each_row(worker, count_, [&](int32_t row) {
-    c_.weights.embedding.row(c_.shared.ids[static_cast<size_t>(row)],
-                             s.residual.data() + static_cast<int64_t>(row) * hidden);
+    float* residual = s.residual.data() + static_cast<int64_t>(row) * hidden;
+    c_.weights.embedding.row(c_.shared.ids[static_cast<size_t>(row)], residual);
+    if (c_.config.embedding_scale != 1) {
+      for (int32_t i = 0; i < hidden; ++i) residual[i] *= c_.config.embedding_scale;
+    }
     const Run& run = run_of(row);
-    const int64_t offset = static_cast<int64_t>(row) * turns;
-    c_.rope.angles(run.start + row - run.first, s.cosines.data() + offset, s.sines.data() + offset);
+    const int32_t position = run.start + row - run.first;
+    float* cosines = s.cosines.data() + static_cast<int64_t>(row) * turns * (c_.config.has_local_rope ? 2 : 1);
+    float* sines = s.sines.data() + (cosines - s.cosines.data());
+    c_.rope.angles(position, cosines, sines);
+    if (c_.config.has_local_rope) c_.local_rope.angles(position, cosines + turns, sines + turns);
   });
 }
 
@@ -63,13 +84,23 @@ void Pass::quantize(TokenScratch& s, int32_t token, const float* row, int32_t wi
   c_.kernels.norm_quantize(row, norm, epsilon, width, normed, q, sums, scale);
 }
 
-void Pass::norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept {
+void Pass::add_to_residual(float* residual, const float* added, const float* added_norm, float* normed) const noexcept {
+  const int32_t hidden = c_.config.hidden_size;
+  if (added_norm != nullptr) {
+    c_.kernels.rms_norm(added, added_norm, c_.config.rms_norm_eps, hidden, normed);
+    added = normed;
+  }
+  c_.kernels.add(residual, added, hidden);
+}
+
+void Pass::norm_and_quantize(Worker& worker, const float* added, const float* added_norm, const float* norm) noexcept {
   TokenScratch& s = scratch(worker);
   const int32_t hidden = c_.config.hidden_size;
   each_row(worker, count_, [&](int32_t row) {
     float* residual = s.residual.data() + static_cast<int64_t>(row) * hidden;
     if (added != nullptr) {
-      c_.kernels.add(residual, added + static_cast<int64_t>(row) * c_.shared.hidden_stride, hidden);
+      add_to_residual(residual, added + static_cast<int64_t>(row) * c_.shared.hidden_stride, added_norm,
+                      s.normed.data() + static_cast<int64_t>(row) * hidden);
     }
     quantize(s, row, residual, hidden, norm, c_.config.rms_norm_eps, false);
   });
@@ -158,7 +189,9 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   TokenScratch& s = scratch(worker);
   const int32_t middle = c_.config.intermediate_size;
   const int32_t stride = shared.middle_stride;
-  const auto combine = c_.config.activation == Activation::kSilu ? c_.kernels.silu_mul : c_.kernels.relu2_mul;
+  const auto combine = c_.config.activation == Activation::kSilu    ? c_.kernels.silu_mul
+                       : c_.config.activation == Activation::kRelu2 ? c_.kernels.relu2_mul
+                                                                    : gelu_tanh_mul;
   reduce(worker, {&layer.gate, &layer.up});
   each_product(worker, layer.gate.matrix.row_blocks, 2 * block_bytes(layer.gate),
                [&](int64_t begin, int64_t end, Rows rows) {
@@ -196,7 +229,8 @@ void Pass::head(Worker& worker) noexcept {
     const int32_t row = c_.shared.wanted[static_cast<size_t>(place)];
     float* residual = s.residual.data() + static_cast<int64_t>(row) * hidden;
     float* normed = s.normed.data() + static_cast<int64_t>(place) * hidden;
-    c_.kernels.add(residual, c_.shared.hidden.data() + static_cast<int64_t>(row) * c_.shared.hidden_stride, hidden);
+    add_to_residual(residual, c_.shared.hidden.data() + static_cast<int64_t>(row) * c_.shared.hidden_stride,
+                    c_.weights.layers.back().ffn_out_norm, normed);
     c_.kernels.rms_norm(residual, c_.weights.final_norm, c_.config.rms_norm_eps, hidden, normed);
     if (table.f16 != nullptr) return;
     c_.kernels.quantize_wide(normed, hidden, s.high.data() + place * blocks * kColumnsPerBlock,

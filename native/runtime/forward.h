@@ -14,6 +14,7 @@ struct PassContext {
   const Weights& weights;
   const Kernels& kernels;
   const Rope& rope;
+  const Rope& local_rope;           // used where config says so
   SharedScratch& shared;            // its ids, runs and wanted rows are the pass's
   std::vector<ThreadScratch>& own;  // by thread
   Profile* profile;                 // or null
@@ -66,8 +67,10 @@ class Pass {
   void mlp(Worker& worker, const Layer& layer) noexcept;
   void head(Worker& worker) noexcept;
 
-  // residual += added (when given); quantized = quantise(rms_norm(residual)).
-  void norm_and_quantize(Worker& worker, const float* added, const float* norm) noexcept;
+  // residual += added (when given), normed by `added_norm` (when given) in `normed`.
+  void add_to_residual(float* residual, const float* added, const float* added_norm, float* normed) const noexcept;
+  // The same, then quantized = quantise(rms_norm(residual)).
+  void norm_and_quantize(Worker& worker, const float* added, const float* added_norm, const float* norm) noexcept;
   // quantized = quantise(row), after `norm` when there is one; `keep`: what is quantised is put in `normed` too.
   void quantize(TokenScratch& scratch, int32_t token, const float* row, int32_t width, const float* norm, float epsilon,
                 bool keep) noexcept;
@@ -84,7 +87,7 @@ class Pass {
 
   // forward_attention.cc
   void attention(Worker& worker, int32_t index, const Layer& layer) noexcept;
-  void rotate(float* head, const float* norm, const TokenScratch& scratch, int32_t row) const noexcept;
+  void rotate(float* head, const float* norm, const TokenScratch& scratch, int32_t index, int32_t row) const noexcept;
   void store(const TokenScratch& scratch, int32_t index, const Layer& layer, const Run& run, int32_t row,
              int32_t kv_head) noexcept;
   void rotate_long_runs(Worker& worker, int32_t index, const Layer& layer) noexcept;

@@ -41,9 +41,11 @@ void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept
   mark(worker, Part::kO);
 }
 
-void Pass::rotate(float* head, const float* norm, const TokenScratch& s, int32_t row) const noexcept {
+void Pass::rotate(float* head, const float* norm, const TokenScratch& s, int32_t index, int32_t row) const noexcept {
   const int32_t head_dim = c_.config.head_dim;
-  const int64_t offset = static_cast<int64_t>(row) * (head_dim / 2);
+  const int32_t ropes = c_.config.has_local_rope ? 2 : 1;
+  const bool local = ropes == 2 && c_.config.windows[static_cast<size_t>(index)] != 0;
+  const int64_t offset = (static_cast<int64_t>(row) * ropes + (local ? 1 : 0)) * (head_dim / 2);
   if (norm != nullptr) c_.kernels.rms_norm(head, norm, c_.config.rms_norm_eps, head_dim, head);
   Rope::rotate(head, head_dim, s.cosines.data() + offset, s.sines.data() + offset);
 }
@@ -52,7 +54,7 @@ void Pass::store(const TokenScratch& s, int32_t index, const Layer& layer, const
                  int32_t kv_head) noexcept {
   const int64_t offset = static_cast<int64_t>(row) * c_.shared.kv_stride + kv_head * c_.config.head_dim;
   float* key = c_.shared.k.data() + offset;
-  rotate(key, layer.k_norm, s, row);
+  rotate(key, layer.k_norm, s, index, row);
   run.cache->store(c_.kernels, index, kv_head, run.start + row - run.first, key, c_.shared.v.data() + offset);
 }
 
@@ -65,7 +67,7 @@ void Pass::rotate_long_runs(Worker& worker, int32_t index, const Layer& layer) n
     const Run& run = run_of(row);
     if (run.count == 1) return;
     float* q = c_.shared.q.data() + static_cast<int64_t>(row) * c_.shared.q_stride;
-    for (int32_t h = 0; h < c_.config.num_attention_heads; ++h) rotate(q + h * head_dim, layer.q_norm, s, row);
+    for (int32_t h = 0; h < c_.config.num_attention_heads; ++h) rotate(q + h * head_dim, layer.q_norm, s, index, row);
     for (int32_t h = 0; h < c_.config.num_key_value_heads; ++h) store(s, index, layer, run, row, h);
   });
 }
@@ -111,9 +113,8 @@ void Pass::attend_block(Worker& worker, int32_t index, const Task& task) noexcep
   const int64_t offset = task.row * stride + static_cast<int64_t>(task.kv_head) * group * head_dim;
   const KvView view = task.run->cache->view(index, task.kv_head);
   c_.kernels.attend_block(c_.shared.q.data() + offset, stride, task.queries, group, &view, head_dim,
-                          task.run->start + task.row - task.run->first + 1,
-                          1.0f / std::sqrt(static_cast<float>(head_dim)), own(worker).block.get(),
-                          c_.shared.attention.data() + offset, stride);
+                          task.run->start + task.row - task.run->first + 1, c_.config.attention_scale,
+                          own(worker).block.get(), c_.shared.attention.data() + offset, stride);
 }
 
 void Pass::attend(Worker& worker, int32_t index, const Layer& layer, const Task& task) noexcept {
@@ -134,12 +135,12 @@ void Pass::attend(Worker& worker, int32_t index, const Layer& layer, const Task&
   const float* query = c_.shared.q.data() + static_cast<int64_t>(task.row) * c_.shared.q_stride + head * head_dim;
   if (run.count == 1) {
     std::copy(query, query + group * head_dim, mine.query.data());
-    for (int32_t h = 0; h < group; ++h) rotate(mine.query.data() + h * head_dim, layer.q_norm, s, task.row);
+    for (int32_t h = 0; h < group; ++h) rotate(mine.query.data() + h * head_dim, layer.q_norm, s, index, task.row);
     query = mine.query.data();
     if (end == range.splits) store(s, index, layer, run, task.row, task.kv_head);  // no other task reads this position
   }
   const KvView view = run.cache->view(index, task.kv_head);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const float scale = c_.config.attention_scale;
   PartialScratch& partial = task.split < 0 ? mine.partial : c_.shared.partial;
   const int32_t place = task.split < 0 ? 0 : task.row;
   for (int32_t split = begin; split < end; ++split) {

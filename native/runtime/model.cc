@@ -99,6 +99,7 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
     : config_(std::move(config)),
       weights_(config_, packing, choose_memory(packing, options), std::move(source)),
       rope_(config_.rope, config_.head_dim),
+      local_rope_(config_.local_rope, config_.head_dim),
       kv_type_(options.kv_type),
       context_(choose_context(config_, options)),
       pool_(choose_threads(options)),
@@ -154,7 +155,7 @@ void Model::run_job(Pass& pass, size_t rows) {
 }
 
 size_t Model::run_pass(float* logits) {
-  const PassContext context{config_, weights_, *kernels_, rope_, shared_, own_, profile_.get()};
+  const PassContext context{config_, weights_, *kernels_, rope_, local_rope_, shared_, own_, profile_.get()};
   Pass pass(context, logits);
   run_job(pass, shared_.ids.size());
   for (const Run& run : shared_.runs) run.cache->set_length(run.start + run.count);

@@ -92,7 +92,7 @@ class Model {
 
   ModelConfig config_;
   Weights weights_;
-  Rope rope_;
+  Rope rope_, local_rope_;
   const Kernels* kernels_;
   std::string kernels_reason_;
   KvType kv_type_;

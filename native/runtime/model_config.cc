@@ -108,16 +108,20 @@ class Fields {
   std::string place_;
 };
 
+constexpr double kMostTheta = 1e12;
+
 struct Family {
   std::string_view model_type;
   bool qk_norm, qkv_bias, sub_norms;
+  bool gemma = false;  // Gemma 3's text models: see parse_gemma
 };
-constexpr std::array<Family, 5> kFamilies{{
+constexpr std::array<Family, 6> kFamilies{{
     {"llama", false, false, false},
     {"mistral", false, false, false},
     {"qwen2", false, true, false},
     {"qwen3", true, false, false},
     {"bitnet", false, false, true},
+    {"gemma3_text", true, false, false, true},
 }};
 
 void apply_family(const Fields& fields, ModelConfig& config) {
@@ -129,10 +133,11 @@ void apply_family(const Fields& fields, ModelConfig& config) {
     config.o_bias = !family.qkv_bias && fields.boolean_or("attention_bias", false);
     config.mlp_bias = fields.boolean_or("mlp_bias", false);
     config.sub_norms = family.sub_norms;
+    config.sandwich_norms = config.has_local_rope = family.gemma;
     return;
   }
   throw FormatError(message(fields.place(), ": model_type: found ", quoted(config.model_type),
-                            ", this engine runs llama, mistral, qwen2, qwen3 and bitnet"));
+                            ", this engine runs llama, mistral, qwen2, qwen3, bitnet and gemma3_text"));
 }
 
 RopeConfig parse_rope_scaling(const Fields& fields, const std::string& kind, double theta) {
@@ -162,7 +167,6 @@ RopeConfig parse_rope_scaling(const Fields& fields, const std::string& kind, dou
 
 // transformers 5 writes rope_parameters {rope_type, rope_theta, ...}; before it, rope_theta and rope_scaling.
 RopeConfig parse_rope(const Fields& fields) {
-  constexpr double kMostTheta = 1e12;
   double theta = fields.real_or("rope_theta", 1, kMostTheta, 10000);
   if (fields.real_or("partial_rotary_factor", 0, 1, 1) != 1) {
     throw FormatError(fields.place() + ": partial_rotary_factor: this engine rotates whole heads only");
@@ -180,6 +184,34 @@ RopeConfig parse_rope(const Fields& fields) {
   RopeConfig plain;
   plain.theta = theta;
   return plain;
+}
+
+// What the text models of Gemma 3 do in their own way. Source: their code in transformers, models/gemma3.
+void parse_gemma(const Fields& fields, ModelConfig& config) {
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (fields.optional(key) != nullptr)
+      throw FormatError(message(fields.place(), ": ", key, ": this engine has none"));
+  }
+  if (fields.boolean_or("use_bidirectional_attention", false)) {
+    throw FormatError(fields.place() + ": use_bidirectional_attention: this engine's attention is causal");
+  }
+  const std::string activation = fields.text("hidden_activation");
+  if (activation != "gelu_pytorch_tanh") {
+    throw FormatError(message(fields.place(), ": hidden_activation: found ", quoted(activation),
+                              ", this engine computes gelu_pytorch_tanh"));
+  }
+  config.activation = Activation::kGeluTanh;
+  fields.required("layer_types");  // without it, whether a layer is local would be a guess
+  fields.required("head_dim");
+  config.attention_scale = 1.0f / std::sqrt(static_cast<float>(fields.real("query_pre_attn_scalar", 1, 1 << 20)));
+  config.embedding_scale = static_cast<float>(std::sqrt(static_cast<double>(config.hidden_size)));
+  const Fields ropes(fields.required("rope_parameters"), fields.place() + ": rope_parameters");
+  const auto rope_of = [&](const char* kind) {
+    const Fields rope(ropes.required(kind), ropes.place() + ": " + kind);
+    return parse_rope_scaling(rope, rope.text_or("rope_type", "default"), rope.real("rope_theta", 1, kMostTheta));
+  };
+  config.rope = rope_of("full_attention");
+  config.local_rope = rope_of("sliding_attention");
 }
 
 void parse_windows(const Fields& fields, ModelConfig& config) {
@@ -250,8 +282,13 @@ ModelConfig parse_model_config(const JsonValue& root, const std::string& place) 
   config.max_position_embeddings = static_cast<int32_t>(fields.integer("max_position_embeddings", 1, 1 << 24));
   config.rms_norm_eps = static_cast<float>(fields.real("rms_norm_eps", 0, 0.1));
   parse_heads(fields, config);
-  config.rope = parse_rope(fields);
-  config.activation = parse_activation(fields);
+  config.attention_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  if (config.has_local_rope) {
+    parse_gemma(fields, config);
+  } else {
+    config.rope = parse_rope(fields);
+    config.activation = parse_activation(fields);
+  }
   config.tie_known = fields.optional("tie_word_embeddings") != nullptr;
   config.tie_word_embeddings = fields.boolean_or("tie_word_embeddings", false);
   parse_windows(fields, config);

@@ -10,7 +10,7 @@
 
 namespace wf {
 
-enum class Activation : uint8_t { kSilu, kRelu2 };
+enum class Activation : uint8_t { kSilu, kRelu2, kGeluTanh };
 enum class RopeKind : uint8_t { kDefault, kLinear, kLlama3 };
 enum class Granularity : uint8_t { kTensor, kRow, kGroup };
 enum class TableKind : uint8_t { kQ8, kQ6, kQ4, kF16 };  // of the embedding and of an untied head
@@ -36,13 +36,18 @@ struct ModelConfig {
   int32_t num_attention_heads = 0, num_key_value_heads = 0, head_dim = 0, max_position_embeddings = 0;
   float rms_norm_eps = 0;
   RopeConfig rope;
+  RopeConfig local_rope;  // of the layers with a window, when they have one of their own
+  bool has_local_rope = false;
   Activation activation = Activation::kSilu;
-  bool qk_norm = false;    // RMSNorm of each head of q and k before RoPE
-  bool sub_norms = false;  // config.json says there are attn_sub_norm and ffn_sub_norm
-  bool qkv_bias = false;   // q, k and v must have a bias
-  bool o_bias = false;     // ... and o
-  bool mlp_bias = false;   // ... and gate, up and down
-  bool tie_known = false;  // config.json has tie_word_embeddings
+  bool qk_norm = false;         // RMSNorm of each head of q and k before RoPE
+  bool sub_norms = false;       // config.json says there are attn_sub_norm and ffn_sub_norm
+  bool qkv_bias = false;        // q, k and v must have a bias
+  bool o_bias = false;          // ... and o
+  bool mlp_bias = false;        // ... and gate, up and down
+  bool sandwich_norms = false;  // RMSNorm of what attention and MLP return, before it is added
+  float embedding_scale = 1;    // of an embedding's row when it is looked up
+  float attention_scale = 0;    // of query times key
+  bool tie_known = false;       // config.json has tie_word_embeddings
   bool tie_word_embeddings = false;
   std::vector<int32_t> windows;  // by layer: positions a query may look back on, itself included; 0 is all
 

@@ -48,7 +48,7 @@ struct TokenScratch {
         low(high.size()),
         half_sums(size(tokens, column_blocks(config.hidden_size) * 2)),
         wide_scales(size(tokens, 1)),
-        cosines(size(tokens, config.head_dim / 2)),
+        cosines(size(tokens, config.head_dim / 2 * (config.has_local_rope ? 2 : 1))),
         sines(cosines.size()) {}
 
   static size_t size(int32_t tokens, int32_t width) { return static_cast<size_t>(tokens) * static_cast<size_t>(width); }
@@ -62,7 +62,7 @@ struct TokenScratch {
   std::vector<int8_t> high, low;      // [tokens, column blocks of D * 64]
   std::vector<int32_t> half_sums;     // [tokens, column blocks of D * 2]
   std::vector<float> wide_scales;     // [tokens]
-  std::vector<float> cosines, sines;  // [tokens, head_dim / 2]
+  std::vector<float> cosines, sines;  // [tokens, 1 or 2 (global, local), head_dim / 2]
 };
 
 // One query's unfinished attention, for the heads of one key-value head and one range of positions (Kernels::attend).

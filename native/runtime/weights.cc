@@ -96,7 +96,12 @@ Layer Weights::load_layer(const ModelConfig& config, const std::string& prefix) 
   place_factors({&layer.gate, &layer.up});
   place_factors({&layer.down});
   layer.input_norm = load_vector(prefix + "input_layernorm.weight", hidden, Role::kNorm);
-  layer.post_norm = load_vector(prefix + "post_attention_layernorm.weight", hidden, Role::kNorm);
+  const char* const before_mlp = config.sandwich_norms ? "pre_feedforward_layernorm" : "post_attention_layernorm";
+  layer.post_norm = load_vector(prefix + before_mlp + ".weight", hidden, Role::kNorm);
+  if (config.sandwich_norms) {
+    layer.attn_out_norm = load_vector(prefix + "post_attention_layernorm.weight", hidden, Role::kNorm);
+    layer.ffn_out_norm = load_vector(prefix + "post_feedforward_layernorm.weight", hidden, Role::kNorm);
+  }
   layer.attn_sub_norm =
       load_optional(attention + "attn_sub_norm.weight", config.q_width(), config.sub_norms, Role::kNorm);
   layer.ffn_sub_norm = load_optional(mlp + "ffn_sub_norm.weight", middle, config.sub_norms, Role::kNorm);

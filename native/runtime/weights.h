@@ -26,7 +26,9 @@ struct Linear {
 struct Layer {
   Linear q, k, v, o, gate, up, down;
   const float* input_norm = nullptr;     // [D]
-  const float* post_norm = nullptr;      // [D]
+  const float* post_norm = nullptr;      // [D], before the MLP
+  const float* attn_out_norm = nullptr;  // [D], of what attention returns, or null
+  const float* ffn_out_norm = nullptr;   // [D], of what the MLP returns, or null
   const float* attn_sub_norm = nullptr;  // [heads * head_dim], or null
   const float* ffn_sub_norm = nullptr;   // [intermediate], or null
   float attn_sub_eps = 0.0f;             // epsilon of these two norms: their own, else the model's

@@ -52,11 +52,17 @@ class ReferenceModel:
         """
         self.first_tie = len(tokens)
         self.head_slack = np.zeros(len(tokens))
+        gemma = self.config["model_type"] == "gemma3_text"
         x = self.table("model.embed_tokens")[tokens]
+        if gemma:
+            x = x * self.dtype(np.sqrt(self.config["hidden_size"]))
         for layer in range(self.config["num_hidden_layers"]):
             prefix = f"model.layers.{layer}."
-            x = x + self.attention(prefix, self.norm(x, prefix + "input_layernorm"), layer)
-            x = x + self.mlp(prefix + "mlp.", self.norm(x, prefix + "post_attention_layernorm"))
+            added = self.attention(prefix, self.norm(x, prefix + "input_layernorm"), layer)
+            x = x + (self.norm(added, prefix + "post_attention_layernorm") if gemma else added)
+            before = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+            added = self.mlp(prefix + "mlp.", self.norm(x, prefix + before))
+            x = x + (self.norm(added, prefix + "post_feedforward_layernorm") if gemma else added)
         head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
         weight, normed = self.table(head), self.norm(x, "model.norm")
         return (
@@ -142,11 +148,13 @@ class ReferenceModel:
         v = self.linear(name + "v_proj", x).reshape(tokens, self.kv_heads, self.head_dim)
         if name + "q_norm.weight" in self.tensors:
             q, k = self.norm(q, name + "q_norm"), self.norm(k, name + "k_norm")
-        q, k = self.rotate(q), self.rotate(k)
+        q, k = self.rotate(q, layer), self.rotate(k, layer)
         k, v = (a.astype(self.kv_dtype).astype(self.dtype) for a in (k, v))
         group = self.heads // self.kv_heads
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(self.dtype(self.head_dim))
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(
+            self.dtype(self.config.get("query_pre_attn_scalar", self.head_dim))
+        )
         scores = np.where(self.visible(tokens, layer), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -165,19 +173,21 @@ class ReferenceModel:
             return key <= query
         return (key <= query) & (key > query - window)
 
-    def rotate(self, x: Array) -> Array:
+    def rotate(self, x: Array, layer: int) -> Array:
         """Rotary embedding of x [T, heads, d]: (a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves.
 
         Source: arXiv 2104.09864, section 3.4.2; half-rotation pairing as in Hugging Face's Llama.
         """
-        angles = np.arange(len(x), dtype=np.float32)[:, None] * self.frequencies()
+        angles = np.arange(len(x), dtype=np.float32)[:, None] * self.frequencies(layer)
         cos, sin = (f(angles).astype(self.dtype)[:, None, :] for f in (np.cos, np.sin))
         a, b = np.split(x, 2, axis=-1)
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def frequencies(self) -> Array:
-        """Radians a position float32 [d / 2], with the scaling config.json asks for."""
+    def frequencies(self, layer: int) -> Array:
+        """Radians a position float32 [d / 2], with the scaling config.json asks for (by kind of layer in Gemma 3)."""
         rope = self.config.get("rope_parameters") or {}
+        if "full_attention" in rope:
+            rope = rope[self.config["layer_types"][layer]]
         theta = rope.get("rope_theta", self.config.get("rope_theta", 10000.0))
         # float32 where transformers rounds to float32: at position 1000 one rounding more is an angle of 1e-4
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
@@ -201,6 +211,9 @@ class ReferenceModel:
         gate, up = self.linear(prefix + "gate_proj", x), self.linear(prefix + "up_proj", x)
         if self.config["hidden_act"] == "relu2":
             inner = np.maximum(gate, 0) ** 2 * up
+        elif self.config.get("hidden_activation") == "gelu_pytorch_tanh":
+            # arXiv 1606.08415, section 2
+            inner = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi).astype(self.dtype) * (gate + 0.044715 * gate**3))) * up
         else:
             inner = gate / (1 + np.exp(-gate)) * up
         if prefix + "ffn_sub_norm.weight" in self.tensors:

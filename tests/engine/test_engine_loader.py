@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from toy_models import add_tokenizer, make_toy
 
 from wrinklefree import _native
+from wrinklefree.artifact.config import parse_config
 from wrinklefree.errors import FormatError, InputError
 
 Header = dict[str, Any]
@@ -359,6 +360,48 @@ def test_damaged_configs(copy: Path, name: str) -> None:
     with pytest.raises(FormatError, match=expected) as caught:
         load(copy)
     assert str(copy) in str(caught.value)  # the file is named
+
+
+def inside(*keys: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    """Set, or with None remove, an entry behind ``keys``."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            config = config[key]
+        if value is None:
+            config.pop(keys[-1])
+        else:
+            config[keys[-1]] = value
+
+    return edit
+
+
+GEMMA_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "soft caps of scores": (inside("attn_logit_softcapping", value=50.0), "attn_logit_softcapping"),
+    "soft caps of logits": (inside("final_logit_softcapping", value=30.0), "final_logit_softcapping"),
+    "both directions": (inside("use_bidirectional_attention", value=True), "use_bidirectional_attention"),
+    "other activation": (inside("hidden_activation", value="gelu"), "hidden_activation: found 'gelu'"),
+    "no activation": (inside("hidden_activation", value=None), "hidden_activation"),
+    "no kinds of layers": (inside("layer_types", value=None), "layer_types"),
+    "unknown kind": (inside("layer_types", value=["full_attention"] * 2 + ["chunked"]), "layer_types"),
+    "no window": (inside("sliding_window", value=None), "sliding_window"),
+    "no scale": (inside("query_pre_attn_scalar", value=None), "query_pre_attn_scalar"),
+    "no head size": (inside("head_dim", value=None), "head_dim"),
+    "one rotary embedding": (inside("rope_parameters", "sliding_attention", value=None), "sliding_attention"),
+    "unknown rotary embedding": (inside("rope_parameters", "full_attention", "rope_type", value="yarn"), "'yarn'"),
+}
+
+
+@pytest.mark.parametrize("name", GEMMA_DAMAGE)
+def test_what_gemma_3_may_not_say_is_refused_by_both_readers(tmp_path: Path, name: str) -> None:
+    make_toy(tmp_path, "gemma3")
+    load(tmp_path)
+    edit, expected = GEMMA_DAMAGE[name]
+    edit_config(tmp_path, edit)
+    with pytest.raises(FormatError, match=expected):
+        load(tmp_path)
+    with pytest.raises(FormatError, match=expected):
+        parse_config(json.loads((tmp_path / "config.json").read_text()), "config.json")
 
 
 def test_an_untold_tie_follows_the_tensors(copy: Path) -> None:

@@ -81,7 +81,7 @@ def test_greedy_text_equals_the_reference(toys: dict[str, Path], name: str) -> N
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", ["llama_tensor", "llama_group_128", "qwen3", "mistral_window", "low_rank"])
+@pytest.mark.parametrize("name", ["llama_tensor", "llama_group_128", "qwen3", "mistral_window", "low_rank", "gemma3"])
 def test_prefill_equals_single_tokens(toys: dict[str, Path], name: str, kernels: str) -> None:
     # More than one chunk of 256 tokens, with a remainder. Products of both ways are the same integers; only sums of
     # float32 (norms, attention, group scales) may be ordered differently, so EXACT up to a flip, FLIPPED after it.
@@ -104,7 +104,7 @@ def test_prefill_equals_single_tokens(toys: dict[str, Path], name: str, kernels:
 
 
 def test_threads_do_not_change_a_bit(toys: dict[str, Path]) -> None:
-    for name in ("llama_row_odd_sizes", "llama_group_64", "bitnet", "low_rank", "low_rank_subln_bias"):
+    for name in ("llama_row_odd_sizes", "llama_group_64", "bitnet", "low_rank", "low_rank_subln_bias", "gemma3"):
         tokens = random_tokens(toys[name], 40, seed=2)
         one = Engine.load(toys[name], threads=1).logits(tokens)
         for threads in (2, 3, 5):

@@ -47,12 +47,19 @@ def dequantised(name: str, tensor: Any, reference: ReferenceModel) -> Any:
     return codes * by_column
 
 
+def own_gain(key: str, gain: Any, config: dict[str, Any]) -> Any:
+    """A norm's parameter as its family has it: Gemma's multiply by one plus it."""
+    return gain - 1 if "norm" in key and config["model_type"].startswith("gemma") else gain
+
+
 def transformers_model(name: str, directory: Path) -> Any:
     reference = ReferenceModel(directory)
     config = AutoConfig.for_model(**toy_config(name))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     state = {
-        key: torch.from_numpy(np.ascontiguousarray(dequantised(key, tensor, reference)))
+        key: torch.from_numpy(
+            np.ascontiguousarray(own_gain(key, dequantised(key, tensor, reference), toy_config(name)))
+        )
         for key, tensor in reference.tensors.items()
         if not key.endswith("_scale") and ".low_rank_" not in key
     }
@@ -94,11 +101,13 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     assert errors.max() < 0.5
 
 
-def test_window_equals_transformers(tmp_path: Path) -> None:
-    directory = make_toy(tmp_path, "mistral_window", seed=3)
+@pytest.mark.parametrize("name", ["mistral_window", "gemma3"])
+def test_window_equals_transformers(tmp_path: Path, name: str) -> None:
+    """Gemma 3 has windows and a rotary embedding of their own in two of three layers."""
+    directory = make_toy(tmp_path, name, seed=3)
     tokens = [int(t) for t in np.random.default_rng(4).integers(0, 250, 100)]
     with torch.no_grad():
-        wanted = transformers_model("mistral_window", directory)(torch.tensor([tokens])).logits[0].numpy()
+        wanted = transformers_model(name, directory)(torch.tensor([tokens])).logits[0].numpy()
     errors = np.abs(Engine.load(directory, kv_type="float32").logits(tokens) - wanted).max(axis=1) / wanted.std()
     assert np.median(errors) < 0.05
     assert errors.max() < 0.5

@@ -35,6 +35,19 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "num_hidden_layers": 3,
+    "head_dim": 24,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
 # name -> (changes to BASE, granularity, group_size, options of write_toy)
 TOYS: dict[str, tuple[dict[str, Any], str, int, dict[str, Any]]] = {
     "llama_tensor": ({}, "tensor", 64, {}),
@@ -66,6 +79,8 @@ TOYS: dict[str, tuple[dict[str, Any], str, int, dict[str, Any]]] = {
         64,
         {"low_rank": 17, "subln": "identity"},
     ),
+    "gemma3": (GEMMA3, "row", 64, {}),
+    "gemma3_subln": ({**GEMMA3, "hidden_size": 72, "num_attention_heads": 6}, "group", 64, {"subln": "identity"}),
     "mistral_window": ({"model_type": "mistral", "sliding_window": 24}, "tensor", 64, {}),
 }
 
@@ -146,7 +161,12 @@ def write_toy(
         linear(prefix + "mlp.down_proj", hidden, middle, mlp_bias)
         norm(prefix + "input_layernorm", hidden)
         norm(prefix + "post_attention_layernorm", hidden)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] == "gemma3_text":
+            norm(prefix + "pre_feedforward_layernorm", hidden)
+            norm(prefix + "post_feedforward_layernorm", hidden)
+            for name in ("post_attention_layernorm", "post_feedforward_layernorm"):  # embeddings are scaled up
+                tensors[f"{prefix}{name}.weight"] *= np.float32(2 * np.sqrt(hidden))
+        if config["model_type"] in ("qwen3", "gemma3_text"):
             norm(prefix + "self_attn.q_norm", head_dim)
             norm(prefix + "self_attn.k_norm", head_dim)
         if subln != "none":

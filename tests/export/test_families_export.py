@@ -23,7 +23,6 @@ REFUSED = {
     "llama-rope-yarn": "rope_type: found 'yarn', allowed are default, linear, llama3",
     "gemma": "model_type: found 'gemma', allowed are llama",
     "gemma2": "model_type: found 'gemma2', allowed are llama",
-    "gemma3": "model_type: found 'gemma3_text', allowed are llama",
 }
 SPEC = TernarySpec("group", 64)
 

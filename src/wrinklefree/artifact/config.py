@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar
 from wrinklefree.artifact.packing import LAYOUT, Layout, PackedShape
 from wrinklefree.errors import FormatError
 
-Activation = Literal["silu", "relu2"]
+Activation = Literal["silu", "relu2", "gelu_pytorch_tanh"]
 RopeKind = Literal["default", "linear", "llama3"]
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "relu2")
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3")
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text")
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
@@ -53,7 +53,12 @@ class ModelConfig:
     @property
     def has_qk_norm(self) -> bool:
         """Whether queries and keys pass an RMSNorm over each head."""
-        return self.model_type == "qwen3"
+        return self.model_type in ("qwen3", "gemma3_text")
+
+    @property
+    def has_sandwich_norms(self) -> bool:
+        """Whether what attention and MLP return is normed before it is added."""
+        return self.model_type == "gemma3_text"
 
     @property
     def has_sub_norms(self) -> bool:
@@ -94,8 +99,10 @@ def parse_config(raw: Mapping[str, Any], place: str) -> ModelConfig:
     if head_dim % 2:
         raise FormatError(f"{place}: head_dim: found {head_dim}, rotary embeddings need an even number")
     context = fields.size("max_position_embeddings", 1 << 27)
+    model_type = fields.choice("model_type", MODEL_TYPES)
+    gemma = model_type == "gemma3_text"
     return ModelConfig(
-        model_type=fields.choice("model_type", MODEL_TYPES),
+        model_type=model_type,
         vocab_size=fields.size("vocab_size", 1 << 24),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 1 << 20),
@@ -104,11 +111,35 @@ def parse_config(raw: Mapping[str, Any], place: str) -> ModelConfig:
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
         rms_norm_eps=fields.number("rms_norm_eps", 1e-12, 1.0),
-        hidden_act=fields.choice("hidden_act", ACTIVATIONS),
+        hidden_act=_gemma_activation(fields) if gemma else fields.choice("hidden_act", ACTIVATIONS),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        max_position_embeddings=min(context, _sliding_window(fields) or context),
-        rope=_rope(fields),
+        max_position_embeddings=context if gemma else min(context, _sliding_window(fields) or context),
+        rope=_gemma_rope(fields) if gemma else _rope(fields),
     )
+
+
+def _gemma_activation(fields: Fields) -> Activation:
+    """Check what Gemma 3 has beside Llama's settings, and what the engine has no code for; return the activation."""
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if fields.raw.get(key) not in (None, False):
+            raise fields.wrong(key, "no engine of ours computes it")
+    fields.size("sliding_window", 1 << 24)
+    fields.size("head_dim", 1 << 12)
+    fields.number("query_pre_attn_scalar", 1, 1 << 20)
+    kinds = fields.raw.get("layer_types")
+    if not isinstance(kinds, list) or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise fields.wrong("layer_types", "full_attention or sliding_attention is needed for each layer")
+    return fields.choice("hidden_activation", ("gelu_pytorch_tanh",))
+
+
+def _gemma_rope(fields: Fields) -> Rope:
+    """The rotary embedding of the full layers; that of the windowed ones, a second one, is checked."""
+    ropes = Fields(fields.object("rope_parameters") or {}, f"{fields.place}: rope_parameters")
+    full, _ = (
+        _rope(Fields({"rope_parameters": ropes.object(kind) or {"rope_type": f"no {kind}"}}, ropes.place))
+        for kind in ("full_attention", "sliding_attention")
+    )
+    return full
 
 
 def _sliding_window(fields: Fields) -> int | None:

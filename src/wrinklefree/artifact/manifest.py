@@ -169,6 +169,9 @@ def _norms(config: ModelConfig, subln: str) -> Iterator[tuple[str, int]]:
         if subln != "none" or config.has_sub_norms:
             yield f"{prefix}.self_attn.attn_sub_norm", config.num_attention_heads * config.head_dim
             yield f"{prefix}.mlp.ffn_sub_norm", config.intermediate_size
+        if config.has_sandwich_norms:
+            yield f"{prefix}.pre_feedforward_layernorm", config.hidden_size
+            yield f"{prefix}.post_feedforward_layernorm", config.hidden_size
         if config.has_qk_norm:
             yield f"{prefix}.self_attn.q_norm", config.head_dim
             yield f"{prefix}.self_attn.k_norm", config.head_dim

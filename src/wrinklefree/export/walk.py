@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wrinklefree.errors import InputError
+from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.low_rank import LowRankBitLinear
 from wrinklefree.quant.ternary import TernarySpec
@@ -78,15 +79,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Norm:
-    """The gains of an RMSNorm, ``[D]``, and its epsilon ``[1]`` where that is its own (SubLN)."""
+    """The gains of an RMSNorm, ``[D]``, and its epsilon ``[1]`` where that is its own (SubLN).
+
+    ``offset`` is added to the parameter: Gemma's norms multiply by one plus it.
+    """
 
     name: str
     parameter: nn.Parameter
     eps: Tensor | None = None
+    offset: float = 0.0
 
     def values(self) -> NDArray[np.float32]:
-        """Return the gains in float32."""
-        return _numpy(self.parameter)
+        """Return the gains in float32, what a normed vector is multiplied by."""
+        return _numpy(self.parameter.float() + self.offset)
 
 
 Entry = TernaryLayer | Table | Norm
@@ -119,11 +124,17 @@ def walk(model: nn.Module) -> Iterator[Entry]:
             if not (tied and name == "lm_head"):
                 yield Table(name, own["weight"])
         elif "norm" in name.rpartition(".")[2] and set(own) == {"weight"} and own["weight"].ndim == 1:
-            yield Norm(name, own["weight"], dict(module.named_buffers(recurse=False)).get("eps"))
+            eps = dict(module.named_buffers(recurse=False)).get("eps")
+            yield Norm(name, own["weight"], eps, _gain_offset(module, model))
         elif own:
             raise InputError(
                 f"{name}.{min(own)}: a {type(module).__name__} stayed in full precision; convert the whole model first"
             )
+
+
+def _gain_offset(norm: nn.Module, model: nn.Module) -> float:
+    family = str(getattr(model.config, "model_type", ""))
+    return 1.0 if family.startswith("gemma") and not isinstance(norm, SubLayerNorm) else 0.0
 
 
 def num_parameters(model: Any) -> int:
