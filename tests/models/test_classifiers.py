@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from wrinklefree.errors import InputError
+from wrinklefree.eval.perplexity import open_model
 from wrinklefree.models.classification import as_classifier, class_names, classify
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import forward
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source, save_checkpoint
-from wrinklefree.models.plain import save_plain
-from wrinklefree.models.pooling import last_token
+from wrinklefree.models.plain import export_plain, save_plain
+from wrinklefree.models.pooling import last_token, refuse_classifier
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.ternary import TernarySpec
 
@@ -223,3 +224,16 @@ def test_packed_rows_and_padding_reach_the_head_through_our_forward() -> None:
         expected = classify(model, torch.tensor([row]))[0]
         torch.testing.assert_close(model.score(output.final[index, len(row) - 1]), expected, rtol=1e-4, atol=1e-4)
     assert max(max(row) for row in rows) < VOCABULARY
+
+
+def test_wf_export_plain_writes_what_transformers_reads(tmp_path: Path) -> None:
+    model = classifier("llama")
+    save_checkpoint(model, tokenizer(), tmp_path / "checkpoint", CheckpointInfo("classification", spec=SPEC))
+    export_plain(tmp_path / "checkpoint", tmp_path / "plain")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    torch.testing.assert_close(classify(again, ids), without_int8(model, ids), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="is a classifier, it predicts no tokens"):
+        refuse_classifier(again, "x", "do something else")
+    with pytest.raises(InputError, match="is a classifier"), open_model(str(tmp_path / "checkpoint")):
+        pass

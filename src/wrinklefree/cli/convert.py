@@ -85,12 +85,14 @@ def convert(
     from wrinklefree.models.calibration import CalibrationConfig, calibrate
     from wrinklefree.models.convert import check_convertible, convert_model
     from wrinklefree.models.io import CheckpointInfo, load_source, save_checkpoint
+    from wrinklefree.models.pooling import refuse_classifier
 
     start = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
     show(0.0, f"loading {source}")
     model, tokenizer = load_source(source)
+    refuse_classifier(model, source, "wf train training=classification converts and trains it")
     check_convertible(model, subln)
     plain = calibration == NO_CALIBRATION
     text = None

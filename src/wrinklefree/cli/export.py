@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="a checkpoint directory (wf convert, wf train)")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
-    format: Annotated[str, typer.Option(help="packed")] = "packed",
+    format: Annotated[str, typer.Option(help="packed, or plain (for transformers)")] = "packed",
     embedding: Annotated[str, typer.Option(help="precision of embedding and head: q8, q6, q4 or f16")] = "q8",
     bits: Annotated[str, typer.Option(help="bits of a ternary weight: 2 or 1.6 (smaller)")] = "2",
     verify: Annotated[bool, typer.Option(help="read back and compare with the source")] = True,
@@ -29,6 +29,13 @@ def run(
 ) -> None:
     """Ternarises once, writes, reads back, compares with the source, and only then gives the result its name."""
     output = Output(json)
+    if format == "plain":
+        from wrinklefree.models.plain import export_plain
+
+        export_plain(source, out)
+        output.line(f"wrote {out}: ternary values as floats, for from_pretrained; activations are not int8 there")
+        output.finish({"source": str(source), "out": str(out), "format": format})
+        return
     from wrinklefree.export.export import export
 
     with progress("export") as show:

@@ -110,6 +110,7 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
         import torch
 
         from wrinklefree.models.io import load_checkpoint, load_source
+        from wrinklefree.models.pooling import refuse_classifier
         from wrinklefree.quant.bitlinear import full_strength
     except ImportError as error:
         raise MissingDependencyError(
@@ -119,6 +120,7 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
         torch.set_num_threads(threads)
     converted = Path(source).is_dir() and model_format(read_config(source)) == "checkpoint"
     model, tokenizer = load_checkpoint(source)[:2] if converted else load_source(source)
+    refuse_classifier(model, source, "training writes its held-out accuracy to held_out.json")
     model.eval()
     context = getattr(model.config, "max_position_embeddings", None)
     with full_strength(model):

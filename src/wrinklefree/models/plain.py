@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.families import family_of
-from wrinklefree.models.io import save_checkpoint
+from wrinklefree.models.io import load_checkpoint, save_checkpoint
 from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.ternary import expand_scale
@@ -51,3 +51,9 @@ def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: 
     if surplus := sorted(state.keys() - known):
         raise InputError(f"{surplus[0]}: transformers has no place for it; use this model with wrinklefree")
     save_checkpoint(model, tokenizer, out, None, state=state)
+
+
+def export_plain(source: Path, out: Path) -> None:
+    """Write the checkpoint in ``source`` as a plain directory ``out``. Raises: InputError as `save_plain`."""
+    model, tokenizer, _ = load_checkpoint(source)
+    save_plain(model, tokenizer, out)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wrinklefree.errors import InputError
+
 
 def has_class_head(model: nn.Module) -> bool:
     """Return whether ``model`` is a sequence classifier."""
     return isinstance(getattr(model, "score", None), nn.Linear)
+
+
+def refuse_classifier(model: nn.Module, place: str, instead: str) -> None:
+    """Raise InputError for a classifier where a language model is needed; ``instead``: what to do."""
+    if has_class_head(model):
+        raise InputError(f"{place}: is a classifier, it predicts no tokens; {instead}")
 
 
 def last_token(mask: Tensor) -> Tensor:
