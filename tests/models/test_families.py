@@ -20,6 +20,8 @@ from train_toys import pack
 from transformers.integrations.bitnet import pack_weights
 
 from wrinklefree.errors import InputError
+from wrinklefree.models.calibration import CalibrationConfig, calibrate
+from wrinklefree.models.calibration.block import BlockRunner
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.exclusion import excluded
 from wrinklefree.models.families import FAMILIES, default_subln, family_of
@@ -301,3 +303,25 @@ def test_capped_logits_reach_the_losses_of_student_and_teacher(banned: int | Non
     for mine, parameter in zip(found, student.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_run_on_their_own_are_the_whole_model(name: str) -> None:
+    """Calibration hands each layer what the model would: mask, window, rotary tables of its kind."""
+    model: Any = family_toy(name)
+    rows = torch.tensor(documents(12, seed=1) + documents(12, seed=2) + documents(12, seed=3))
+    runner, x = BlockRunner.of(model, rows, torch.float32)
+    for layer in model.model.layers:
+        x = runner.all(layer, x)
+    with torch.no_grad():
+        close(model.model.norm(x), model.model(input_ids=rows).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "bitnet", "qwen2-window"])
+def test_calibration_fits_other_families_too(name: str) -> None:
+    model: Any = family_toy(name)
+    rows = torch.tensor([documents(12, seed=i)[0] for i in range(4)])
+    report = calibrate(model, rows, TernarySpec("group", 64), CalibrationConfig(epochs=2.0))
+    assert len(list(bit_linears(model))) == 7 * 3 and len(report.layers) == 3
+    assert torch.isfinite(model(input_ids=rows).logits).all()
+    close(alone(model, documents(9)[0], position_ids=torch.arange(9)), alone(model, documents(9)[0]))
