@@ -17,7 +17,6 @@ from wrinklefree.models.forward import LOGITS, ForwardOutput, forward, qkv
 from wrinklefree.objectives import TCS, BlockAttention, BlockDiffusion, CleanHalf, NextToken
 from wrinklefree.objectives.base import Objective
 from wrinklefree.objectives.curriculum import Curriculum, Phase
-from wrinklefree.objectives.divergence import top_k_kl
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
 from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion, NoisedBatch, noised, noised_view
 from wrinklefree.optim.build import OptimizerConfig, build_optimizer
@@ -38,8 +37,10 @@ def without_mask(logits: Tensor) -> Tensor:
     return torch.cat([logits[..., :MASK], logits[..., MASK + 1 :]], dim=-1)
 
 
-def masked_slots(view: NoisedBatch) -> list[tuple[int, int]]:
-    return [(int(r), int(s)) for r, s in torch.nonzero(view.labels != IGNORE_INDEX)]
+def in_order_of_tokens(view: NoisedBatch) -> list[tuple[int, int]]:
+    """The masked slots, (row, slot), by row and then by the token they hold, as `Rows` has them."""
+    slots = [(int(r), int(s)) for r, s in torch.nonzero(view.labels != IGNORE_INDEX)]
+    return sorted(slots, key=lambda x: (x[0], int(view.slots[x])))
 
 
 def predicting_state(view: NoisedBatch, settings: Diffusion, row: int, slot: int) -> int:
@@ -57,8 +58,7 @@ def naive_diffusion(s: ForwardOutput, t: ForwardOutput, clean: TokenBatch, view:
     total = torch.zeros(())
     weights = view.selection().weights
     assert s.logits is not None
-    # Rows come in the order of view, sequence and token, which is that of the tokens, not of the slots.
-    for k, (row, slot) in enumerate(sorted(masked_slots(view), key=lambda x: (x[0], int(view.slots[x])))):
+    for k, (row, slot) in enumerate(in_order_of_tokens(view)):
         log_q = without_mask(s.logits[row, predicting_state(view, it, row, slot)]).log_softmax(-1)
         total = total - (1.0 if weights is None else weights[k]) * log_q[view.labels[row, slot]]
     return total / view.counted
@@ -68,17 +68,18 @@ def naive_tcs(objective: TCS) -> Naive:
     def loss(s: ForwardOutput, t: ForwardOutput, clean: TokenBatch, view: NoisedBatch, it: Diffusion) -> Tensor:
         total, tau = torch.zeros(()), objective.temperature
         assert s.logits is not None and t.logits is not None
-        for row, slot in masked_slots(view):
+        weights = view.selection().weights
+        for k, (row, slot) in enumerate(in_order_of_tokens(view)):
             token = int(view.slots[row, slot])
             q = (without_mask(s.logits[row, predicting_state(view, it, row, slot)]) / tau).softmax(-1)
             p = (without_mask(t.logits.flatten(0, 1)[token - 1]) / tau).softmax(-1)  # the state before the token
             top = p.argsort(descending=True)[: objective.top_k]
             a, b = p[top], q[top]
-            if objective.rest and objective.top_k < len(p):
+            if objective.rest == "bucket" and len(top) < len(p):
                 a, b = torch.cat([a, 1 - a.sum()[None]]), torch.cat([b, 1 - b.sum()[None]])
             else:
                 a, b = a / a.sum(), b / b.sum()
-            total = total + (a * (a / b).log()).sum()
+            total = total + (1.0 if weights is None else weights[k]) * (a * (a / b).log()).sum()
         return total * (tau**2 if objective.temperature_squared else 1.0) / view.counted
 
     return loss
@@ -107,7 +108,8 @@ CASES: list[tuple[str, Objective, Naive]] = [
     ("fast_dllm", TCS(top_k=7), naive_tcs(TCS(top_k=7))),
     ("no shift", TCS(top_k=7, temperature=2.0), naive_tcs(TCS(top_k=7, temperature=2.0))),
     ("causal", TCS(top_k=500, temperature_squared=False), naive_tcs(TCS(top_k=500, temperature_squared=False))),
-    ("fast_dllm", TCS(top_k=5, rest=False), naive_tcs(TCS(top_k=5, rest=False))),
+    ("fast_dllm", TCS(top_k=5, rest="drop"), naive_tcs(TCS(top_k=5, rest="drop"))),
+    ("llada in blocks", TCS(top_k=9), naive_tcs(TCS(top_k=9))),
     ("fast_dllm", BlockAttention("cosine"), naive_blocks),
     ("no shift", BlockAttention("cosine"), naive_blocks),
     ("causal clean half", BlockAttention("cosine"), naive_blocks),
@@ -165,7 +167,8 @@ def test_where_student_and_teacher_see_the_same_the_divergence_is_0() -> None:
         s = forward(model, view, EVERYTHING).logits.flatten(0, 1)[rows.states]  # type: ignore[union-attr]
         t = forward(model, clean, EVERYTHING).logits.flatten(0, 1)[rows.teacher]  # type: ignore[union-attr]
     first = clean.position_ids.flatten()[rows.teacher + 1] % 4 == 0  # type: ignore[operator]
-    divergence = top_k_kl(s, t, 10)
+    tcs = TCS(top_k=10, temperature=1.0)
+    divergence = torch.stack([tcs.chunk(s[i : i + 1], t[i : i + 1], rows.targets[i : i + 1])[0] for i in range(len(s))])
     assert first.any() and (~first).any()
     assert divergence[first].abs().max() < 1e-5 < 1e-2 < divergence[~first].mean()
 
@@ -173,10 +176,11 @@ def test_where_student_and_teacher_see_the_same_the_divergence_is_0() -> None:
 def test_the_rest_bucket_keeps_what_renormalisation_loses() -> None:
     teacher = torch.log(torch.tensor([[0.6, 0.2, 0.1, 0.1]]))
     wrong = torch.log(torch.tensor([[0.06, 0.02, 0.46, 0.46]]))  # the same ratio among the first two
-    assert top_k_kl(wrong, teacher, 2, rest=False).abs() < 1e-6
+    target = torch.tensor([0])
+    assert TCS(top_k=2, temperature=1.0, rest="drop").chunk(wrong, teacher, target)[0].abs() < 1e-6
     expected = 0.6 * torch.tensor(10.0).log() + 0.2 * torch.tensor(10.0).log() + 0.2 * torch.tensor(0.2 / 0.92).log()
-    torch.testing.assert_close(top_k_kl(wrong, teacher, 2), expected[None])
-    with pytest.raises(InputError, match="top_k must be at least 1"):
+    torch.testing.assert_close(TCS(top_k=2, temperature=1.0).chunk(wrong, teacher, target)[0], expected)
+    with pytest.raises(InputError, match=r"tcs\.top_k: found 0, it must be at least 1"):
         TCS(top_k=0)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from wrinklefree.data.batch import IGNORE_INDEX
 from wrinklefree.errors import InputError
 from wrinklefree.models.block_attention import BlockBatch
-from wrinklefree.models.forward import forward
+from wrinklefree.models.forward import forward, soft_capped
 from wrinklefree.models.mask_token import DiffusionMarker
 
 
@@ -101,7 +101,7 @@ def _best(model: nn.Module, marker: DiffusionMarker, batch: BlockBatch, waiting:
     """Return the most probable token at each waiting position, and its probability."""
     output = forward(model, batch)
     states = output.final[0, [i - 1 if marker.token_shift else i for i in waiting]]
-    logits = output.head(states).float()
+    logits = soft_capped(output.head(states).float(), output.softcap)
     logits[:, marker.mask_token_id] = float("-inf")
     confidence, best = logits.softmax(dim=-1).max(dim=-1)
     return best, confidence

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wrinklefree.data.batch import TokenBatch
-from wrinklefree.objectives.base import Needs
+from wrinklefree.objectives.base import Logits, Needs
+from wrinklefree.objectives.next_token import NextToken
 from wrinklefree.objectives.noise import CLEAN_HALF, MASKED, NOISED_VIEW, NoisedBatch
+from wrinklefree.teachers.base import TopKRows
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,30 @@ class BlockDiffusion:
         return counted(batch)
 
     def chunk(
-        self, student: Tensor, teacher: Tensor | None, targets: Tensor, weights: Tensor | None = None
+        self, student: Tensor, teacher: Tensor | TopKRows | None, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         per_token = F.cross_entropy(student, targets, reduction="none")
         total = per_token.sum() if weights is None else (weights * per_token).sum()
-        return total, {
-            "ce": per_token.detach().sum(),
-            "top1": (student.detach().argmax(dim=-1) == targets).float().sum(),
-            "masked": torch.tensor(float(len(targets)), device=targets.device),
-        }
+        return total, self._metrics(per_token.detach().sum(), Logits(student.detach()), targets)
+
+    def block(
+        self,
+        student: Logits,
+        teacher: Logits | TopKRows | None,
+        targets: Tensor,
+        gradient: Tensor | None,
+        factor: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        ce, _ = NextToken().block(student, teacher, targets, gradient, factor)
+        return ce, self._metrics(ce, student, targets)
+
+    def _metrics(self, ce: Tensor, student: Logits, targets: Tensor) -> dict[str, Tensor]:
+        top1 = (student.peak()[1] == targets).sum().float()
+        return {"ce": ce, "top1": top1, "masked": torch.tensor(float(len(targets)), device=targets.device)}
 
 
 @dataclass(frozen=True)
-class CleanHalf:
+class CleanHalf(NextToken):
     """Next-token cross-entropy on the clean half of the noised view, which costs no forward of its own.
 
     It needs a causal clean half (``diffusion.clean_half``, which variant ``causal`` has). Its part of the loss can be
@@ -57,10 +70,6 @@ class CleanHalf:
 
     def count(self, batch: TokenBatch) -> int:
         return len(batch.selection(CLEAN_HALF).targets)
-
-    def chunk(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.cross_entropy(student, targets, reduction="sum")
-        return loss, {"ce": loss.detach()}
 
 
 def counted(batch: TokenBatch) -> int:

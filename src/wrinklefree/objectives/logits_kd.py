@@ -29,7 +29,7 @@ is guessed: ``bucket`` with such a teacher needs tau = 1, ``drop`` takes any.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,21 +63,22 @@ class LogitsKD:
     rest: Rest = "bucket"
 
     needs = Needs(teacher=True)
+    place: ClassVar[str] = "logits_kd"  # in messages
 
     def __post_init__(self) -> None:
         if self.divergence not in _DIVERGENCES:
-            raise unknown_name("logits_kd.divergence", self.divergence, _DIVERGENCES)
+            raise unknown_name(f"{self.place}.divergence", self.divergence, _DIVERGENCES)
         if self.rest not in _RESTS:
-            raise unknown_name("logits_kd.rest", self.rest, _RESTS)
+            raise unknown_name(f"{self.place}.rest", self.rest, _RESTS)
         if not self.temperature > 0.0:
-            raise InputError(f"logits_kd.temperature: found {self.temperature}, it must be above 0")
+            raise InputError(f"{self.place}.temperature: found {self.temperature}, it must be above 0")
         if self.confidence is not None and self.divergence != "cakld":
-            raise InputError("logits_kd.confidence: only divergence=cakld reads it; remove it")
+            raise InputError(f"{self.place}.confidence: only divergence=cakld reads it; remove it")
         if self.confidence is not None and not 0.0 <= self.confidence <= 1.0:
-            raise InputError(f"logits_kd.confidence: found {self.confidence}, allowed is 0 to 1")
+            raise InputError(f"{self.place}.confidence: found {self.confidence}, allowed is 0 to 1")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(
-                f"logits_kd.top_k: found {self.top_k}, it must be at least 1 (null is the whole vocabulary)"
+                f"{self.place}.top_k: found {self.top_k}, it must be at least 1 (null is the whole vocabulary)"
             )
 
     def count(self, batch: TokenBatch) -> int:
@@ -87,17 +88,24 @@ class LogitsKD:
         """Raise InputError when a teacher that gives ``top_k`` tokens and nothing else does not suffice."""
         if self.rest == "bucket" and self.temperature != 1.0:
             raise InputError(
-                f"logits_kd.temperature: found {self.temperature}, but the teacher gives only its {top_k} best "
+                f"{self.place}.temperature: found {self.temperature}, but the teacher gives only its {top_k} best "
                 "tokens, whose rest has no known mass at a temperature other than 1; set temperature=1, or rest=drop"
             )
         if (self.top_k or 0) > top_k:
-            raise InputError(f"logits_kd.top_k: found {self.top_k}, the teacher gives {top_k} tokens (teacher.top_k)")
+            raise InputError(
+                f"{self.place}.top_k: found {self.top_k}, the teacher gives {top_k} tokens (teacher.top_k)"
+            )
 
     def chunk(
         self, student: Tensor, teacher: Tensor | TopKRows | None, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The definition, through autograd; `block` is the same with its gradient written out."""
         assert teacher is not None
+        source = Logits(teacher) if isinstance(teacher, Tensor) else teacher
+        return self._per_token(student, teacher, targets).sum(), self._metrics(Logits(student.detach()), source)
+
+    def _per_token(self, student: Tensor, teacher: Tensor | TopKRows, targets: Tensor) -> Tensor:
+        """Return the loss of each token, [n]."""
         log_q = F.log_softmax(student / self.temperature, dim=-1)
         if self.top_k is None and isinstance(teacher, Tensor):
             log_p = F.log_softmax(teacher / self.temperature, dim=-1)
@@ -106,8 +114,7 @@ class LogitsKD:
             log_q = _classes(log_q, ids, self.rest)
         source = Logits(teacher) if isinstance(teacher, Tensor) else teacher
         backward = self._reverse_share(source, targets)
-        per_token = backward * _kl(log_q, log_p) + (1.0 - backward) * _kl(log_p, log_q)
-        return self._scale() * per_token.sum(), self._metrics(Logits(student.detach()), source)
+        return self._scale() * (backward * _kl(log_q, log_p) + (1.0 - backward) * _kl(log_p, log_q))
 
     def block(
         self,

@@ -21,46 +21,37 @@ probability ratios over a neighbourhood.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from wrinklefree.data.batch import TokenBatch
-from wrinklefree.errors import InputError
-from wrinklefree.objectives.base import Needs
+from wrinklefree.objectives.base import Logits, Needs
 from wrinklefree.objectives.block_diffusion import counted
-from wrinklefree.objectives.divergence import top_k_kl
+from wrinklefree.objectives.logits_kd import LogitsKD
 from wrinklefree.objectives.noise import MASKED, NOISED_VIEW
+from wrinklefree.teachers.base import TopKRows
 
 
 @dataclass(frozen=True)
-class TCS:
-    """``top_k`` K; ``temperature`` tau. ``temperature_squared`` false leaves out tau^2.
+class TCS(LogitsKD):
+    """Settings as of `LogitsKD`; ``temperature_squared`` false leaves out tau^2, ``rest=drop`` the rest's class."""
 
-    ``rest`` false renormalises over the K tokens: what the student gives to all others then costs nothing.
-    """
-
-    top_k: int = 100
-    temperature: float = 5.0
     temperature_squared: bool = True
-    rest: bool = True
+    top_k: int | None = 100
 
     needs = Needs(teacher=True, view=NOISED_VIEW, rows=MASKED)
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1 or not self.temperature > 0.0:
-            raise InputError("tcs: top_k must be at least 1 and temperature above 0")
+    place: ClassVar[str] = "tcs"
 
     def count(self, batch: TokenBatch) -> int:
         return counted(batch)
 
     def chunk(
-        self, student: Tensor, teacher: Tensor | None, targets: Tensor, weights: Tensor | None = None
+        self, student: Tensor, teacher: Tensor | TopKRows | None, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if weights is None:
+            return super().chunk(student, teacher, targets)
         assert teacher is not None
-        per_token = top_k_kl(student, teacher, self.top_k, self.temperature, self.rest)
-        if self.temperature_squared:
-            per_token = per_token * self.temperature**2
-        if weights is not None:
-            per_token = per_token * weights
-        same = (student.detach().argmax(dim=-1) == teacher.argmax(dim=-1)).sum()
-        return per_token.sum(), {"top1_agreement": same.float()}
+        source = Logits(teacher) if isinstance(teacher, Tensor) else teacher
+        total = (weights * self._per_token(student, teacher, targets)).sum()
+        return total, self._metrics(Logits(student.detach()), source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source
 from wrinklefree.models.low_rank import prepare_low_rank
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.train.audit import say
-from wrinklefree.train.diffusion import diffusing
+from wrinklefree.train.diffusion import banned_token, diffusing
 from wrinklefree.train.recipe import Recipe
 
 _SUBLN_SEQUENCES = 16  # that measure the gains of subln=identity
@@ -57,18 +57,18 @@ def build_student(recipe: Recipe) -> Student:
         _refuse_conversion(recipe, source)
         model, tokenizer, info = load_checkpoint(source, dtype)
         info = diffusing(recipe, model, tokenizer, info)
-        data = _data(recipe, tokenizer)
+        data = _data(recipe, tokenizer, info)
         prepare_low_rank(model, recipe.low_rank, _rows(data), original=False, say=say)
         return Student(_for_task(model, recipe, data), tokenizer, info, recipe.teacher_source or info.teacher, data)
     model, tokenizer = load_source(source, dtype)
     if not recipe.model.convert:
-        data = _data(recipe, tokenizer)
+        data = _data(recipe, tokenizer, None)
         return Student(_for_task(model, recipe, data), tokenizer, None, recipe.teacher_source, data)
     subln = cast(SublnInit, recipe.model.subln or default_subln(model.config))
     spec, exclude = recipe.model.spec, recipe.model.exclude
     info = CheckpointInfo(stage="convert", spec=spec, subln=subln, teacher=source, exclude=exclude)
     info = diffusing(recipe, model, tokenizer, info)
-    data = _data(recipe, tokenizer)
+    data = _data(recipe, tokenizer, info)
     model = _for_task(model, recipe, data)
     convert_model(model, spec, subln, _sequences(data) if subln == "identity" else None, exclude=exclude)
     prepare_low_rank(model, recipe.low_rank, _rows(data), original=True, say=say)
@@ -101,8 +101,8 @@ def _refuse_conversion(recipe: Recipe, source: str) -> None:
         raise InputError(f"model.convert: {source} is converted already; give the original model")
 
 
-def _data(recipe: Recipe, tokenizer: Any) -> TrainingData | SupervisedData:
-    encoder = _encoder(tokenizer)
+def _data(recipe: Recipe, tokenizer: Any, info: CheckpointInfo | None) -> TrainingData | SupervisedData:
+    encoder = _encoder(tokenizer, banned_token(info))
     if recipe.task is None:
         training = build_data(recipe.data_config, encoder)
         for name, part in zip(recipe.data.sources, training.splits, strict=True):
@@ -147,8 +147,14 @@ def _rows(data: TrainingData | SupervisedData) -> Callable[[int], Tensor]:
     return lambda count: data.stream.batch(0, count).input_ids
 
 
-def _encoder(tokenizer: Any) -> TextEncoder:
-    """Our own tokenizer, read from the files of a Hugging Face one: BOS exactly once, and the engine's ids."""
+def _encoder(tokenizer: Any, banned: int | None) -> TextEncoder:
+    """Our own tokenizer, read from the files of a Hugging Face one: BOS exactly once, and the engine's ids.
+
+    ``banned``: the MASK of a diffusion model; a text that spells it out does not become one.
+    """
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
-        return TextEncoder.of(Tokenizer.load(Path(directory)))
+        encoder = TextEncoder.of(Tokenizer.load(Path(directory)))
+    if banned is None:
+        return encoder
+    return replace(encoder, encode=lambda text: [token for token in encoder.encode(text) if token != banned])
