@@ -109,8 +109,8 @@ struct Kernels {
   // rounding; with one scale a row (kQ8) the result is float(sum) * row_scale * token scale, bit for bit.
   void (*table_gemm)(const TableMatrix* w, const WideActivations* x, int32_t tokens, int32_t begin, int32_t end,
                      float* y, int64_t y_stride);
-  // Head in float16, plain rows: y[t * y_stride + r] = sum_i w[r * columns + i] * x[t * columns + i], rows [begin,
-  // end).
+  // Head in float16 and low-rank factors, plain rows: y[t * y_stride + r] = sum_i w[r * columns + i] * x[t * columns +
+  // i], rows [begin, end).
   void (*f16_gemm)(const uint16_t* w, int32_t columns, const float* x, int32_t tokens, int32_t begin, int32_t end,
                    float* y, int64_t y_stride);
 
