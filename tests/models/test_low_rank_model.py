@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.convert import convert_model
@@ -20,6 +22,7 @@ from wrinklefree.models.low_rank import (
     summary,
     train_only_factors,
 )
+from wrinklefree.models.plain import save_plain
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
 from wrinklefree.quant.low_rank import add_factors, low_rank_linears
 from wrinklefree.quant.ternary import TernarySpec
@@ -166,6 +169,25 @@ def test_gradients_survive_frozen_embeddings_and_checkpointing() -> None:
     for name, plain in grads[0].items():
         assert plain is not None and plain.abs().max() > 0, name
         torch.testing.assert_close(grads[1][name], plain)
+
+
+def test_a_plain_directory_holds_the_sum(tmp_path: Path) -> None:
+    """Its reader rounds no inputs, so codes, scales and factors are one matrix there."""
+    model = ternary(ranks=4)
+    for _, layer in low_rank_linears(model):
+        torch.nn.init.normal_(layer.low_rank_u, std=0.3, generator=torch.Generator().manual_seed(2))
+    save_plain(model, _tokenizer(), tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    layer = model.model.layers[1].self_attn.o_proj
+    with torch.no_grad():
+        wanted = x @ layer.effective_weight().t() + x @ layer.low_rank_v.t() @ layer.low_rank_u.t()
+        torch.testing.assert_close(again.model.layers[1].self_attn.o_proj(x), wanted)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.WordLevel({str(i): i for i in range(128)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="0")
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -1,9 +1,9 @@
 """A converted model as plain Hugging Face weights: transformers alone loads it and computes with the ternary values.
 
-Each ternary matrix is written as codes times scales, under its own name, in the model's dtype. What transformers then
-computes differs from ours in one thing: it does not round activations to int8. (Its own BitNet layers would, but they
-know one scale for a matrix and ternarise once more.) A model with inserted SubLN cannot be written so, because no
-class of transformers has those norms.
+Each ternary matrix is written as codes times scales, and its low-rank correction added, under its own name, in the
+model's dtype. What transformers then computes differs from ours in one thing: it does not round activations to int8.
+(Its own BitNet layers would, but they know one scale for a matrix and ternarise once more.) A model with inserted SubLN
+cannot be written so, because no class of transformers has those norms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from wrinklefree.models.families import family_of
 from wrinklefree.models.io import load_checkpoint, save_checkpoint
 from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import bit_linears
+from wrinklefree.quant.low_rank import FACTORS, LowRankBitLinear
 from wrinklefree.quant.ternary import expand_scale
 
 
@@ -42,6 +43,10 @@ def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: 
     for name, layer in layers.items():
         codes, scale = layer.ternary()
         wide = codes.float() * expand_scale(scale.float(), layer.spec, layer.in_features)
+        if isinstance(layer, LowRankBitLinear):  # its correction takes unrounded inputs, as all do there
+            wide += (layer.low_rank_u.float() @ layer.low_rank_v.float()).detach()
+            for factor in FACTORS:
+                state.pop(f"{name}.{factor}")
         state[f"{name}.weight"] = wide.to(layer.weight.dtype).contiguous()
         state.pop(f"{name}.weight_scale", None)
     if getattr(model.config, "tie_word_embeddings", False):
