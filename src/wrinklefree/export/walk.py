@@ -100,7 +100,14 @@ Entry = TernaryLayer | Table | Norm
 def check_exportable(model: nn.Module) -> None:
     """Raise InputError when a layer's weight is not codes times scales, which is all a format can hold."""
     for name, module in model.named_modules():
-        if isinstance(module, BitLinear) and module.kept_columns is not None:
+        if not isinstance(module, BitLinear):
+            continue
+        if module.spec.quantizer != "absmean":
+            raise InputError(
+                f"{name}: is ternary in the Haar domain; its weights are sums of two codes, which no format can hold. "
+                "Convert and train with model.quantizer=absmean to export"
+            )
+        if module.kept_columns is not None:
             count = int(module.kept_columns.sum())
             raise InputError(
                 f"{name}: {count} of its columns are kept in full precision, which no format can hold; train on with "

@@ -9,6 +9,7 @@ import torch
 from wrinklefree.artifact.manifest import WEIGHTS, read_config
 from wrinklefree.artifact.safetensors_file import SafetensorsFile
 from wrinklefree.models.io import CheckpointInfo
+from wrinklefree.quant.haar import haar_ternarize
 from wrinklefree.quant.ternary import ternarize
 
 _TERNARY = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "o", "gate", "up", "down"))
@@ -26,7 +27,9 @@ def checkpoint_zeros(directory: str | Path) -> dict[str, float]:
     for name in file.tensors:
         if name.endswith(_TERNARY):
             scale = _tensor(file, f"{name}_scale") if f"{name}_scale" in file.tensors else None
-            codes, _ = ternarize(_tensor(file, name), info.spec, scale)
+            weight = _tensor(file, name)
+            haar = info.spec.quantizer == "haar"
+            codes = haar_ternarize(weight, info.spec)[0] if haar else ternarize(weight, info.spec, scale)[0]
             shares[name] = 1.0 - float(torch.count_nonzero(codes)) / codes.numel()
     return shares
 

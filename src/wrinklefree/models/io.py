@@ -77,7 +77,7 @@ class CheckpointInfo:
             raise FormatError(f"{place}: format_version {found!r}, this release reads {CHECKPOINT_FORMAT_VERSION}")
         known = {"stage", "subln", "strength", "calibration", "teacher", "tokens_seen", "recipe_hash", "dlm", "exclude"}
         try:
-            spec = TernarySpec(raw["granularity"], raw["group_size"])
+            spec = TernarySpec(raw["granularity"], raw["group_size"], raw.get("quantizer", "absmean"))
             given = {key: raw[key] for key in known if key in raw}
             info = cls(spec=spec, **{**given, "exclude": tuple(given.get("exclude", ()))})
         except (KeyError, TypeError, InputError) as error:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from wrinklefree.errors import InputError
 from wrinklefree.quant.activation import fake_quantize_activation
+from wrinklefree.quant.haar import haar_quantize, haar_ternarize
 from wrinklefree.quant.saliency import rest_scale
 from wrinklefree.quant.ternary import TernarySpec, grouped, in_blocks, round_absmean, round_weight, storable, ternarize
 
@@ -207,20 +208,32 @@ class BitLinear(nn.Linear):
     def set_scale(self, scale: Tensor) -> None:
         """Give the layer its own scales of the shape ``spec.scale_shape(O, I)`` instead of absmean.
 
-        Raises: InputError for another shape.
+        Raises: InputError for another shape, or when the quantizer finds its own scales (haar).
         """
+        if self.spec.quantizer != "absmean":
+            raise InputError(f"weight_scale: quantizer {self.spec.quantizer} has no fitted scales; use absmean")
         expected = self.spec.scale_shape(self.out_features, self.in_features)
         if tuple(scale.shape) != expected:
             raise InputError(f"weight_scale: found shape {tuple(scale.shape)}, needed is {expected}")
         self.weight_scale = nn.Parameter(scale.detach().to(self.weight.device, torch.float32).clone())
 
     def ternary(self) -> tuple[Tensor, Tensor]:
-        """Return what export writes: codes int8 ``[O, I]`` and float32 scales ``[1]``, ``[O]`` or ``[O, G]``."""
+        """Return what export writes: codes int8 ``[O, I]`` and float32 scales ``[1]``, ``[O]`` or ``[O, G]``.
+
+        Of a haar layer, which is not exported: the codes of the coefficients, and both bands' scales in one row.
+        """
+        if self.spec.quantizer == "haar":
+            codes, scales = haar_ternarize(self.weight, self.spec)
+            return codes, torch.cat([scale.flatten() for scale in scales])
         return ternarize(self.weight, self.spec, self.weight_scale)
 
     @torch.no_grad()
     def quantized_weight(self) -> tuple[Tensor, Tensor]:
         """Return Q(w) ``[O, I]`` in the latents' dtype (kept columns are as they are), and its scales."""
+        if self.spec.quantizer == "haar":
+            quantized, scale = haar_quantize(self.weight, self.spec), self.weight.new_zeros(0)
+            kept = self.kept_columns
+            return (quantized if kept is None else torch.where(kept, self.weight, quantized)), scale
         if self.weight_scale is None and self.kept_columns is None:
             return round_absmean(self.weight, self.spec)
         if self.weight_scale is not None:

@@ -41,13 +41,13 @@ def scaled_product(x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, spe
     ``x`` int8 ``[N, I]``, ``x_scale [N, 1]``, ``codes`` int8 ``[O, I]``, ``scale`` of ``spec.scale_shape(O, I)``.
     Scales of groups need an integer product for each group, since only integers of one scale may be added.
     """
+    if spec.granularity != "group":
+        # Exact in float32 up to 132,000 input features: |sum| <= 127 I < 2^24.
+        return integer_product(x, codes).float().mul_(scale.float()[None]).div_(x_scale.float())
     if x.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from wrinklefree.quant.int8_triton import scaled_product as fused
 
         return fused(x, x_scale, codes, scale, spec)
-    if spec.granularity != "group":
-        # Exact in float32 up to 132,000 input features: |sum| <= 127 I < 2^24.
-        return integer_product(x, codes).float().mul_(scale.float()[None]).div_(x_scale.float())
     total = torch.zeros(x.shape[0], codes.shape[0], device=x.device)
     for group, start in enumerate(range(0, x.shape[1], spec.group_size)):
         part = slice(start, start + spec.group_size)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from wrinklefree.errors import MissingDependencyError
 from wrinklefree.quant.ternary import TernarySpec
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # builds of torch for CPUs come without it
+    triton = None
 
 _BLOCK = 64  # rows, outputs and columns of a program's tile; a group is a multiple of its columns
 
 
-@triton.jit
+def _jit(function: Callable[..., None]) -> Any:
+    return function if triton is None else triton.jit(function)
+
+
+@_jit
 def _kernel(  # type: ignore[no-untyped-def]
     x_ptr, x_scale_ptr, codes_ptr, scale_ptr, out_ptr, rows, outputs, columns, group_size, groups,
     scale_row_stride, BLOCK: tl.constexpr,
@@ -47,6 +59,8 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 def scaled_product(x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, spec: TernarySpec) -> Tensor:
     """Return what `quant.int8.scaled_product` returns, for tensors on a GPU."""
+    if triton is None:
+        raise MissingDependencyError("quant.int8_triton: Triton is missing; pip install triton")
     (rows, columns), outputs = x.shape, codes.shape[0]
     group_size = spec.group_size if spec.granularity == "group" else columns
     groups = -(-columns // group_size)

@@ -66,6 +66,8 @@ class Products:
             return fp8.refusal(x, layer.out_features, layer.in_features, self.min_size, self.scaling)
         if layer.strength.value != 1.0:
             return "strength below 1"
+        if layer.spec.quantizer != "absmean":
+            return f"quantizer {layer.spec.quantizer}"
         if layer.kept_columns is not None:
             return "columns kept in full precision"
         return None if x.device.type in ("cpu", "cuda") else f"no int8 products on {x.device.type}"

@@ -6,6 +6,7 @@ Shape letters: O output features (rows), I input features (columns), G scale gro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,16 +20,27 @@ from wrinklefree.errors import unknown_name
 MIN_SCALE = 1e-4
 
 
+Quantizer = Literal["absmean", "haar"]
+QUANTIZERS: tuple[Quantizer, ...] = ("absmean", "haar")
+
+
 @dataclass(frozen=True)
 class TernarySpec:
-    """How fine the scales are: one per ``tensor``, per ``row``, or per ``group`` of columns of a row."""
+    """How fine the scales are: one per ``tensor``, per ``row``, or per ``group`` of columns of a row.
+
+    ``quantizer``: what becomes ternary, the weights (absmean) or the Haar bands of their rows (`quant.haar`).
+    The functions of this module round what they are given, whichever it is.
+    """
 
     granularity: Granularity = "group"
     group_size: int = 64
+    quantizer: Quantizer = "absmean"
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
             raise unknown_name("scale granularity", self.granularity, GRANULARITIES)
+        if self.quantizer not in QUANTIZERS:
+            raise unknown_name("quantizer", self.quantizer, QUANTIZERS)
         check_group_size(self.group_size)
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:

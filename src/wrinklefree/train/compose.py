@@ -155,7 +155,7 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     },
     **{
         f"model.{name}": (lambda r: not r.model.convert, "model.convert is false")
-        for name in ("granularity", "group_size", "subln", "exclude")
+        for name in ("granularity", "group_size", "quantizer", "subln", "exclude")
     },
     **{f"strength.{name}": (lambda r: not r.model.convert, "model.convert is false") for name in ("kind", "end")},
     **{

@@ -38,8 +38,8 @@ from wrinklefree.train.remote import SyncRecipe
 class ModelRecipe:
     """``source``: a Hugging Face id, a directory, a GGUF file, or a converted checkpoint.
 
-    ``granularity``, ``group_size`` and ``subln`` say how an original model is converted; None is identity SubLN and
-    groups of 64, and is what a converted checkpoint, which has its own, must be given.
+    ``granularity``, ``group_size``, ``quantizer`` and ``subln`` say how an original model is converted; None is
+    absmean in groups of 64 and identity SubLN, and is what a converted checkpoint, which has its own, must be given.
     ``exclude``: linears that stay in full precision, by whole components of their paths (`models.exclusion`).
     ``convert`` false trains an original model as it is, in full precision: a teacher for a task.
     ``teacher``: None is the original model itself, or the one a checkpoint names. ``dtype`` of student and teacher.
@@ -53,6 +53,7 @@ class ModelRecipe:
     granularity: Literal["tensor", "row", "group"] | None = None
     group_size: int | None = None
     subln: Literal["identity", "ones", "none"] | None = None
+    quantizer: Literal["absmean", "haar"] | None = None
     compute: Literal["float", "int8", "fp8"] = "float"
     compute_exclude: tuple[str, ...] = ()
     fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"
@@ -63,7 +64,7 @@ class ModelRecipe:
     @property
     def spec(self) -> TernarySpec:
         """Return the scales of a conversion."""
-        return TernarySpec(self.granularity or "group", self.group_size or 64)
+        return TernarySpec(self.granularity or "group", self.group_size or 64, self.quantizer or "absmean")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def monitored(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _refuse_conversion(recipe: Recipe, source: str) -> None:
-    for name in ("granularity", "group_size", "subln", "exclude"):
+    for name in ("granularity", "group_size", "quantizer", "subln", "exclude"):
         if getattr(recipe.model, name):
             raise InputError(f"model.{name}: nothing would read it, because {source} is converted already")
     if not recipe.model.convert:
