@@ -101,6 +101,7 @@ def test_without_blocks_the_whole_text_is_one_canvas() -> None:
     ("arguments", "message"),
     [
         ({"prompt": []}, "a prompt of 0 tokens"),
+        ({"prompt": [1, MASK]}, f"holds the MASK token {MASK}"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"threshold": 1.5}, "threshold 1.5"),
         ({"tokens_per_forward": 0}, "tokens_per_forward is 0"),

@@ -140,7 +140,7 @@ def test_value_and_gradient_match_a_loop_over_masked_tokens(
 
 
 @pytest.mark.parametrize("name", ["fast_dllm", "no shift"])
-def test_t4b_teacher_and_student_predict_the_same_token(name: str) -> None:
+def test_teacher_and_student_predict_the_same_token(name: str) -> None:
     """A teacher that always puts the true next token first agrees with the targets; one place off, it would not.
 
     Shifted and unshifted students alike: the teacher's state before the token, wherever the student's is.

@@ -50,13 +50,15 @@ def decode_blocks(
     In each forward the MASKs whose best token is more probable than ``threshold`` are decided, at least the most
     probable one; at threshold 1 exactly that one. ``tokens_per_forward`` decides so many instead.
 
-    Raises: InputError for an empty prompt or settings out of range.
+    Raises: InputError for an empty prompt, one with MASK in it, or settings out of range.
     """
     if not prompt or max_new_tokens < 1 or not 0.0 <= threshold <= 1.0:
         raise InputError(
             f"block decoding: found a prompt of {len(prompt)} tokens, max_new_tokens {max_new_tokens} and threshold "
             f"{threshold}; needed are at least 1, at least 1, and 0 to 1"
         )
+    if marker.mask_token_id in prompt:
+        raise InputError(f"block decoding: the prompt holds the MASK token {marker.mask_token_id}, which no text has")
     if tokens_per_forward is not None and tokens_per_forward < 1:
         raise InputError(f"block decoding: tokens_per_forward is {tokens_per_forward}, it must be at least 1")
     ids, limit, forwards = list(prompt), len(prompt) + max_new_tokens, 0
