@@ -15,6 +15,7 @@ from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import LOGITS, ForwardOutput, forward, qkv
 from wrinklefree.objectives import TCS, BlockAttention, BlockDiffusion, CleanHalf, NextToken
+from wrinklefree.objectives.balance import Balance
 from wrinklefree.objectives.base import Objective
 from wrinklefree.objectives.curriculum import Curriculum, Phase
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
@@ -296,3 +297,19 @@ def test_clean_half_is_the_next_token_loss_without_a_forward_of_its_own() -> Non
     with pytest.raises(InputError, match="clean_half=causal"):
         wrong = manager_of(SETTINGS["fast_dllm"], half=CleanHalf())
         wrong.counts(clean, {"half": 1.0})
+
+
+def test_the_clean_half_can_be_balanced_to_the_loss_of_the_masked_tokens() -> None:
+    """I-DLM's weight L_mask / L_clean, from one step to the next; the first step only measures."""
+    clean, student = documents(), toy_model(1)
+    terms = {"dlm": Term(BlockDiffusion()), "half": Term(CleanHalf(), 1.0, Balance("loss", 1.0, every=1))}
+    views = {NOISED_VIEW: noised_view(SETTINGS["causal"], MASK, 0)}
+    manager = ObjectiveManager(terms, monitor=(), views=views, banned=MASK)
+    weights = {"dlm": 1.0, "half": 1.0}
+    shares = []
+    for _ in range(2):
+        tally, counts = Tally(), manager.counts(clean, weights)
+        manager.loss(student, clean, weights, counts, None, tally)
+        shares.append(manager.report(tally, counts, weights)["half/share"])
+        manager.end_step(tally, counts, weights, lambda value: value)
+    assert shares == [0.0, pytest.approx(0.5)]
