@@ -22,6 +22,7 @@ from transformers.integrations.bitnet import pack_weights
 from wrinklefree.errors import InputError
 from wrinklefree.models.calibration import CalibrationConfig, calibrate
 from wrinklefree.models.calibration.block import BlockRunner
+from wrinklefree.models.classification import as_classifier
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.exclusion import excluded
 from wrinklefree.models.families import FAMILIES, default_subln, family_of
@@ -32,6 +33,7 @@ from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
 from wrinklefree.objectives.next_token import NextToken
 from wrinklefree.quant.bitlinear import BitLinear, bit_linears, quant_strength
 from wrinklefree.quant.ternary import TernarySpec
+from wrinklefree.train.plan import count_parameters
 
 NAMES = sorted(FAMILY_TOYS)
 
@@ -325,3 +327,13 @@ def test_calibration_fits_other_families_too(name: str) -> None:
     assert len(list(bit_linears(model))) == 7 * 3 and len(report.layers) == 3
     assert torch.isfinite(model(input_ids=rows).logits).all()
     close(alone(model, documents(9)[0], position_ids=torch.arange(9)), alone(model, documents(9)[0]))
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_counts_the_parameters_of_every_family(name: str, classifies: bool) -> None:
+    model: Any = family_toy(name)
+    if classifies:
+        model = as_classifier(model, ("a", "b", "c"))
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    assert count_parameters(config) == sum(p.numel() for p in model.parameters())

@@ -74,8 +74,11 @@ def count_parameters(config: dict[str, Any]) -> int:
     if kind in ("qwen3", "gemma3_text"):
         attention += 2 * head
     norms = (4 if kind in ("gemma2", "gemma3_text") else 2) * hidden + (hidden + width if kind == "bitnet" else 0)
-    layer = attention + 3 * hidden * width + norms
-    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    biases = 2 * width + hidden if config.get("mlp_bias") else 0
+    layer = attention + 3 * hidden * width + biases + norms
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    embeddings = int(config["vocab_size"]) * hidden * (1 if classifies or config.get("tie_word_embeddings") else 2)
+    embeddings += len(config.get("id2label") or ()) * hidden if classifies else 0
     return int(config["num_hidden_layers"]) * layer + embeddings + hidden
 
 
