@@ -46,7 +46,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>")
     tokenizer.save_pretrained(directory / "model")
-    toy_model(1, vocab_size=len(tokenizer), initializer_range=0.05).save_pretrained(directory / "model")  # type: ignore[operator]
+    toy_model(1, vocab_size=len(tokenizer), initializer_range=0.05, eos_token_id=1).save_pretrained(directory / "model")  # type: ignore[operator]
     return directory
 
 
