@@ -31,6 +31,7 @@ NEEDS: dict[str, Callable[[Path], list[str]]] = {
     "teacher_finetune": lambda toy: _examples(toy, "classes"),
     "bitdistill": lambda toy: [*_examples(toy, "classes"), f"model.teacher={_classifier(toy)}"],
     "teacher_finetune_summarization": lambda toy: _examples(toy, "completions"),
+    "lrc_dlm_influence": lambda toy: _two_sources(toy),
     "summarization": lambda toy: [*_examples(toy, "completions"), f"model.teacher={toy / 'model'}"],
 }
 # What the engine does not run, and how `export` says so.
@@ -51,6 +52,19 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _examples(toy: Path, name: str) -> list[str]:
     return [f"data.sources.local.path={toy / name}.jsonl", "data.sources.local.kind=jsonl"]
+
+
+def _two_sources(toy: Path) -> list[str]:
+    """Something to mix, and influence within the few steps of the walk."""
+    second = toy / "second"
+    second.mkdir(exist_ok=True)
+    for part in range(4):
+        text = "\n\n".join(f"zebra {i} quartz {i * i} vex {part}" for i in range(part, 60, 4))
+        (second / f"{part}.txt").write_text(text, encoding="utf-8")
+    return [
+        f"data.sources.second.path={second}", "data.sources.second.kind=text", "influence.warmup=4",
+        "influence.every=4", "influence.samples=3", "influence.probe_sequences=3", "low_rank.sequences=2",
+    ]  # fmt: skip
 
 
 def _classifier(toy: Path) -> Path:
