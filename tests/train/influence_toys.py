@@ -28,14 +28,14 @@ def toy_source(kind: str, count: int = 40, seed: int = 0) -> PackedSequences:
     return PackedSequences(TokenizedDocuments(rows.astype(np.int32).ravel(), starts), LENGTH, 0)
 
 
-def toy_influence(kind: str, ternary: bool = True, step_sequences: int = 4, **changes: object) -> Influence:
+def toy_influence(kind: str, ternary: bool = True, workers: int = 0, **changes: object) -> Influence:
     """A companion over (steps, noise), with a probe of other steps; it acts every second step from the second on."""
     settings = {"every": 2, "warmup": 2, "samples": 8, "lr": 0.5, "smoothing": 0.5, "probe_sequences": 8}
     settings |= {"min_weight": 0.1, "max_weight": 0.9, "landmarks": 6, "projection": 256} | changes
-    stream = PackedStream([toy_source(STEPS), toy_source(NOISE, seed=1)], seed=3)
+    stream = PackedStream([toy_source(STEPS), toy_source(NOISE, seed=1)], seed=3, workers=workers)
     recipe = InfluenceRecipe(kind=kind, **settings)  # type: ignore[arg-type]
     student = toy_model(1, ternary=ternary)
-    return Influence(recipe, student, stream, toy_source(STEPS, 16, seed=9), (STEPS, NOISE), step_sequences)
+    return Influence(recipe, student, stream, toy_source(STEPS, 16, seed=9), (STEPS, NOISE), 4)
 
 
 def toy_manager() -> ObjectiveManager:

@@ -5,12 +5,18 @@ The toy: a source of learnable sequences, a source of noise, and a probe of othe
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from influence_toys import LENGTH, NOISE, STEPS, toy_influence, toy_manager, toy_source
+from recipe_toys import arguments, write_toy
 from torch.func import functional_call
 from train_toys import toy_model
 
@@ -21,6 +27,7 @@ from wrinklefree.data.stream import PackedStream
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import HIDDEN, forward
 from wrinklefree.quant.bitlinear import quant_strength
+from wrinklefree.train.checkpoint import load_newest
 from wrinklefree.train.compose import compose
 from wrinklefree.train.influence import Influence
 from wrinklefree.train.loop import run
@@ -28,7 +35,9 @@ from wrinklefree.train.position import Budget, Schedule
 from wrinklefree.train.recipe import InfluenceRecipe
 from wrinklefree.train.sample_gradients import SUBSETS, SequenceProbe, _Applied
 from wrinklefree.train.session import LoopConfig
+from wrinklefree.train.stage import train as train_stage
 
+SCRIPT = Path(__file__).parent / "mixture_script.py"
 KINDS = ("datainf", "distillation", "online")
 
 
@@ -181,3 +190,86 @@ def test_workers_and_cache_are_no_part_of_what_is_learned() -> None:
     for wrong, message in (("influence.every=5", "kind is none"), ("data.prefetch=3", "builds no batch ahead")):
         with pytest.raises(InputError, match=message):
             compose(["training=stage2_pretrain", wrong])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_move_the_mixture_as_one_does(kind: str, tmp_path: Path) -> None:
+    """Each process looks at half of the sequences; all end with the very same mixture, as near to one process's as
+    float32 sums in another order are: six steps, relative 1e-3."""
+    found = {}
+    for processes, workers in ((1, 0), (2, 3)):
+        directory = tmp_path / str(processes)
+        directory.mkdir()
+        command = [sys.executable, str(SCRIPT), str(processes), kind, str(workers), str(directory)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr
+        found[processes] = [json.loads(path.read_text()) for path in sorted(directory.iterdir())]
+    (one,), two = found[1], found[2]
+    assert len(two) == 2 and two[0]["history"] == two[1]["history"]
+    assert [first for first, _ in two[0]["history"]] == [first for first, _ in one["history"]] == [0, 8, 16, 24]
+    np.testing.assert_allclose([w for _, w in two[0]["history"]], [w for _, w in one["history"]], rtol=1e-3)
+    assert two[0]["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def two_sources(directory: Path) -> list[str]:
+    """A toy model's recipe over two directories of text."""
+    write_toy(directory)
+    second = directory / "second"
+    second.mkdir()
+    for part in range(4):
+        text = "\n\n".join(f"zebra {i} quartz {i * i} vex {part}" for i in range(part, 80, 4))
+        (second / f"{part}.txt").write_text(text, encoding="utf-8")
+    more = [f"data.sources.second.path={second}", "data.sources.second.kind=text", "batch.accumulation=1"]
+    return [*arguments(directory, "stage2_pretrain"), *more]
+
+
+def dealt(out: Path) -> list[list[Any]]:
+    """The weights' history in the state that a run left."""
+    state = load_newest(out / "state", print)
+    assert state is not None
+    return [list(entry) for entry in state["data"]["history"]]
+
+
+def test_phases_of_a_composed_recipe_switch_the_data(tmp_path: Path) -> None:
+    first, second = "{local: 1.0, second: 0.0}", "{local: 0.2, second: 0.8}"
+    phases = f"[{{name: a, end: 0.5, data: {first}}}, {{name: b, end: 1.0, data: {second}}}]"
+    overrides = two_sources(tmp_path)
+    recipe = compose([*overrides, "budget.max_steps=8", f"curriculum.phases={phases}", "data.workers=1"])
+    train_stage(recipe, out=tmp_path / "out")
+    # Progress 0.5 still belongs to the first phase: five of eight steps, of two sequences each.
+    assert dealt(tmp_path / "out") == [[0, [1.0, 0.0]], [10, [0.2, 0.8]]]
+    with pytest.raises(InputError, match="'third' is no data source"):
+        compose([*overrides, "curriculum.phases=[{name: a, end: 1.0, data: {third: 1.0}}]"])
+
+
+def test_influence_of_a_composed_recipe_moves_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[dict[str, float]] = []
+    influence = ["influence.kind=datainf", "influence.warmup=2", "influence.every=2", "influence.samples=4"]
+    recipe = compose([*two_sources(tmp_path), *influence, "budget.max_steps=6", "influence.max_weight=0.9"])
+    train_stage(recipe, out=tmp_path / "out", on_step=lambda position, seen: figures.append(dict(seen)))
+    history = dealt(tmp_path / "out")
+    assert [first for first, _ in history] == [0, 4, 8, 12] and history[0][1] == [0.5, 0.5] != history[-1][1]
+    assert [figures[-1]["mixture/local"], figures[-1]["mixture/second"]] == history[-1][1]
+    assert {"influence/local", "influence/second"} <= figures[-1].keys() and "influence/local" not in figures[0]
+    said = capsys.readouterr().err
+    assert "Influence (datainf): from step 2, every 2 steps" in said and "Data second: " in said
+
+
+def test_a_single_source_turns_influence_off_loudly_and_impossible_settings_stop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = two_sources(tmp_path)
+    one = [argument for argument in both if "second" not in argument]
+    train_stage(compose([*one, "influence.kind=datainf", "budget.max_steps=1"]), out=tmp_path / "one")
+    assert "INFLUENCE IS OFF: the data has one source (local)" in capsys.readouterr().err
+    phases = "curriculum.phases=[{name: a, end: 1.0, data: {local: 1.0, second: 1.0}}]"
+    refused = (
+        (["influence.max_weight=0.3"], "2 shares between"),
+        ([phases, "curriculum.interpolation=linear"], "interpolation=step"),
+        ([f"influence.probe.mine.path={tmp_path / 'second'}", "influence.probe.mine.kind=text"], "held-out document"),
+    )
+    for number, (wrong, message) in enumerate(refused):
+        with pytest.raises(InputError, match=message):
+            train_stage(compose([*both, "influence.kind=datainf", *wrong]), out=tmp_path / f"{number}")
