@@ -32,7 +32,7 @@ from wrinklefree import _native
 from wrinklefree.errors import FormatError, InputError
 
 TOYS = ("llama_tensor", "llama_group_64", "qwen3", "bitnet", "linear_rope_f16_head", "bias_everywhere")
-TOYS += ("q6_head", "untied_q4_head", "dense_row", "dense_group_128")
+TOYS += ("q6_head", "untied_q4_head", "dense_row", "dense_group_128", "low_rank", "gemma3")
 LAYOUTS = ("stored", "stored", "t2", "t1.6")  # in memory
 SPARE_BYTES = 1 << 30  # above what the process has when it starts; a toy needs a few MiB
 SECONDS_PER_LOAD = 20

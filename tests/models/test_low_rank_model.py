@@ -95,7 +95,8 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("subln", ["none", "identity"])
 def test_the_closed_form_brings_the_model_closer_and_says_by_how_much(subln: str) -> None:
     plain, small, large = (ternary(subln) for _ in range(3))
-    (line,) = heard(small, FITTED)
+    *layers, line = heard(small, FITTED)
+    assert len(layers) == 2 and "layers.1.mlp.down_proj 0." in layers[1]
     heard(large, LowRankConfig(init="closed_form", rank=24, alternations=2))
     assert distance(large) < 0.5 * distance(small)
     assert distance(small) < 0.7 * distance(plain)
@@ -110,7 +111,9 @@ def test_every_layer_is_reported_with_its_own_errors() -> None:
         states = model.model.embed_tokens(tokens())
         x = model.model.layers[0].input_layernorm(states).flatten(0, 1)
         wanted = x @ toy().model.layers[0].self_attn.q_proj.weight.t()
-    reports = fit_factors(model, tokens(), FITTED)
+    told: list[Any] = []
+    reports = fit_factors(model, tokens(), FITTED, told.extend)
+    assert told == reports
     assert [report.name for report in reports] == [name for name, _ in bit_linears(model)]
     assert all(report.error_after < report.error_before < 1 and report.rank == 8 for report in reports)
     with torch.no_grad():

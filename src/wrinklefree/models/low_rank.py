@@ -35,9 +35,9 @@ class LowRankConfig:
     """Low-rank factors of a student's ternary layers.
 
     ``init``: none gives it none; random begins with U = 0; closed_form fits codes, scales and factors to the original
-    weights on ``sequences`` of text, in ``alternations``; keep takes those that the checkpoint has. ``rank``: from 1
-    on the rank itself, below 1 a share of min(O, I). ``exclude``: layers without factors, as conversion takes them.
-    ``trainable``: factors alone, or all parameters of the student.
+    weights on ``sequences`` of text, in ``alternations`` (excluded layers stay as they were converted); keep takes
+    those that the checkpoint has. ``rank``: from 1 on the rank itself, below 1 a share of min(O, I). ``exclude``:
+    layers without factors, as conversion takes them. ``trainable``: factors alone, or all parameters of the student.
     """
 
     init: LowRankInit = "none"
@@ -90,17 +90,19 @@ def fit_factors(
     model: nn.Module,
     sequences: Tensor,
     config: LowRankConfig,
-    on_layer: Callable[[LowRankReport], None] = lambda report: None,
+    on_layer: Callable[[Sequence[LowRankReport]], None] = lambda reports: None,
 ) -> list[LowRankReport]:
     """Fit codes, scales and factors of the layers of ``model`` that have factors, in place, at strength 1.
 
-    Their latents must still be the original weights. ``sequences``: int64 token ids [N, T].
+    Their latents must still be the original weights. ``sequences``: int64 token ids [N, T]. ``on_layer`` is told of
+    the projections of each finished decoder layer.
     """
     names = {id(layer): name for name, layer in low_rank_linears(model)}
-    reports = []
+    reports: list[LowRankReport] = []
     with full_strength(model), torch.no_grad():
         runner, states = BlockRunner.of(model, sequences, next(model.parameters()).dtype)
         for decoder_layer in decoder_layers(model):
+            done = len(reports)
             for stage in STAGES:
                 found = [each for name, each in bit_linears(decoder_layer) if name.rpartition(".")[2] in stage]
                 members = [each for each in found if isinstance(each, LowRankBitLinear)]
@@ -109,7 +111,7 @@ def fit_factors(
                 moments = _moments(runner, decoder_layer, members[0], states)
                 for layer in members:
                     reports.append(_fit_layer(names[id(layer)], layer, moments, config))
-                    on_layer(reports[-1])
+            on_layer(reports[done:])
             states = runner.all(decoder_layer, states)
     return reports
 
@@ -142,7 +144,7 @@ def prepare_low_rank(
             )
         add_factors(model, layer_ranks(model, config.rank, config.exclude))
     if config.init == "closed_form":
-        reports = fit_factors(model, sequences(config.sequences), config)
+        reports = fit_factors(model, sequences(config.sequences), config, lambda layer: say(_errors(layer)))
         say(summary(reports))
     if config.trainable == "factors":
         train_only_factors(model)
@@ -163,6 +165,15 @@ def summary(reports: Sequence[LowRankReport]) -> str:
         f"Low-rank correction: mean squared error of {len(reports)} layers {before:.4f} -> {after:.4f} of the output; "
         f"factors add {bits:.2f} bits a weight (mean over layers, 16-bit factors)."
     )
+
+
+def _errors(reports: Sequence[LowRankReport]) -> str:
+    """Return one line for the projections of a decoder layer (or that it has none with factors)."""
+    errors = (
+        f"{report.name.removeprefix('model.')} {report.error_before:.4f} -> {report.error_after:.4f}"
+        for report in reports
+    )
+    return f"Low-rank correction: {', '.join(errors) or 'nothing to correct in this layer'}."
 
 
 def _moments(runner: BlockRunner, decoder_layer: nn.Module, projection: nn.Module, states: Tensor) -> Moments:
