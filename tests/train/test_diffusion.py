@@ -107,3 +107,17 @@ def test_phases_of_unified_set_weights_as_written() -> None:
         assert (weights["next_token"], weights["block_diffusion"]) == pytest.approx((ce, dlm))
     assert not compose(["training=dlm_distill"]).run_curriculum.at(0.05).weights["tcs"]
     assert compose(["training=full_run"]).run_curriculum.at(1.0).weights["tcs"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["training=stage2_pretrain"], 1),
+        (["training=tcs"], 4),
+        (["training=unified"], 5),
+        (["training=unified", "diffusion.variant=llada"], 3),
+        (["training=unified", "diffusion.variant=llada", "diffusion.block_size=null"], 2),
+    ],
+)
+def test_a_recipe_knows_how_many_positions_it_computes_for_a_token(arguments: list[str], expected: int) -> None:
+    assert compose(arguments).positions_per_token == expected

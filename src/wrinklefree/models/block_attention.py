@@ -105,8 +105,7 @@ def _visible(
 ) -> Tensor:
     """Whether a query sees a key of the same document; every argument holds the query's and the key's value."""
     earlier, same = block[1] < block[0], block[1] == block[0]
-    before = position[1] <= position[0]
-    within_noised = same & before if rule.noised == "causal" else same
-    within_clean = before if rule.clean == "causal" else earlier | same
+    within_noised = same & (position[1] <= position[0]) if rule.noised == "causal" else same
+    within_clean = position[1] <= position[0] if rule.clean == "causal" else block[1] <= block[0]
     from_noised = torch.where(noised[1], within_noised, earlier)
     return torch.where(noised[0], from_noised, ~noised[1] & within_clean)

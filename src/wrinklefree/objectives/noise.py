@@ -99,6 +99,11 @@ class Diffusion:
         return 2 if (pairs if self.complementary is None else self.complementary) else 1
 
     @property
+    def positions_per_token(self) -> int:
+        """Positions of the view for each token of the clean batch, at the least (filled-up blocks are more)."""
+        return self.num_views * (1 if self.block_size is None else 2)
+
+    @property
     def shift(self) -> bool:
         """Whether the state before a token predicts it."""
         return self.variant != "llada" if self.token_shift is None else self.token_shift

@@ -18,7 +18,7 @@ from wrinklefree.data.mixing import Bounds
 from wrinklefree.data.supervised import TaskConfig
 from wrinklefree.errors import InputError
 from wrinklefree.models.low_rank import LowRankConfig
-from wrinklefree.objectives.base import LogitObjective
+from wrinklefree.objectives.base import CLEAN, LogitObjective
 from wrinklefree.objectives.classification import Classification, ClassKD
 from wrinklefree.objectives.curriculum import Curriculum, Interpolation, Phase, StrengthWarmup
 from wrinklefree.objectives.manager import Term
@@ -410,6 +410,12 @@ class Recipe:
                         f"{', '.join(self.data.sources)})"
                     )
         return Curriculum(base, self.curriculum.phases, self.curriculum.interpolation)
+
+    @property
+    def positions_per_token(self) -> int:
+        """Positions that the student computes for each token of the data, over all views of a batch, at the least."""
+        views = {term.objective.needs.view for term in self.objectives.values()}
+        return (CLEAN in views) + (self.diffusion.positions_per_token if NOISED_VIEW in views else 0)
 
     @property
     def diffuses(self) -> bool:
