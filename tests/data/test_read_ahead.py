@@ -61,10 +61,13 @@ def test_a_run_resumed_in_the_middle_goes_on_the_same(workers: int, world: int) 
     reference = torch.cat(consume([stream(0)], 0, END))
     first = [stream(0) for _ in range(world)]
     before = torch.cat(consume(first, 0, 32, size=4 // world))
+    first_state = first[0].state_dict()
     resumed = [stream(workers) for _ in range(world)]
-    for each in resumed:
-        each.batch(0, 4), each.batch(4, 4)  # what was read ahead before the state is loaded must not come out after
-        each.load_state_dict(first[0].state_dict())
+    size = 4 // world
+    for rank, each in enumerate(resumed):
+        for first in (24, 28):  # what was read ahead before the state is loaded must not come out after
+            each.batch(first + rank * size, size)
+        each.load_state_dict(first_state)
     after = torch.cat(consume(resumed, 32, END, size=4 // world))
     assert torch.equal(torch.cat([before, after]), reference)
 
