@@ -27,7 +27,7 @@ def test_figures_go_to_jsonl_and_a_second_opening_appends(tmp_path: Path) -> Non
     assert lines == [{"step": 1, "loss": 1.5, "bad": None}, {"step": 2, "loss": 3.0, "bad": None}]
 
 
-def test_a_missing_key_is_loud_and_training_continues(
+def test_t22_a_missing_key_is_loud_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

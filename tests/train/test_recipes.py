@@ -210,6 +210,19 @@ def test_wrong_overrides_are_input_errors_that_help(overrides: list[str], messag
     assert "\n" not in str(caught.value)
 
 
+def test_t5_max_steps_null_follows_from_total_tokens_and_both_null_is_an_error(toy: Path, tmp_path: Path) -> None:
+    """int(tokens / (sequences x length x accumulation x processes)); such a recipe trains; both null is told."""
+    sizes = ["data.sequence_length=32", "batch.micro_batch=2", "batch.accumulation=3"]
+    recipe = compose([*arguments(toy, "stage2_pretrain"), *sizes, "budget.max_steps=null", "budget.total_tokens=1000"])
+    assert recipe.steps == 1000 // (2 * 32 * 3) == 5
+    two = compose([*arguments(toy, "stage2_pretrain"), *sizes, "budget.max_steps=null", "budget.total_tokens=1000",
+                   "device.devices=2"])  # fmt: skip
+    assert two.steps == 1000 // (2 * 32 * 3 * 2) == 2
+    assert train(recipe, out=tmp_path / "out").result.position.step == 5
+    with pytest.raises(InputError, match=r"are all null, so training would never end; set one"):
+        compose([*arguments(toy, "stage2_pretrain"), "budget.max_steps=null"])
+
+
 def test_tokens_and_steps_follow_from_each_other_including_processes() -> None:
     by_tokens = compose(["training=stage2_pretrain"])
     assert by_tokens.step_tokens == 32 * 16 * 512

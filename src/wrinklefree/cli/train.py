@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from wrinklefree.errors import InputError
 if TYPE_CHECKING:
     from wrinklefree.train.position import Position
     from wrinklefree.train.recipe import Recipe
+    from wrinklefree.train.stage import StageResult
 
 INTERRUPTED = 130
 
@@ -73,12 +76,21 @@ def _show_plan(recipe: Recipe, output: Output) -> None:
 def _train(recipe: Recipe, out: Path | None, output: Output) -> None:
     from wrinklefree.train.stage import train
 
-    with progress(recipe.stage) as show:
+    # Further processes of the same run were started with the same command line; one speaks for all.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    with progress(recipe.stage) if first else nullcontext(_silent) as show:
 
         def on_step(position: Position, figures: Mapping[str, float]) -> None:
             show(position.progress(recipe.run_budget), _describe(position, figures))
 
         done = train(recipe, out=out, on_step=on_step)
+    if first:
+        _report(done, output)
+    if not done.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _report(done: StageResult, output: Output) -> None:
     position = done.result.position
     output.line(f"{'finished' if done.finished else 'interrupted'} after step {position.step}: {done.out}")
     result: dict[str, Any] = {
@@ -90,8 +102,10 @@ def _train(recipe: Recipe, out: Path | None, output: Output) -> None:
         "figures": dict(done.result.figures),
     }
     output.finish(result)
-    if not done.finished:
-        raise typer.Exit(INTERRUPTED)
+
+
+def _silent(share: float, what: str) -> None:
+    pass
 
 
 def _describe(position: Position, figures: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wrinklefree.artifact.files import json_bytes, write_bytes
 from wrinklefree.data.supervised import SupervisedData
-from wrinklefree.errors import InputError
+from wrinklefree.errors import InputError, TrainingError
 from wrinklefree.models.io import locate_source, save_checkpoint
 from wrinklefree.objectives.manager import ObjectiveManager
 from wrinklefree.optim.build import build_optimizer
@@ -154,7 +154,13 @@ def _run(
     if result.stopped == "budget":
         weights = gathered_state(student.model) if is_sharded(student.model) else None
         if first:
-            _finish(recipe, student, result, out, weights)
+            try:
+                _finish(recipe, student, result, out, weights)
+            except InputError as error:
+                raise TrainingError(
+                    f"training is done, but its checkpoint could not be written: {error}; the state in {out / 'state'} "
+                    "is whole, and the same command writes the checkpoint from it"
+                ) from error
     if first:
         summary.write("COMPLETED" if result.stopped == "budget" else "INTERRUPTED")
     fabric.barrier()  # the launcher ends the others when the first process ends

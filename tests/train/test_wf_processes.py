@@ -1,0 +1,71 @@
+"""`wf train` in two processes, sharded or not: the checkpoint is one process's, and the death of one is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recipe_toys import arguments, write_toy
+from safetensors.torch import load_file
+
+from wrinklefree.models.io import load_checkpoint
+
+SCRIPT = Path(__file__).parent / "wf_script.py"
+pytestmark = pytest.mark.slow
+
+
+def wf(*words: str, kill: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL": kill}
+    command = [sys.executable, str(SCRIPT), "train", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+def test_a_sharded_run_ends_in_the_checkpoint_of_a_plain_one(toy: Path, tmp_path: Path) -> None:
+    """Adam divides a gradient by its own size: where both are rounding, a weight may differ by a whole rate a step."""
+    base = [*arguments(toy, "bitdistill_full"), "optimizer=adamw", "optimizer.lr=1e-4"]
+    runs = {
+        "plain": ["batch.micro_batch=2", "batch.accumulation=2"],
+        "sharded": ["batch.micro_batch=1", "batch.accumulation=2", "device.devices=2", "device.strategy=fsdp"],
+    }
+    losses, weights = [], []
+    for name, more in runs.items():
+        done = wf(*base, *more, f"--out={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Finished: 3 steps") == 1, "one process speaks"
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        assert json.loads((tmp_path / name / "summary.json").read_text())["status"] == "COMPLETED"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 3
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        difference = (tensor - weights[1][name]).abs()
+        assert difference.max() <= 2 * 3 * 1e-4 and difference.mean() <= 1e-5, name
+    model, _, info = load_checkpoint(tmp_path / "sharded")
+    assert info.tokens_seen == 3 * 4 * 32 and all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_killed_process_is_told_and_the_same_command_resumes(toy: Path, tmp_path: Path) -> None:
+    words = [
+        *arguments(toy, "stage2_pretrain"), "batch.micro_batch=1", "device.devices=2", "budget.max_steps=4",
+        "checkpoint.save_every=1", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    killed = wf(*words, kill="1:2")
+    assert killed.returncode == 1, killed.stderr
+    assert "wf: process 1 of this run ended unexpectedly" in killed.stderr and "Traceback" not in killed.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["status"] == "FAILED" and summary["events"]["training_failed"] == 1
+    resumed = wf(*words)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming after step" in resumed.stderr and "Finished: 4 steps" in resumed.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "COMPLETED"
