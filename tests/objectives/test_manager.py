@@ -208,6 +208,27 @@ def test_a_balanced_weight_reaches_its_target(kind: str) -> None:
     assert ratio == pytest.approx(0.35, rel=1e-4)
 
 
+def test_accumulation_does_not_change_a_balanced_weight() -> None:
+    """A step of one micro-batch, and of four of the same tokens: the same ratio of gradients, the same factor."""
+    student, teacher, batch = toy_model(1, ternary=True), toy_model(2), toy_batch()
+    factors = []
+    for micro_batches in (1, 4):
+        balance = Balance("gradient", target=0.35, every=10)
+        terms = {
+            "kd": Term(LogitsKD()),
+            "relation": Term(AttentionRelation("cosine", relation_heads=2), balance=balance),
+        }
+        manager, tally = ObjectiveManager(terms), Tally()
+        weights = manager.base_weights
+        taught = forward(teacher, batch, manager.teacher_wants(weights))
+        counts = {name: micro_batches * count for name, count in manager.counts(batch, weights).items()}
+        for _ in range(micro_batches):
+            manager.loss(student, batch, weights, counts, taught, tally)
+        manager.end_step(tally, counts, weights, lambda x: x)
+        factors.append(manager.balance.factor("relation"))
+    assert factors[0] > 0.0 and factors[1] == pytest.approx(factors[0], rel=1e-6)
+
+
 def test_balance_settings_are_checked() -> None:
     with pytest.raises(InputError, match="did you mean 'gradient'"):
         Balance("gradiant")  # type: ignore[arg-type]

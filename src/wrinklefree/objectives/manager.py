@@ -45,11 +45,13 @@ class Tally:
     """Detached sums of a step: of each objective and of its metrics, over micro-batches and processes.
 
     ``gradients``: of a step that measured them, the sizes of the terms' gradients at weight 1 (`balance`).
+    ``counts``: tokens of the whole step, as `ObjectiveManager.loss` was given them.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, metrics: Mapping[str, Tensor]) -> None:
         self.sums[name] = self.sums.get(name, 0) + value.detach()
@@ -154,6 +156,7 @@ class ObjectiveManager:
             raise InputError("objectives: every weight is 0 at this point of training; there is nothing to learn")
         factors = {name: weights[name] * self.balance.factor(name) / max(counts[name], 1) for name in active}
         names = self._names(weights, monitor)
+        tally.counts = counts
         total = torch.zeros((), dtype=torch.float32, device=batch.input_ids.device)
         for view in dict.fromkeys(self.terms[name].objective.needs.view for name in names):
             members = [name for name in names if self.terms[name].objective.needs.view == view]
@@ -226,7 +229,8 @@ class ObjectiveManager:
                 others = [part for other, part in parts.items() if other != name]
                 if name in self.balance.due("gradient") and others and torch.is_grad_enabled():
                     states = [state for layer in output.projections.values() for state in layer]
-                    own = gradient_size(result.sum / max(result.count, 1), states)
+                    # Over the step's tokens, as the others are: else accumulation would divide the factor.
+                    own = gradient_size(result.sum / max(tally.counts[name], 1), states)
                     self.balance.record(name, gradient_size(torch.stack(others).sum(), states), own)
         return torch.stack(list(parts.values())).sum()
 

@@ -445,7 +445,8 @@ class Recipe:
     def identity(self) -> str:
         """A hash of all that decides what is learned; a state resumes only under the same one."""
         values = {name: value for name, value in self.resolved().items() if name not in _NOT_IDENTITY}
-        # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned.
+        # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned
+        # (but for a balanced weight, which is measured on the step's first forward).
         values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
         values["data"] = {name: value for name, value in values["data"].items() if name not in _DATA_NOT_IDENTITY}
         values["teacher"] = {k: v for k, v in values["teacher"].items() if k not in WHERE_ANSWERS_COME_FROM}
