@@ -100,28 +100,38 @@ class Logits:
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self._probs: dict[float, Tensor] = {}
-        self._peak: tuple[Tensor, Tensor] | None = None
+        self._soft: dict[float, tuple[Tensor, Tensor]] = {}
+        self._highest: Tensor | None = None
+
+    def highest(self) -> Tensor:
+        """Return the highest logit of each token, [n]."""
+        if self._highest is None:
+            self._highest = self.values.amax(dim=-1)
+        return self._highest
 
     def peak(self) -> tuple[Tensor, Tensor]:
-        """Return the highest logit and its token, [n] each."""
-        if self._peak is None:
-            top = self.values.max(dim=-1)
-            self._peak = (top.values, top.indices)
-        return self._peak
+        """Return the highest logit and its token, [n] each; a search that costs as much as a softmax."""
+        top = self.values.max(dim=-1)
+        return top.values, top.indices
 
     def probs(self, temperature: float = 1.0) -> Tensor:
         """Return softmax(values / temperature) [n, V]; shared, so not to be written to."""
-        if temperature not in self._probs:
-            # At temperature 1 the division would only be another pass over the largest tensor there is.
-            scaled = self.values if temperature == 1.0 else self.values / temperature
-            self._probs[temperature] = torch.softmax(scaled, dim=-1)
-        return self._probs[temperature]
+        return self._softmax(temperature)[0]
 
     def log_norm(self, temperature: float = 1.0) -> Tensor:
-        """Return log sum exp(values / temperature) [n], read off the most probable token: x - log p(x)."""
-        highest, token = self.peak()
-        return highest / temperature - self.probs(temperature).gather(1, token[:, None])[:, 0].log()
+        """Return log sum exp(values / temperature), [n]."""
+        return self._softmax(temperature)[1]
+
+    def _softmax(self, temperature: float) -> tuple[Tensor, Tensor]:
+        if temperature not in self._soft:
+            # Step by step, because torch's softmax keeps neither the maximum nor the sum.
+            probs = self.values - self.highest()[:, None]
+            if temperature != 1.0:
+                probs.mul_(1.0 / temperature)
+            total = probs.exp_().sum(dim=-1)
+            probs.mul_(total.reciprocal()[:, None])
+            self._soft[temperature] = (probs, self.highest() / temperature + total.log())
+        return self._soft[temperature]
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from wrinklefree.teachers.base import TopKRows
 # allocator reuses the memory (glibc maps anew, page by page, what is over 32 MB: 20 % of the time at 64 MB).
 _CHUNK_BYTES = 24 * 1024 * 1024
 _NEVER = -1e4
-_BLOCK_BYTES = 256 * 1024
+_BLOCK_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _HeadPass(torch.autograd.Function):
             needed and any(term.factor for term in terms) for needed in ctx.needs_input_grad[:2]
         )
         # Float32 whatever the model's dtype: many chunks' contributions are added up here.
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.wants_weight else None
+        weight_gradient: Tensor | None = None
         state_gradient = torch.zeros_like(states) if ctx.wants_states else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         narrow = weight.to(inputs.dtype or weight.dtype)  # once, not for each chunk
@@ -136,22 +136,31 @@ class _HeadPass(torch.autograd.Function):
             total += value
             if gradient is not None and state_gradient is not None:
                 state_gradient[rows] = (gradient.to(narrow.dtype) @ narrow).to(states.dtype)
-            if gradient is not None and weight_gradient is not None and narrow.dtype == torch.float32:
-                weight_gradient.addmm_(gradient.t(), chunk)
-            elif gradient is not None and weight_gradient is not None:
-                weight_gradient += gradient.to(narrow.dtype).t() @ chunk
+            if gradient is not None and ctx.wants_weight:
+                weight_gradient = _added(weight_gradient, gradient.to(narrow.dtype).t(), chunk)
             del logits, gradient  # before the next chunk's are made
+        if ctx.wants_weight and weight_gradient is None:  # no token to predict
+            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(state_gradient, weight_gradient)
         ctx.dtypes = (states.dtype, weight.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # On a CPU it costs nothing to look, and the weight's gradient is large.
+        as_it_is = upstream[0].device.type == "cpu" and float(upstream[0]) == 1.0
         scaled = [
-            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            None if gradient is None else (gradient if as_it_is else gradient * upstream[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None, None)
+
+
+def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return total + left @ right, in float32, in place; None is 0 (and costs no pass over it)."""
+    if total is None:
+        return (left @ right).float()
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
 
 
 def _chunk_loss(
@@ -163,7 +172,7 @@ def _chunk_loss(
     analytic = [term for term in terms if isinstance(term.objective, AnalyticObjective) and weights is None]
     others = [term for term in terms if term not in analytic]
     total = torch.zeros((), dtype=torch.float32, device=student.device)
-    gradient = torch.zeros_like(student) if wanted and any(term.factor for term in analytic) else None
+    gradient = torch.empty_like(student) if wanted and any(term.factor for term in analytic) else None
     block = _block_tokens(student)
     for start in range(0, len(student) if analytic else 0, block):
         total += _analytic(student, teacher, targets, slice(start, start + block), analytic, gradient, sums)
@@ -206,6 +215,8 @@ def _analytic(
 ) -> Tensor:
     """A few rows at a time, so that the passes over them meet in the processor's cache."""
     total = torch.zeros((), dtype=torch.float32, device=student.device)
+    if gradient is not None:
+        gradient[rows].zero_()
     ours = Logits(student[rows])
     theirs = Logits(teacher[rows]) if isinstance(teacher, Tensor) else teacher[rows] if teacher is not None else None
     for term in terms:
