@@ -313,3 +313,26 @@ def test_the_clean_half_can_be_balanced_to_the_loss_of_the_masked_tokens() -> No
         shares.append(manager.report(tally, counts, weights)["half/share"])
         manager.end_step(tally, counts, weights, lambda value: value)
     assert shares == [0.0, pytest.approx(0.5)]
+
+
+def test_what_is_only_measured_keeps_no_graph_and_changes_nothing() -> None:
+    """The cross-entropy that is logged beside diffusion needs a forward of the clean batch, but no backward of it."""
+    clean, gradients, kept = documents(), [], []
+    for monitor in (False, True):
+        student = toy_model(1)
+        views = {NOISED_VIEW: noised_view(SETTINGS["fast_dllm"], MASK, 0)}
+        manager = ObjectiveManager({"dlm": Term(BlockDiffusion())}, views=views, banned=MASK)
+        weights, tally, saved = {"dlm": 1.0}, Tally(), []
+
+        def keep(tensor: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        counts = manager.counts(clean, weights, monitor)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = manager.loss(student, clean, weights, counts, None, tally, monitor)
+        loss.backward()
+        assert ("next_token" in tally.sums) == monitor
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+        kept.append(sum(saved))
+    assert torch.equal(*gradients) and kept[0] == kept[1] > 0

@@ -160,7 +160,10 @@ class ObjectiveManager:
         total = torch.zeros((), dtype=torch.float32, device=batch.input_ids.device)
         for view in dict.fromkeys(self.terms[name].objective.needs.view for name in names):
             members = [name for name in names if self.terms[name].objective.needs.view == view]
-            total = total + self._view_loss(student, self._view(view, batch), members, factors, teacher, tally)
+            # A view on which objectives are only measured keeps nothing for a backward.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(name in active for name in members)):
+                part = self._view_loss(student, self._view(view, batch), members, factors, teacher, tally)
+            total = total + part
         self._made.pop(id(batch), None)
         return total
 
