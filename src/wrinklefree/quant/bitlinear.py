@@ -116,14 +116,13 @@ class _LearnedScale(torch.autograd.Function):
         gradient, spec = gradients[0], ctx.spec
         stored = storable(scale, spec)
         blocks, expanded = in_blocks(latent, stored, spec)
-        buffer = blocks.abs()
-        inside = (buffer <= CLIP_IN_SCALES * expanded.to(latent.dtype)).view(latent.shape)
+        # A mask of ones and zeros, multiplied in place: a product with a mask of booleans takes ten times longer.
+        passed = blocks.abs().le_(CLIP_IN_SCALES * expanded.to(latent.dtype)).view(latent.shape).mul_(gradient)
         scale_gradient = None
         if ctx.needs_input_grad[1]:
             # The value is the code times the scale, so this is the sum of gradient * code.
-            products = torch.mul(gradient, value, out=buffer.view(latent.shape))
-            scale_gradient = _sums(products, spec, scale.dtype).view_as(scale) / stored
-        return gradient * inside, scale_gradient, None, None
+            scale_gradient = _sums(gradient * value, spec, scale.dtype).view_as(scale) / stored
+        return passed, scale_gradient, None, None
 
 
 def _sums(products: Tensor, spec: TernarySpec, dtype: torch.dtype) -> Tensor:
