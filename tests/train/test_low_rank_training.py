@@ -87,3 +87,11 @@ def test_exclusions_may_be_empty_and_ranks_shares() -> None:
     assert compose(["training=lrc_calibration", "low_rank.exclude=[o_proj]"]).low_rank.exclude == ("o_proj",)
     with pytest.raises(InputError, match=r"low_rank.rank: found 0.0"):
         compose(["training=lrc_calibration", "low_rank.rank=0"])
+
+
+@pytest.mark.parametrize(
+    ("init", "found"), [("random", "a task has a head to learn"), ("closed_form", "is measured on running text")]
+)
+def test_a_classifier_is_not_left_with_a_head_that_cannot_learn(init: str, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        compose(["training=classification", f"low_rank.init={init}"])

@@ -340,6 +340,8 @@ class Recipe:
             raise InputError("influence.kind: a task has one source of examples; there is no mixture to move")
         if self.task is not None and self.low_rank.init == "closed_form":
             raise InputError("low_rank.init=closed_form: is measured on running text; calibrate before the task")
+        if self.task is not None and self.low_rank.init != "none" and self.low_rank.trainable == "factors":
+            raise InputError("low_rank.trainable=factors: a task has a head to learn; use low_rank.trainable=all")
         if self.diffuses and not self.model.convert:
             raise InputError("model.convert: false is for a teacher; a diffusion model must be converted")
 
