@@ -164,6 +164,9 @@ def test_settings_that_cannot_work_are_input_errors() -> None:
     stream = PackedStream([toy_source(STEPS), toy_source(NOISE)])
     with pytest.raises(InputError, match="needs a probe"):
         Influence(InfluenceRecipe(kind="datainf"), toy_model(), stream, None, (STEPS, NOISE), 4)
+    frozen = toy_model().requires_grad_(False)
+    with pytest.raises(InputError, match=r"influence\.parameters=last_layer: this run trains none of them"):
+        Influence(InfluenceRecipe(kind="datainf"), frozen, stream, toy_source(STEPS), (STEPS, NOISE), 4)
     with pytest.raises(InputError, match=r"influence\.every"):
         InfluenceRecipe(every=0)
     with pytest.raises(InputError, match=r"influence\.lr: found 1\.5"):

@@ -39,7 +39,7 @@ _PICK, _PROBE, _PROJECT = 21, 22, 23  # purposes of random numbers
 def build_influence(recipe: Recipe, student: nn.Module, data: TrainingData) -> Influence | None:
     """Return the companion, or None when the recipe wants none or has a single source.
 
-    Raises: InputError when the bounds cannot be met, or the run's strategy spreads the parameters.
+    Raises: InputError when the bounds cannot be met, or something else of the recipe stands against it.
     """
     settings, names = recipe.influence, tuple(recipe.data.sources)
     if settings.kind == "none":
@@ -47,8 +47,10 @@ def build_influence(recipe: Recipe, student: nn.Module, data: TrainingData) -> I
     if len(names) < 2:
         say(f"INFLUENCE IS OFF: the data has one source ({names[0]}), so there is no mixture to move.")
         return None
-    if "fsdp" in recipe.device.strategy:
-        raise InputError("influence: it needs whole parameters in each process; use device.strategy=ddp")
+    if settings.kind == "distillation" and recipe.device.compile != "none":
+        raise InputError(
+            "influence.kind=distillation: compiled layers have no derivative along a direction; use datainf"
+        )
     settings.bounds.check(len(names))
     if recipe.curriculum.interpolation != "step" and any(phase.data for phase in recipe.curriculum.phases):
         raise InputError(
@@ -82,6 +84,8 @@ class Influence:
     def __post_init__(self) -> None:
         if self.settings.kind != "online" and self.probe is None:
             raise InputError(f"influence.kind={self.settings.kind}: needs a probe; set influence.probe or probe_share")
+        if self.settings.kind != "online" and not SUBSETS[self.settings.parameters](self.student):
+            raise InputError(f"influence.parameters={self.settings.parameters}: this run trains none of them")
         bounds = self.settings.bounds
         self._slow = SlowMixture(bounds, self.settings.lr, self.settings.smoothing)
         self._online = OnlineMixing(bounds, len(self.names), self.settings.memory)
