@@ -48,9 +48,7 @@ def build_influence(recipe: Recipe, student: nn.Module, data: TrainingData) -> I
         say(f"INFLUENCE IS OFF: the data has one source ({names[0]}), so there is no mixture to move.")
         return None
     if settings.kind == "distillation" and recipe.device.compile != "none":
-        raise InputError(
-            "influence.kind=distillation: compiled layers have no derivative along a direction; use datainf"
-        )
+        raise InputError("influence.kind=distillation: has not been tried on compiled layers; use datainf")
     settings.bounds.check(len(names))
     if recipe.curriculum.interpolation != "step" and any(phase.data for phase in recipe.curriculum.phases):
         raise InputError(
