@@ -296,7 +296,9 @@ def _finish(
     for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         path.replace(out / path.name)
     written.rmdir()
-    if isinstance(student.data, SupervisedData) and weights is None:
+    if isinstance(student.data, SupervisedData) and weights is not None:
+        say("The held-out examples were not scored, because the student is sharded over processes.")
+    elif isinstance(student.data, SupervisedData):
         figures = held_out_figures(student.model, student.data)
         write_bytes(out / "held_out.json", json_bytes(figures))
         say("Held out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + ".")
