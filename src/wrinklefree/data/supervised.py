@@ -6,7 +6,7 @@ their own, as at inference, and the end token follows; only the completion and t
 
 Truncation to T tokens, counted and reported: a text loses its end; of two texts, the longer one loses its end until
 both fit. A completion longer than T / 2 loses its end (and then has no end token); the prompt then loses its middle,
-because instructions stand at either end (as in LongBench, arXiv 2308.14508, section 4.1).
+because instructions stand at either end (as in LongBench, arXiv 2308.14508).
 
 The order is a permutation by (seed, epoch), a function of the position alone, so resuming is exact.
 """
