@@ -9,7 +9,7 @@ import torch
 from test_noise import MASK, SETTINGS, documents
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_toys import VOCABULARY, ToyStream, toy_model
+from train_toys import VOCABULARY, ToyStream, pack, toy_model
 
 from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
 from wrinklefree.errors import InputError
@@ -336,3 +336,24 @@ def test_what_is_only_measured_keeps_no_graph_and_changes_nothing() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
         kept.append(sum(saved))
     assert torch.equal(*gradients) and kept[0] == kept[1] > 0
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_batch_with_nothing_to_predict_reports_every_name_and_adds_nothing(name: str) -> None:
+    """Processes sum their figures name by name: one that lacks a name would leave the others waiting."""
+    student, teacher, clean = toy_model(1), toy_model(2), pack([[[1], [2], [3]], []], 24).numbered(0)
+    objectives = {"ce": NextToken(), "dlm": BlockDiffusion(), "kd": TCS(top_k=5), "blocks": BlockAttention("cosine")}
+    manager, weights = manager_of(SETTINGS[name], **objectives), dict.fromkeys(objectives, 1.0)
+    with torch.no_grad():
+        taught = forward(teacher, clean, EVERYTHING)
+    empty, usual = Tally(), Tally()
+    counts = manager.counts(clean, weights)
+    assert counts["ce"] == counts["dlm"] == counts["kd"] == 0
+    loss = manager.loss(student, clean, weights, counts, taught, empty)
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
+    assert not any(float(empty.sums[each]) for each in ("ce", "dlm", "kd"))
+    with torch.no_grad():
+        taught = forward(teacher, documents(), EVERYTHING)
+    manager.loss(student, documents(), weights, manager.counts(documents(), weights), taught, usual)
+    assert {n: set(m) for n, m in empty.metrics.items()} == {n: set(m) for n, m in usual.metrics.items()}

@@ -128,7 +128,8 @@ class _HeadPass(torch.autograd.Function):
         state_gradient = torch.zeros_like(states) if ctx.wants_states else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         narrow = weight.to(inputs.dtype or weight.dtype)  # once, not for each chunk
-        for start in range(0, states.shape[0], size):
+        # A batch without a token to predict has one empty chunk: every process must report the same names.
+        for start in range(0, max(states.shape[0], 1), size):
             rows = slice(start, start + size)
             chunk = states[rows].to(narrow.dtype)
             logits = _without(inputs.banned, soft_capped(F.linear(chunk, narrow).float(), inputs.softcap))
@@ -174,7 +175,7 @@ def _chunk_loss(
     total = torch.zeros((), dtype=torch.float32, device=student.device)
     gradient = torch.empty_like(student) if wanted and any(term.factor for term in analytic) else None
     block = _block_tokens(student)
-    for start in range(0, len(student) if analytic else 0, block):
+    for start in range(0, max(len(student), 1) if analytic else 0, block):
         total += _analytic(student, teacher, targets, slice(start, start + block), analytic, gradient, sums)
     if others:
         with torch.set_grad_enabled(wanted and any(term.factor for term in others)):
