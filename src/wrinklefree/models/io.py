@@ -104,6 +104,17 @@ def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     return model.eval(), tokenizer
 
 
+def source_config(src: str) -> dict[str, Any]:
+    """Return the configuration of a Hugging Face id, directory or GGUF file, without its weights.
+
+    Raises: InputError when nothing is there, FormatError when what is there cannot be read.
+    """
+    where = locate_source(src)
+    with _quiet_loading(src):
+        config: dict[str, Any] = AutoConfig.from_pretrained(**where).to_dict()
+    return config
+
+
 def locate_source(src: str) -> dict[str, Any]:
     """Return the arguments with which transformers finds ``src``; nothing is loaded yet.
 

@@ -1,20 +1,25 @@
-"""What a recipe will take, before anything is loaded: parameters, steps, memory. Reads a config, no weights."""
+"""What a recipe will take, before anything is loaded: parameters, steps, memory, and on GPUs time and money.
+
+`dry_run` reads a config.json that is on this machine. `plan` also fetches one (no weights) from where the source is.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.errors import FormatError
-from wrinklefree.objectives.head import chunk_tokens
+from wrinklefree.errors import FormatError, InputError
+from wrinklefree.train.footprint import CPU_RUNTIME, CUDA_RUNTIME, Shape, memory_bytes
+from wrinklefree.train.gpus import GPUS, Gpu
 from wrinklefree.train.recipe import Recipe
 
 _GIB = 2.0**30
-# Float32 values that a decoder layer keeps for the backward, in units of tokens x hidden size: norms, projections,
-# rotary copies, residuals (about 20), plus 6 times the ratio of the MLP's width to the hidden size.
-_KEPT_PER_LAYER, _KEPT_PER_MLP = 20, 6
+# Of a GPU's memory, what is left free: the allocator's fragments, and what an estimate can be wrong by.
+_MARGIN = 0.15
+_LARGEST_MICRO_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -44,42 +49,125 @@ class DryRun:
         return lines
 
 
+@dataclass(frozen=True)
+class GpuPlan:
+    """A recipe on one kind of GPU. ``micro_batch``: the largest power of two that fits, None when not even one does.
+
+    ``accumulation`` keeps the step's tokens what the recipe says. ``seconds``, ``dollars``: None when only time bounds
+    the run, or no price is known. They follow from an assumed utilisation and are no measurement.
+    """
+
+    gpu: Gpu
+    micro_batch: int | None
+    accumulation: int | None
+    memory_gib: float
+    tokens_per_second: float
+    seconds: float | None
+    dollars: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``memory``: bytes of one process at a step's high point, by part, as the recipe stands, on a CPU."""
+
+    run: DryRun
+    memory: dict[str, float]
+    flops_per_token: float
+    gpus: tuple[GpuPlan, ...]
+
+
 def dry_run(recipe: Recipe) -> DryRun:
     """Return what ``recipe`` resolves to and takes; nothing is loaded or downloaded.
 
     Raises: FormatError when the source's config.json is damaged.
     """
-    config = _config(recipe.model.source)
-    parameters = count_parameters(config) if config else None
-    return DryRun(
-        resolved=recipe.resolved(),
-        parameters=parameters,
-        step_tokens=recipe.step_tokens,
-        steps=recipe.steps,
-        total_tokens=recipe.run_budget.tokens,
-        memory_gib=_memory(recipe, config, parameters) if config and parameters else {},
-    )
+    return _dry_run(recipe, _config(recipe.model.source))
+
+
+def plan(recipe: Recipe, gpus: Sequence[Gpu] = tuple(GPUS.values()), utilisation: float = 0.3) -> Plan:
+    """Return what ``recipe`` takes, and what it would take on ``gpus``; the source's configuration may be fetched.
+
+    ``utilisation``: share of a GPU's peak that training reaches, an assumption; small models reach less.
+
+    Raises: InputError when the source is unknown, or utilisation is not in 0 to 1.
+    """
+    from wrinklefree.models.io import source_config
+
+    if not recipe.model.source:
+        raise InputError("model.source: none given; name a model (model=NAME or model=PATH)")
+    if not 0.0 < utilisation <= 1.0:
+        raise InputError(f"utilisation: found {utilisation}, allowed is more than 0, up to 1")
+    config = _config(recipe.model.source) or source_config(recipe.model.source)
+    shape = Shape.of(config)
+    flops = flops_per_token(recipe, shape)
+    rows = tuple(_on(recipe, shape, gpu, flops, utilisation) for gpu in gpus)
+    return Plan(_dry_run(recipe, config), memory_bytes(recipe, shape, CPU_RUNTIME), flops, rows)
+
+
+def flops_per_token(recipe: Recipe, shape: Shape) -> float:
+    """Return operations for one trained token: 6 for each weight of a matrix or the head, and attention's products.
+
+    A teacher adds 2 for each, computing activations twice adds 2 for each matrix.
+    """
+    matrices, head = shape.layers * shape.layer_weights, shape.vocabulary * shape.hidden
+    scores = shape.layers * shape.heads * shape.head * recipe.data.sequence_length
+    total = 6.0 * (matrices + head) + 12.0 * scores
+    if recipe.taught and recipe.teacher.kind == "local":
+        total += 2.0 * (matrices + head) + 4.0 * scores
+    if getattr(recipe.device, "gradient_checkpointing", False):
+        total += 2.0 * matrices + 4.0 * scores
+    return total
 
 
 def count_parameters(config: dict[str, Any]) -> int:
     """Return the parameters of a model of a known family from its config.json (without inserted SubLN)."""
-    kind = config.get("model_type")
-    hidden, width = int(config["hidden_size"]), int(config["intermediate_size"])
-    heads = int(config["num_attention_heads"])
-    head = int(config.get("head_dim") or hidden // heads)
-    keys = int(config.get("num_key_value_heads") or heads)
-    attention = 2 * hidden * head * (heads + keys)
-    if config.get("attention_bias") or kind == "qwen2":
-        attention += head * (heads + 2 * keys) + (hidden if config.get("attention_bias") else 0)
-    if kind in ("qwen3", "gemma3_text"):
-        attention += 2 * head
-    norms = (4 if kind in ("gemma2", "gemma3_text") else 2) * hidden + (hidden + width if kind == "bitnet" else 0)
-    biases = 2 * width + hidden if config.get("mlp_bias") else 0
-    layer = attention + 3 * hidden * width + biases + norms
-    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    embeddings = int(config["vocab_size"]) * hidden * (1 if classifies or config.get("tie_word_embeddings") else 2)
-    embeddings += len(config.get("id2label") or ()) * hidden if classifies else 0
-    return int(config["num_hidden_layers"]) * layer + embeddings + hidden
+    return Shape.of(config).parameters
+
+
+def _dry_run(recipe: Recipe, config: dict[str, Any] | None) -> DryRun:
+    memory = memory_bytes(recipe, Shape.of(config), CPU_RUNTIME) if config else {}
+    return DryRun(
+        resolved=recipe.resolved(),
+        parameters=count_parameters(config) if config else None,
+        step_tokens=recipe.step_tokens,
+        steps=recipe.steps,
+        total_tokens=recipe.run_budget.tokens,
+        memory_gib={name: size / _GIB for name, size in memory.items()},
+    )
+
+
+def _on(recipe: Recipe, shape: Shape, gpu: Gpu, flops: float, utilisation: float) -> GpuPlan:
+    sequences = recipe.batch.micro_batch * recipe.batch.accumulation
+    fitting = None
+    rows = 1
+    while rows <= min(sequences, _LARGEST_MICRO_BATCH):
+        if sum(_memory(recipe, shape, rows, sequences).values()) / _GIB > gpu.memory_gib * (1 - _MARGIN):
+            break
+        fitting = rows
+        rows *= 2
+    narrow = recipe.model.dtype == "bfloat16" or recipe.device.precision == "bf16-mixed"
+    peak = (gpu.bf16_tflops if narrow else gpu.fp32_tflops) * 1e12
+    speed = recipe.device.devices * peak * utilisation / flops
+    tokens = recipe.run_budget.tokens
+    seconds = tokens / speed if tokens is not None else recipe.budget.max_seconds
+    price = gpu.dollars_per_hour
+    dollars = None if price is None or seconds is None else price * recipe.device.devices * seconds / 3600
+    return GpuPlan(
+        gpu=gpu,
+        micro_batch=fitting,
+        accumulation=None if fitting is None else -(-sequences // fitting),
+        memory_gib=sum(_memory(recipe, shape, fitting or 1, sequences).values()) / _GIB,
+        tokens_per_second=speed,
+        seconds=seconds,
+        dollars=dollars,
+    )
+
+
+def _memory(recipe: Recipe, shape: Shape, rows: int, sequences: int) -> dict[str, float]:
+    batch = replace(recipe.batch, micro_batch=rows, accumulation=-(-sequences // rows))
+    # Only the sizes of the budget's steps change, and those are checked when a recipe is made.
+    other = replace(recipe, batch=batch, budget=replace(recipe.budget, total_tokens=None, max_steps=1))
+    return memory_bytes(other, shape, CUDA_RUNTIME)
 
 
 def _config(source: str | None) -> dict[str, Any] | None:
@@ -93,32 +181,3 @@ def _config(source: str | None) -> dict[str, Any] | None:
         raise FormatError(f"{path}: cannot be used as a model configuration ({error})") from error
     assert isinstance(config, dict)
     return config
-
-
-def _teacher_size(recipe: Recipe) -> float:
-    """Bytes of one of its parameters, in this process; as large as the student, for want of its configuration."""
-    settings = recipe.teacher
-    if not recipe.taught or settings.kind != "local":
-        return 0.0
-    full = 4.0 if (settings.dtype or recipe.model.dtype) == "float32" else 2.0
-    return {"full": full, "int8": 1.0, "nf4": 0.5 + 2 / 64}[settings.weights]
-
-
-def _memory(recipe: Recipe, config: dict[str, Any], parameters: int) -> dict[str, float]:
-    """An estimate, to within about a third: enough to choose a machine or a micro-batch."""
-    size = 4 if recipe.model.dtype == "float32" else 2
-    tokens = recipe.batch.micro_batch * recipe.data.sequence_length
-    hidden, width, layers = (int(config[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    kept = tokens * layers * (hidden * _KEPT_PER_LAYER + width * _KEPT_PER_MLP) * size
-    vocabulary = int(config["vocab_size"])
-    teacher = _teacher_size(recipe)
-    sizes = {
-        "weights": parameters * size,
-        "gradients": parameters * size,
-        "optimizer": parameters * size * 2,
-        "teacher": parameters * teacher,
-        "activations": kept,
-        # Student and teacher logits of a chunk, their softmaxes and gradient; the head's float32 gradient.
-        "head": 6 * 4 * min(chunk_tokens(vocabulary), tokens) * vocabulary + 4 * vocabulary * hidden,
-    }
-    return {name: value / _GIB for name, value in sizes.items()}
