@@ -67,7 +67,8 @@ ARMS: dict[str, Arm] = {
     "calibrated": replace(BASE, start="calibrated"),
     # The update of this scaling has the size of AdamW's, so the same rate is the fair first guess.
     "naive-muon": replace(BASE, optimizer={"kind": "muon", "lr": 3e-4, "muon_scaling": "match_rms_adamw"}),
-    "naive-apollo": replace(BASE, optimizer={"kind": "apollo", "lr": 3e-4}),
+    # The same: with a rank of a quarter of the matrix its update is half of AdamW's, and 4 = 2 squared makes up for it.
+    "naive-apollo": replace(BASE, optimizer={"kind": "apollo", "lr": 3e-4, "apollo_scale": 4.0}),
 }
 
 
