@@ -77,6 +77,11 @@ class Teacher(Protocol):
 class PrefetchingTeacher(Teacher, Protocol):
     """A teacher whose answers take a while and can be asked for ahead."""
 
+    @property
+    def prefetches(self) -> bool:
+        """Return whether asking ahead would do anything."""
+        ...
+
     def prefetch(self, batches: Sequence[TokenBatch]) -> None:
         """Begin to fetch the answers for these batches, as far as there is room; order and number change no result."""
         ...

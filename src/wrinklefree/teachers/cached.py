@@ -93,6 +93,10 @@ class CachedTeacher:
         ids, log_probs = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
         return TopKOutput(ids, log_probs)
 
+    @property
+    def prefetches(self) -> bool:
+        return isinstance(self.inner, PrefetchingTeacher) and self.inner.prefetches
+
     def prefetch(self, batches: Sequence[TokenBatch]) -> None:
         if isinstance(self.inner, PrefetchingTeacher):
             self.inner.prefetch([batch for batch in batches if self._missing(row_keys(batch))])

@@ -81,6 +81,10 @@ class RemoteTeacher:
     def loaded(self) -> bool:
         return self._pool is not None
 
+    @property
+    def prefetches(self) -> bool:
+        return True
+
     def prefetch(self, batches: Sequence[TokenBatch]) -> None:
         keys = {b"".join(row_keys(batch)) for batch in batches}
         for key in [key for key in self._pending if key not in keys]:  # asked ahead, but the run took another way

@@ -119,7 +119,7 @@ def ask_ahead(session: Session, batches: Sequence[TokenBatch], later: Callable[[
     Raises: TeacherError, in every process, when one of them gets no answer.
     """
     teacher = session.teacher
-    if not isinstance(teacher, PrefetchingTeacher):
+    if not isinstance(teacher, PrefetchingTeacher) or not teacher.prefetches:
         return
     problem: TeacherError | None = None
     try:
