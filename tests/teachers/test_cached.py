@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from wrinklefree.data.batch import TokenBatch
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.forward import forward
 from wrinklefree.teachers.base import TopKOutput
-from wrinklefree.teachers.cached import CachedTeacher, CacheKey
+from wrinklefree.teachers.cached import CachedTeacher, CacheKey, row_keys
 from wrinklefree.teachers.local import LocalTeacher
 
 KEY = CacheKey("toy", "stream", 5)
@@ -87,3 +88,10 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         CachedTeacher(tmp_path, KEY, live())
     shard.unlink()  # what the message says
     fill(tmp_path)
+
+
+def test_the_same_tokens_in_other_documents_are_another_sequence() -> None:
+    batch = ToyStream().batch(0, 1)
+    joined = replace(batch, document_ids=batch.document_ids.clamp(max=0))
+    assert not torch.equal(joined.document_ids, batch.document_ids)
+    assert row_keys(batch) == row_keys(ToyStream().batch(0, 1)) != row_keys(joined)
