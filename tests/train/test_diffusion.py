@@ -16,6 +16,8 @@ from wrinklefree.models.io import load_checkpoint, load_source
 from wrinklefree.models.mask_token import MASK_TOKEN, DiffusionMarker, add_mask_token
 from wrinklefree.train.compose import compose
 from wrinklefree.train.diffusion import match_student
+from wrinklefree.train.footprint import Shape, activation_bytes
+from wrinklefree.train.plan import flops_per_token
 from wrinklefree.train.position import Position
 from wrinklefree.train.stage import train
 
@@ -121,3 +123,10 @@ def test_phases_of_unified_set_weights_as_written() -> None:
 )
 def test_a_recipe_knows_how_many_positions_it_computes_for_a_token(arguments: list[str], expected: int) -> None:
     assert compose(arguments).positions_per_token == expected
+
+
+def test_plans_count_the_noised_positions() -> None:
+    shape = Shape(layers=2, hidden=64, width=128, heads=4, keys=2, head=16, vocabulary=300, tied=True)
+    plain, noised = compose(["training=stage2_pretrain"]), compose(["training=unified"])
+    assert flops_per_token(noised, shape) == 5 * flops_per_token(plain, shape)
+    assert 3 < activation_bytes(noised, shape) / activation_bytes(plain, shape) <= 5

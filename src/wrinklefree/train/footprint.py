@@ -127,10 +127,12 @@ def memory_bytes(recipe: Recipe, shape: Shape, runtime: float = CPU_RUNTIME) -> 
 
 def activation_bytes(recipe: Recipe, shape: Shape, micro_batch: int | None = None) -> float:
     """Return the bytes that one forward keeps for its backward, the ternary weights it computed included."""
-    layer = layer_bytes(recipe, shape, micro_batch)
+    # Noised views are further positions; they count as so many more sequences.
+    rows = (micro_batch or recipe.batch.micro_batch) * max(recipe.positions_per_token, 1)
+    layer = layer_bytes(recipe, shape, rows)
     if not getattr(recipe.device, "gradient_checkpointing", False):
         return shape.layers * layer
-    tokens = (micro_batch or recipe.batch.micro_batch) * recipe.data.sequence_length
+    tokens = rows * recipe.data.sequence_length
     return shape.layers * 4.0 * tokens * shape.hidden + layer
 
 

@@ -111,11 +111,11 @@ def flops_per_token(recipe: Recipe, shape: Shape) -> float:
     """
     matrices, head = shape.layers * shape.layer_weights, shape.vocabulary * shape.hidden
     scores = shape.layers * shape.heads * shape.head * recipe.data.sequence_length
-    total = 6.0 * (matrices + head) + 12.0 * scores
+    total = (6.0 * (matrices + head) + 12.0 * scores) * max(recipe.positions_per_token, 1)
     if recipe.taught and recipe.teacher.kind == "local":
         total += 2.0 * (matrices + head) + 4.0 * scores
     if getattr(recipe.device, "gradient_checkpointing", False):
-        total += 2.0 * matrices + 4.0 * scores
+        total += (2.0 * matrices + 4.0 * scores) * max(recipe.positions_per_token, 1)
     return total
 
 
