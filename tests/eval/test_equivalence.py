@@ -55,7 +55,7 @@ def batches(count: int = 2) -> list[TokenBatch]:
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
-@pytest.mark.parametrize("mode", sorted(set(MODES) - {"compile", "bfloat16"}))
+@pytest.mark.parametrize("mode", sorted(set(MODES) - {"compile", "bfloat16", "int8"}))
 @pytest.mark.parametrize("ternary", [False, True])
 def test_exact_modes_are_the_same_in_logits_gradients_and_training(mode: str, ternary: bool) -> None:
     a, b = model(ternary), model(ternary)
@@ -159,3 +159,11 @@ def test_text_becomes_windows_of_documents(tmp_path: Path) -> None:
     assert sum(batch.input_ids.numel() for batch in found) == pytest.approx(100, abs=32)
     assert all(batch.labels[0, 0] == -100 and bool((batch.labels[0, 1:] >= 0).all()) for batch in found)
     assert compare_logits(loaded, load_model(str(tmp_path))[0], found).max_abs == 0.0
+
+
+def test_int8_products_are_the_same_but_for_codes_on_a_border() -> None:
+    a, b = model(), model()
+    set_mode(b, "int8")
+    found = compare_logits(a, b, batches())
+    # Another order of sums puts an activation that lies between two int8 codes on the other side: in one position here.
+    assert found.mean_cosine > 0.9999 and found.cosine > 0.999 and found.top1 == 1.0

@@ -18,7 +18,7 @@ def run(
     model_b: Annotated[
         str | None, typer.Argument(metavar="[MODEL_B]", help="default: MODEL_A, in another mode")
     ] = None,
-    mode_a: Annotated[str, typer.Option(help="plain, sdpa, eager, compile, checkpointing, bfloat16")] = "plain",
+    mode_a: Annotated[str, typer.Option(help="plain, sdpa, eager, compile, checkpointing, bfloat16, int8")] = "plain",
     mode_b: Annotated[str, typer.Option(help="how MODEL_B is computed")] = "plain",
     text: Annotated[str, typer.Option(metavar="FILE|NAME", help="a file, a directory, or python-docs")] = "python-docs",
     window: Annotated[int, typer.Option(min=2, help="tokens of a window")] = 256,

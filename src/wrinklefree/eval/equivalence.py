@@ -23,6 +23,8 @@ from wrinklefree.objectives import NextToken
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
 from wrinklefree.optim.build import OptimizerConfig, build_optimizer
 from wrinklefree.quant.bitlinear import bit_linears, quant_strength
+from wrinklefree.quant.products import Products, set_products
+from wrinklefree.train.compiled import checkpoint_layers
 
 # Below this a gradient is no direction: both are then called the same (a layer that nothing reaches).
 _NO_GRADIENT = 1e-20
@@ -227,11 +229,8 @@ def _compile(model: nn.Module) -> None:
     model.get_submodule("model").compile(options={"emulate_precision_casts": True})
 
 
-def _checkpointing(model: nn.Module) -> None:
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise InputError(f"mode checkpointing: {type(model).__name__} cannot compute its activations again")
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # type: ignore[operator]
+def _int8(model: nn.Module) -> None:
+    set_products(model, Products("int8"))
 
 
 def _bfloat16(model: nn.Module) -> None:
@@ -244,8 +243,9 @@ MODES: dict[str, Callable[[nn.Module], None]] = {
     "sdpa": _implementation("sdpa"),
     "eager": _implementation("eager"),
     "compile": _compile,
-    "checkpointing": _checkpointing,
+    "checkpointing": checkpoint_layers,
     "bfloat16": _bfloat16,
+    "int8": _int8,
 }
 
 
