@@ -42,7 +42,7 @@ from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import LoopConfig
-from wrinklefree.train.stage import _encoder
+from wrinklefree.train.student import text_encoder
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main() -> None:
     arm = ARMS[arguments.arm]
     optimizer = {**arm.optimizer, **({"lr": arguments.lr} if arguments.lr else {})}
     original, tokenizer = load_source(arguments.source, torch.float32)
-    data = build_data(DataConfig(sequence_length=arguments.sequence, seed=arguments.seed), _encoder(tokenizer))
+    data = build_data(DataConfig(sequence_length=arguments.sequence, seed=arguments.seed), text_encoder(tokenizer))
     text = from_packed(data.held_out, "python-docs, held-out topics").limited(arguments.check_tokens)
     student = _student(arm, arguments, original)
     dtype, why = fast_matmul_dtype()

@@ -161,7 +161,7 @@ def run_n_steps_and_compare(
     steps: int,
     optimizer: OptimizerConfig | None = None,
 ) -> StepsComparison:
-    """Train both, in place, for ``steps`` steps of one batch each (``batches`` in turn), and compare.
+    """Train both, in place, for ``steps`` plain steps of a batch each (``batches`` in turn; not `train.loop`).
 
     ``optimizer``: of both; None is AdamW at its default rate. Adam's first steps are the signs of gradients, so
     that differences of the size of a rounding error grow where a gradient is next to zero.

@@ -15,7 +15,8 @@ from wrinklefree.objectives.head import chunk_tokens
 from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.train.recipe import Recipe
 
-# The interpreter with its libraries on a CPU; a CUDA context with its kernels. Measured, in bytes.
+# Bytes of the interpreter with its libraries on a CPU (0.4 GiB before training were measured, the rest is what runs of
+# three configurations were short of), and of a CUDA context with its kernels (assumed).
 CPU_RUNTIME, CUDA_RUNTIME = 0.75 * 2**30, 0.6 * 2**30
 # Chunks of logits alive at once in the head: student's, its gradient, softmax, a work array; with a teacher two more.
 _CHUNKS, _TEACHERS_CHUNKS = 4, 2

@@ -102,7 +102,7 @@ def _refuse_conversion(recipe: Recipe, source: str) -> None:
 
 
 def _data(recipe: Recipe, tokenizer: Any, info: CheckpointInfo | None) -> TrainingData | SupervisedData:
-    encoder = _encoder(tokenizer, banned_token(info))
+    encoder = text_encoder(tokenizer, banned_token(info))
     if recipe.task is None:
         training = build_data(recipe.data_config, encoder)
         for name, part in zip(recipe.data.sources, training.splits, strict=True):
@@ -147,7 +147,7 @@ def _rows(data: TrainingData | SupervisedData) -> Callable[[int], Tensor]:
     return lambda count: data.stream.batch(0, count).input_ids
 
 
-def _encoder(tokenizer: Any, banned: int | None) -> TextEncoder:
+def text_encoder(tokenizer: Any, banned: int | None = None) -> TextEncoder:
     """Our own tokenizer, read from the files of a Hugging Face one: BOS exactly once, and the engine's ids.
 
     ``banned``: the MASK of a diffusion model; a text that spells it out does not become one.
