@@ -19,7 +19,7 @@ def broken(linear: nn.Linear) -> nn.Module:
 
 
 def test_rows_have_ratios_or_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = [each for each in qat_overhead.candidates() if "Auto" not in each.name and "onebit" not in each.name]
+    mine = [each for each in qat_overhead.candidates() if "Auto" not in each.name and "onebit" not in each.name][:3]
     monkeypatch.setattr(qat_overhead, "candidates", lambda: [*mine, qat_overhead.Candidate("other", broken)])
     for what in qat_overhead.WHAT:
         rows = qat_overhead.measure(what, 8, 2, torch.float32, 2, "cpu", "")

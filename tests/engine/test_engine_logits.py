@@ -137,7 +137,7 @@ def test_position_matters(tmp_path: Path) -> None:
 
     reference = ReferenceModel(directory, kv_dtype=np.float32)
     unturned = ReferenceModel(directory, kv_dtype=np.float32)
-    unturned.rotate = lambda x: x  # type: ignore[method-assign]
+    unturned.rotate = lambda x, layer: x  # type: ignore[method-assign]
     found, wanted = difference(Engine.load(directory, kv_type="float32")), difference(reference)
     assert np.abs(difference(unturned)).max() < 0.05 * np.abs(wanted).max()
     assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
