@@ -30,7 +30,7 @@ KINDS = [
 ]  # fmt: skip
 
 _OF_ALL = {"lr", "betas", "eps", "weight_decay", "embedding_lr", "norm_lr", "scale_lr"}
-_MUON = {"muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps", "fused"}
+_MUON = {"muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps", "muon_dtype", "fused"}
 _APOLLO = {"apollo_lr", "apollo_update_every", "apollo_scale", "apollo_limiter", "apollo_seed", "fused"}
 # The specification: which settings a kind has.
 READS = {
@@ -45,8 +45,9 @@ READS = {
 OTHER: dict[str, Any] = {
     "lr": 3e-3, "betas": (0.8, 0.9), "eps": 1e-2, "weight_decay": 0.5, "embedding_lr": 0.3, "norm_lr": 0.3,
     "scale_lr": 0.3, "muon_lr": 0.3, "muon_scaling": "original", "muon_momentum": 0.5, "muon_nesterov": False,
-    "muon_steps": 2, "apollo_lr": 0.3, "apollo_rank": 2, "apollo_update_every": 2, "apollo_scale": 3.0,
-    "apollo_limiter": 1.0, "apollo_seed": 9, "clip_threshold": 7.0, "clip_alpha": 0.2, "clip_every": 3, "fused": False,
+    "muon_steps": 2, "muon_dtype": "bfloat16", "apollo_lr": 0.3, "apollo_rank": 2, "apollo_update_every": 2,
+    "apollo_scale": 3.0, "apollo_limiter": 1.0, "apollo_seed": 9,
+    "clip_threshold": 7.0, "clip_alpha": 0.2, "clip_every": 3, "fused": False,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class OptimizerConfig:
     AdamW's size) and the rule by model size, `schedules.muon_learning_rate`, for ``original``.
     ``muon_scaling``: how a matrix's shape enters its learning rate, see `optim.muon`; values do not carry over.
     ``muon_momentum``, ``muon_nesterov``, ``muon_steps``: momentum, its kind, Newton-Schulz iterations.
+    ``muon_dtype``: of these on a CPU; bfloat16 pays only where the processor multiplies it natively (GPUs always do).
     ``clip_threshold``, ``clip_alpha``, ``clip_every``: muonclip's largest attention logit, the queries' share in
     scaling one back (the rest is the keys'), and the steps from one clip to the next; see `models.qk_clip`.
     ``apollo_lr``: peak learning rate of APOLLO's matrices, None takes ``lr``. ``apollo_rank``: of the projections, None
@@ -60,6 +61,7 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     muon_nesterov: bool = True
     muon_steps: int = 5
+    muon_dtype: Literal["float32", "bfloat16"] = "float32"
     clip_threshold: float = 100.0
     clip_alpha: float = 0.5
     clip_every: int = 1
@@ -90,6 +92,8 @@ class OptimizerConfig:
             _check(name, getattr(self, name), math.inf)
         for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("muon_momentum", self.muon_momentum)):
             _check(name, value, 1.0)
+        if self.muon_dtype not in ("float32", "bfloat16"):
+            raise unknown_name("optimizer.muon_dtype", self.muon_dtype, ("float32", "bfloat16"))
         if not 1 <= self.muon_steps < 100:
             raise InputError(f"optimizer.muon_steps: found {self.muon_steps}, allowed is 1 to 99")
         for name in ("clip_every", "apollo_rank", "apollo_update_every"):
@@ -141,6 +145,7 @@ def _muon(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: 
         ns_steps=config.muon_steps,
         adjust_lr_fn=config.muon_scaling,
     )
+    muon.dtype = getattr(torch, config.muon_dtype)
     return WithAdamW(muon, _rest(roles, config))
 
 

@@ -90,7 +90,7 @@ def _not_kind(*kinds: str) -> Callable[[Recipe], bool]:
 _READ_BY: dict[tuple[str, ...], tuple[str, ...]] = {
     ("adamw", "muon", "muonclip", "apollo", "apollo_mini"): ("fused",),
     ("muonclip",): ("clip_threshold", "clip_alpha", "clip_every"),
-    ("muon", "muonclip"): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps"),
+    ("muon", "muonclip"): ("muon_lr", "muon_scaling", "muon_momentum", "muon_nesterov", "muon_steps", "muon_dtype"),
     ("apollo", "apollo_mini"): (
         "apollo_lr", "apollo_update_every", "apollo_scale", "apollo_limiter", "apollo_seed",
     ),
