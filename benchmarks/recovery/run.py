@@ -65,9 +65,9 @@ ARMS: dict[str, Arm] = {
     "naive-lambda": replace(BASE, strength=1 / 3),
     "naive-stage1.9": replace(BASE, layerwise=1 / 3),
     "calibrated": replace(BASE, start="calibrated"),
-    # The update of this scaling has the size of AdamW's, so the same rate is the fair first guess. In float32 the
-    # iterations would take seven times as long as the rest of a step of this size.
-    "naive-muon": replace(BASE, optimizer={"kind": "muon", "lr": 3e-4, "muon_dtype": "bfloat16"}),
+    # The update of this scaling has the size of AdamW's, so the same rate is the fair first guess. Five
+    # iterations in float32 would take seven times as long as the rest of a step of this size.
+    "naive-muon": replace(BASE, optimizer={"kind": "muon", "lr": 3e-4, "muon_steps": 3, "muon_dtype": "bfloat16"}),
     # The same: with a rank of a quarter of the matrix its update is half of AdamW's, and 4 = 2 squared makes up for it.
     "naive-apollo": replace(BASE, optimizer={"kind": "apollo", "lr": 3e-4, "apollo_scale": 4.0}),
 }

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from recipe_toys import SMALL, arguments, write_toy
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from train_toys import toy_model
-from transformers import PreTrainedTokenizerFast
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.io import load_checkpoint
@@ -33,36 +32,12 @@ ON_TEXT = [
     for name in TRAINING
     if "\ntask:" not in (recipes_directory() / "training" / f"{name}.yaml").read_text(encoding="utf-8")
 ]
-SMALL = [
-    "data.sequence_length=32", "batch.micro_batch=2", "batch.accumulation=2", "budget.total_tokens=null",
-    "budget.max_seconds=null", "budget.max_steps=3", "device.accelerator=cpu",
-    "log.tracker=none",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy model with a tokenizer trained on a few words, and a text of them."""
-    directory = tmp_path_factory.mktemp("toy")
-    text = [f"the number {a} and the number {b} make {a + b} in all\n" for a in range(40) for b in range(3)]
-    for i in range(20):
-        path = directory / "texts" / f"{i:02}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(text[i * 6 : i * 6 + 6]), encoding="utf-8")
-    raw = Tokenizer(models.BPE(unk_token=None))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
-    raw.train_from_iterator(text, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
-    tokenizer.save_pretrained(directory / "model")
-    model = toy_model(1, vocab_size=len(tokenizer), initializer_range=0.05)
-    model.save_pretrained(directory / "model")  # type: ignore[operator]
-    return directory
-
-
-def arguments(toy: Path, name: str) -> list[str]:
-    return [f"training={name}", f"model={toy / 'model'}", f"data={toy / 'texts'}", *SMALL]
+    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_every_file_has_a_summary_and_the_required_stages_are_there() -> None:
