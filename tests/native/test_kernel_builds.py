@@ -53,6 +53,7 @@ def test_kernel_files_export_only_their_table(native_build: Path) -> None:
         assert visible == [[f"wf::{exported[path.name.removesuffix('.cc.o')]}"]], path.name
 
 
+@pytest.mark.slow
 def test_neon_under_emulation() -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
     if platform.machine() in ("aarch64", "arm64"):
