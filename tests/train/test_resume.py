@@ -64,6 +64,17 @@ def test_a_state_comes_back_exactly_and_the_oldest_go(tmp_path: Path) -> None:
     assert (state["float"], state["infinite"], state["empty"].numel()) == (0.1 + 0.2, float("inf"), 0)
 
 
+def test_what_was_loaded_does_not_follow_the_file(tmp_path: Path) -> None:
+    """safetensors returns views of the file, which would change with it."""
+    path = save_state(tmp_path, 1, {"a": torch.ones(5000)})
+    state = load_state(path)
+    file = path / "tensors.safetensors"
+    with file.open("r+b") as raw:
+        raw.seek(-4000 * 4, 2)
+        raw.write(bytes(4000 * 4))
+    assert state["a"].sum() == 5000
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
 def test_a_damaged_newest_state_is_passed_over_loudly(tmp_path: Path, damage: str) -> None:
     for step in (5, 10):

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
@@ -45,8 +45,9 @@ class Stored:
     files: tuple[Path, ...]
 
     def read(self) -> Tensor:
-        """Return the whole tensor."""
-        return torch.cat([self._rows(file) for file in self.files]) if len(self.files) > 1 else self._all()
+        """Return the whole tensor, in memory of its own: what safetensors returns is a view of the file."""
+        rows = [self._rows(file) for file in self.files]
+        return torch.cat(rows) if len(rows) > 1 else rows[0].clone()
 
     def like(self, parameter: Tensor) -> Tensor:
         """Return the tensor divided among processes as ``parameter`` is; only this process's rows are read."""
@@ -84,9 +85,6 @@ class Stored:
             tensor: Tensor = stored.get_tensor(self.name)
             return tensor
 
-    def _all(self) -> Tensor:
-        return self._rows(self.files[0])
-
 
 def save_state(
     directory: Path, step: int, state: Mapping[str, Any], keep_last: int = 2, group: Group | None = None
@@ -123,11 +121,8 @@ def load_state(path: Path, lazy: bool = False, check: bool = True) -> dict[str, 
         check_state(path)
     names = sorted(name for name in read_json(path / MANIFEST)["sha256"] if name.startswith("tensors"))
     files = tuple(path / name for name in names)
-    first = {} if lazy else load_file(files[0])
 
     def tensor(name: str, shards: int) -> Tensor | Stored:
-        if name in first and shards == 1:
-            return first[name]
         stored = Stored(name, files[:shards])
         return stored if lazy else stored.read()
 
