@@ -18,33 +18,18 @@ Shapes: B rows, T slots of both halves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from wrinklefree.artifact.diffusion_marker import CLEANS as CLEANS
+from wrinklefree.artifact.diffusion_marker import NOISED as NOISED
+from wrinklefree.artifact.diffusion_marker import AttentionRule as AttentionRule
+from wrinklefree.artifact.diffusion_marker import Clean as Clean
+from wrinklefree.artifact.diffusion_marker import Noised as Noised
 from wrinklefree.data.batch import TokenBatch
-from wrinklefree.errors import unknown_name
-
-Noised = Literal["bidirectional", "causal"]
-Clean = Literal["block_causal", "causal"]
-NOISED: tuple[Noised, ...] = ("bidirectional", "causal")
-CLEANS: tuple[Clean, ...] = ("block_causal", "causal")
-
-
-@dataclass(frozen=True)
-class AttentionRule:
-    """How far a query sees within its own half."""
-
-    noised: Noised = "bidirectional"
-    clean: Clean = "block_causal"
-
-    def __post_init__(self) -> None:
-        if self.noised not in NOISED:
-            raise unknown_name("attention of the noised half", self.noised, NOISED)
-        if self.clean not in CLEANS:
-            raise unknown_name("attention of the clean half", self.clean, CLEANS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +42,7 @@ class BlockBatch(TokenBatch):
 
     block_ids: Tensor
     noised: Tensor
-    rule: AttentionRule = AttentionRule()
+    rule: AttentionRule = field(default_factory=AttentionRule)
 
 
 def block_mask(batch: BlockBatch) -> Tensor:

@@ -11,15 +11,12 @@ MASK is an input only. No objective finds it probable (`objectives.head`), and d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from wrinklefree.errors import InputError
-from wrinklefree.models.block_attention import CLEANS, AttentionRule, Clean
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker as DiffusionMarker  # what a checkpoint says of MASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,46 +24,6 @@ if TYPE_CHECKING:
 MASK_TOKEN = "|<MASK>|"  # the name that Fast-dLLM v2's checkpoints use
 _NOISE = 0.1  # of a channel's standard deviation over the vocabulary
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class DiffusionMarker:
-    """What decoding must know of a diffusion model: ``dlm`` in the ``wrinklefree`` object of its config.json.
-
-    ``block_size`` None: a document is one block. ``token_shift``: the state before a token predicts it.
-    ``variant`` names the attention and the loss it was trained with; ``clean_half`` is the attention among finished
-    tokens.
-    """
-
-    mask_token_id: int
-    block_size: int | None
-    token_shift: bool
-    variant: str
-    clean_half: Clean
-
-    @property
-    def rule(self) -> AttentionRule:
-        """Return the attention: the current block is the noised half, what is finished is the clean half."""
-        return AttentionRule("causal" if self.variant == "causal" else "bidirectional", self.clean_half)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object as it stands in config.json."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, raw: Mapping[str, Any] | None, place: str) -> DiffusionMarker:
-        """Return the checked marker. Raises: InputError when the model was not trained for diffusion."""
-        if raw is None:
-            raise InputError(f"{place}: was not trained for block diffusion (no dlm marker in its config.json)")
-        try:
-            marker = cls(**{name: raw[name] for name in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise InputError(f"{place}: its dlm marker has no {error}; train it again") from error
-        sizes = (marker.mask_token_id, 0 if marker.block_size is None else marker.block_size)
-        whole = all(type(size) is int and size >= 0 for size in sizes) and type(marker.token_shift) is bool
-        if not whole or marker.clean_half not in CLEANS:
-            raise InputError(f"{place}: its dlm marker is damaged ({dict(raw)})")
-        return marker
 
 
 def add_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, token: str = MASK_TOKEN) -> int:
