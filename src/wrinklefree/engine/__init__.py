@@ -1,8 +1,9 @@
 """The Python face of the CPU engine: load a packed directory, logits, generation. No torch, no transformers."""
 
 from wrinklefree.engine.batch import Batch, BatchItem
+from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.engine import Engine
 from wrinklefree.engine.generation import Generation, Step
 from wrinklefree.engine.sampling import SamplingParams, greedy
 
-__all__ = ["Batch", "BatchItem", "Engine", "Generation", "SamplingParams", "Step", "greedy"]
+__all__ = ["Batch", "BatchItem", "DecodingSettings", "Engine", "Generation", "SamplingParams", "Step", "greedy"]

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.engine import Engine
+from wrinklefree.engine.rows import Want
 from wrinklefree.errors import InputError
 
-Want = Literal["none", "last", "all"]
 _WANTS: dict[Want, int] = {"none": 0, "last": 1, "all": 2}
 
 
