@@ -9,7 +9,7 @@ Shapes: T tokens of a window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,24 @@ def engine_logits(engine: Engine) -> LogitsFunction:
         return (piece for _, piece in engine.logit_chunks(tokens))
 
     return logits
+
+
+def without_tokens(logits: LogitsFunction, never: Collection[int]) -> LogitsFunction:
+    """Return ``logits`` with the tokens ``never`` at -inf; a vocabulary that ends before one is widened with -inf."""
+    columns = sorted(never)
+
+    def cut(piece: Logits) -> Logits:
+        width = max(piece.shape[1], columns[-1] + 1)
+        found = np.full((len(piece), width), -np.inf, np.float32)
+        found[:, : piece.shape[1]] = piece
+        found[:, columns] = -np.inf
+        return found
+
+    def function(tokens: NDArray[np.int64]) -> Logits | Iterable[Logits]:
+        out = logits(tokens)
+        return cut(out) if isinstance(out, np.ndarray) else map(cut, out)
+
+    return function if columns else logits
 
 
 def _scored(logits: LogitsFunction, window: Window) -> Iterator[tuple[Logits, NDArray[np.int64]]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.artifact.tokenizer import Tokenizer
@@ -25,19 +25,30 @@ from wrinklefree.eval.loss import (
     engine_logits,
     held_out_loss,
     torch_logits,
+    without_tokens,
 )
 from wrinklefree.eval.text import EvaluationText, evaluation_documents, evaluation_text
+
+if TYPE_CHECKING:
+    from wrinklefree.eval.diffusion import MaskedLosses
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model ready to be measured. ``runs_on``: "engine" or "torch". ``context``: most tokens of a window."""
+    """A model ready to be measured. ``runs_on``: "engine" or "torch". ``context``: most tokens of a window.
+
+    Of a diffusion model, ``dlm`` is its marker as it stands in config.json, ``masked`` gives the losses of masked
+    tokens, and ``never`` are the tokens it never writes (MASK; padding, unless it is an end token).
+    """
 
     name: str
     runs_on: str
     logits: LogitsFunction
     encode: Callable[[str], list[int]]
     context: int | None
+    dlm: dict[str, Any] | None = None
+    masked: MaskedLosses | None = None
+    never: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,21 +91,19 @@ def perplexity(
     with open_model(model, threads) as opened:
         windows = evaluation_text(documents, opened.encode, window, stride, text)
         windows = windows if limit_tokens is None else windows.limited(limit_tokens)
-        _check_context(opened, windows)
+        check_context(opened, windows)
         loss = held_out_loss(opened.logits, windows, on_window)
         if teacher is None:
             return PerplexityReport(model, opened.runs_on, loss)
         with open_model(teacher, threads) as other:
-            _check_context(other, windows)
+            check_context(other, windows)
             if any(other.encode(document.text) != opened.encode(document.text) for document in documents):
                 raise InputError(f"teacher {teacher}: its tokenizer splits the text differently than {model}'s")
-            return PerplexityReport(
-                model,
-                opened.runs_on,
-                loss,
-                held_out_loss(other.logits, windows, on_window),
-                agreement(other.logits, opened.logits, windows, on_window),
-            )
+            theirs = held_out_loss(other.logits, windows, on_window)
+            # Over the tokens that the model can write: its MASK may even lie outside the teacher's vocabulary.
+            comparable = without_tokens(other.logits, opened.never)
+            alike = agreement(comparable, opened.logits, windows, on_window)
+            return PerplexityReport(model, opened.runs_on, loss, theirs, alike)
 
 
 @contextmanager
@@ -119,12 +128,36 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
     if threads is not None:
         torch.set_num_threads(threads)
     converted = Path(source).is_dir() and model_format(read_config(source)) == "checkpoint"
-    model, tokenizer = load_checkpoint(source)[:2] if converted else load_source(source)
+    dlm = None
+    if converted:
+        model, tokenizer, info = load_checkpoint(source)
+        dlm = info.dlm
+    else:
+        model, tokenizer = load_source(source)
     refuse_classifier(model, source, "training writes its held-out accuracy to held_out.json")
     model.eval()
     context = getattr(model.config, "max_position_embeddings", None)
     with full_strength(model):
-        yield OpenModel(source, "torch", torch_logits(model), hugging_face_encoder(tokenizer), context)
+        encode = hugging_face_encoder(tokenizer)
+        if dlm is None:
+            yield OpenModel(source, "torch", torch_logits(model), encode, context)
+        else:
+            yield _open_diffusion(
+                OpenModel(source, "torch", torch_logits(model), encode, context), model, tokenizer, dlm
+            )
+
+
+def _open_diffusion(plain: OpenModel, model: Any, tokenizer: Any, dlm: dict[str, Any]) -> OpenModel:
+    from wrinklefree.eval.masked_losses import torch_masked_losses
+    from wrinklefree.models.mask_token import DiffusionMarker
+
+    marker = DiffusionMarker.of(dlm, plain.name)
+    ends = model.generation_config.eos_token_id
+    written = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    pad = tokenizer.pad_token_id
+    never = (marker.mask_token_id, *([] if pad is None or pad in written or pad == marker.mask_token_id else [pad]))
+    masked = torch_masked_losses(model, marker, never)
+    return replace(plain, logits=without_tokens(plain.logits, never), dlm=dlm, masked=masked, never=never)
 
 
 def _open_packed(source: str, threads: int | None) -> OpenModel:
@@ -141,7 +174,8 @@ def hugging_face_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
         return Tokenizer.load(directory).encode
 
 
-def _check_context(model: OpenModel, text: EvaluationText) -> None:
+def check_context(model: OpenModel, text: EvaluationText) -> None:
+    """Raise InputError when a window is longer than the model's context."""
     longest = max(len(window.tokens) for window in text.windows)
     if model.context is not None and longest > model.context:
         raise InputError(f"window {text.window}: {model.name} has a context of {model.context} tokens; choose less")
