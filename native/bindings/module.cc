@@ -15,6 +15,7 @@
 #include "runtime/errors.h"
 #include "runtime/model.h"
 #include "runtime/sampler.h"
+#include "sampler_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -24,7 +25,6 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using LogitsRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // The exceptions of the runtime become those of wrinklefree.errors.
 void translate(const std::exception_ptr& error, void*) {
@@ -187,24 +187,6 @@ nb::object profile_of(const Model& model) {
   return nb::make_tuple(seconds, profile.waits);
 }
 
-nb::object sample(Sampler& sampler, const LogitsRow& logits, int32_t vocabulary, int32_t logprobs) {
-  if (logits.shape(0) != static_cast<size_t>(vocabulary)) {
-    throw InputError(message("logits: found ", logits.shape(0), " values, the sampler was made for ", vocabulary));
-  }
-  Sample result;
-  {
-    const nb::gil_scoped_release release;
-    result = sampler.sample(logits.data(), logprobs);
-  }
-  return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
-}
-
-// A sampler with the vocabulary that its logits must have.
-struct BoundSampler {
-  int32_t vocabulary;
-  Sampler sampler;
-};
-
 void bind_model(nb::module_& module) {
   nb::class_<Model>(module, "Model", "A model in memory with one KV cache for each slot.")
       .def_static("load", &load_model, "directory"_a, "threads"_a = 0, "context"_a = 0, "slots"_a = 1,
@@ -241,31 +223,6 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
       .def_prop_ro("max_position_embeddings",
                    [](const Model& model) { return model.config().max_position_embeddings; });
-}
-
-void bind_sampler(nb::module_& module) {
-  nb::class_<BoundSampler>(module, "Sampler", "Chooses tokens from logits; see runtime/sampler.h.")
-      .def(
-          "__init__",
-          [](BoundSampler* self, int32_t vocabulary, float temperature, int32_t top_k, float top_p, float min_p,
-             float repetition_penalty, uint64_t seed) {
-            const SamplingOptions options{temperature, top_k, top_p, min_p, repetition_penalty, seed};
-            new (self) BoundSampler{vocabulary, Sampler(vocabulary, options)};
-          },
-          "vocabulary"_a, "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
-      .def(
-          "accept",
-          [](BoundSampler& self, const Tokens& tokens) {
-            self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
-          },
-          "tokens"_a)
-      .def(
-          "sample",
-          [](BoundSampler& self, const LogitsRow& logits, int32_t logprobs) {
-            return sample(self.sampler, logits, self.vocabulary, logprobs);
-          },
-          "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])");
 }
 
 }  // namespace

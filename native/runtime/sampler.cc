@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
-#include <numeric>
 #include <tuple>
 
 #include "errors.h"
+#include "vocabulary.h"
 
 namespace wf {
 
@@ -15,88 +14,6 @@ namespace {
 
 void check(const char* name, double found, bool allowed, const char* range) {
   if (!allowed) throw InputError(message(name, ": found ", found, ", allowed is ", range));
-}
-
-constexpr int32_t kLanes = 16;  // independent accumulators, so that the compiler may use vectors
-
-// The largest logit and the first token that has it.
-std::pair<float, int32_t> find_peak(const float* logits, int32_t count) {
-  float peaks[kLanes];
-  int32_t nans[kLanes] = {};
-  std::fill(peaks, peaks + kLanes, -std::numeric_limits<float>::infinity());
-  const int32_t whole = count / kLanes * kLanes;
-  for (int32_t i = 0; i < whole; i += kLanes) {
-    for (int32_t j = 0; j < kLanes; ++j) {
-      const float logit = logits[i + j];
-      peaks[j] = logit > peaks[j] ? logit : peaks[j];
-      nans[j] |= logit != logit;
-    }
-  }
-  for (int32_t i = whole; i < count; ++i) {
-    peaks[0] = logits[i] > peaks[0] ? logits[i] : peaks[0];
-    nans[0] |= logits[i] != logits[i];
-  }
-  const float peak = *std::max_element(peaks, peaks + kLanes);
-  if (std::any_of(nans, nans + kLanes, [](int32_t nan) { return nan != 0; }) || !std::isfinite(peak)) {
-    throw FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export it again");
-  }
-  return {peak, static_cast<int32_t>(std::find(logits, logits + count, peak) - logits)};
-}
-
-// values[i] = exp(values[i]) for values <= 0, to two units of the last place, without calls so that it becomes vector
-// code: 2^n * e^r with |r| <= ln(2) / 2 and the Taylor polynomial of degree 7 (its remainder is 2e-9). Below -87.7 it
-// is 0: there n is -127, and 2^n comes out as the float of all bits 0.
-void exp_below_zero(float* values, size_t count) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  // a loop of its own: in one with the rest the compiler makes a branch of it
-  for (size_t i = 0; i < count; ++i) values[i] = values[i] > -88.0f ? values[i] : -88.0f;
-  for (size_t i = 0; i < count; ++i) {
-    const float shifted = values[i] * 1.44269504f + kRound;
-    const float n = shifted - kRound;
-    const float r = (values[i] - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 2^n: the low bits of `shifted` hold n
-    values[i] = p * std::bit_cast<float>(power);
-  }
-}
-
-// The sum in float64, with independent accumulators like find_peak.
-double sum_of(const float* values, size_t count) {
-  double sums[kLanes] = {};
-  const size_t whole = count / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) sums[j] += values[i + j];
-  }
-  for (size_t i = whole; i < count; ++i) sums[0] += values[i];
-  return std::accumulate(sums, sums + kLanes, 0.0);
-}
-
-// The best `count` tokens, best first; of equal ones the smaller first. Nearly all tokens cost one comparison.
-std::vector<int32_t> best_tokens(const float* logits, int32_t vocabulary, int32_t count) {
-  const auto better = [logits](int32_t a, int32_t b) {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-  };
-  std::vector<int32_t> heap;  // with the worst of the best on top
-  if (count == 0) return heap;
-  for (int32_t i = 0; i < vocabulary; ++i) {
-    if (static_cast<int32_t>(heap.size()) < count) {
-      heap.push_back(i);
-      std::push_heap(heap.begin(), heap.end(), better);
-    } else if (logits[i] > logits[heap.front()]) {
-      std::pop_heap(heap.begin(), heap.end(), better);
-      heap.back() = i;
-      std::push_heap(heap.begin(), heap.end(), better);
-    }
-  }
-  std::sort_heap(heap.begin(), heap.end(), better);
-  return heap;
 }
 
 uint64_t mix(uint64_t z) {
@@ -112,6 +29,11 @@ double uniform(uint64_t seed, uint64_t counter) {
   return static_cast<double>(mix(mix(seed) ^ counter) >> 11) * 0x1p-53;
 }
 
+double Sampler::random(Stream stream) {
+  const auto number = static_cast<size_t>(stream);
+  return uniform(options_.seed, (static_cast<uint64_t>(stream) << 56) | draws_[number]++);
+}
+
 Sampler::Sampler(int32_t vocabulary, const SamplingOptions& options)
     : vocabulary_(vocabulary), options_(options), seen_flags_(static_cast<size_t>(std::max(vocabulary, 0))) {
   const auto& o = options_;
@@ -125,6 +47,7 @@ Sampler::Sampler(int32_t vocabulary, const SamplingOptions& options)
 }
 
 void Sampler::accept(const int32_t* tokens, int64_t count) {
+  guesses_.clear();
   for (int64_t i = 0; i < count; ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocabulary_) {
       throw InputError(message("tokens: found ", tokens[i], ", allowed are 0 to ", vocabulary_ - 1));
@@ -137,23 +60,50 @@ void Sampler::accept(const int32_t* tokens, int64_t count) {
 }
 
 Sample Sampler::sample(const float* logits, int32_t logprobs) {
-  auto [peak, token] = find_peak(logits, vocabulary_);
   Sample result;
+  result.token = choose(penalize(logits, false), kTokens);
+  add_logprobs(logits, logprobs, result);
+  return result;
+}
+
+std::pair<int32_t, float> Sampler::draw(const float* logits) {
+  const int32_t token = choose(penalize(logits, false), kTokens);
+  const float peak = find_peak(logits, vocabulary_).first;
+  const double total = softmax(logits, peak);
+  return {token, static_cast<float>(weights_[static_cast<size_t>(token)] / total)};
+}
+
+Sampler::Penalized Sampler::penalize(const float* logits, bool guesses) {
   const float* used = logits;
-  float used_peak = peak;
-  if (options_.repetition_penalty != 1 && !seen_.empty()) {
+  auto [peak, best] = find_peak(logits, vocabulary_);
+  if (options_.repetition_penalty != 1 && (!seen_.empty() || (guesses && !guesses_.empty()))) {
     // Source: arXiv 1909.05858, section 4.1, with the sign rule of transformers for negative logits.
     penalized_.assign(logits, logits + vocabulary_);
-    for (const int32_t id : seen_) {
+    const auto lower = [this](int32_t id) {
       float& logit = penalized_[static_cast<size_t>(id)];
       logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
-    }
+    };
+    std::for_each(seen_.begin(), seen_.end(), lower);
+    if (guesses) std::for_each(guesses_.begin(), guesses_.end(), lower);
     used = penalized_.data();
-    std::tie(used_peak, token) = find_peak(used, vocabulary_);
+    std::tie(peak, best) = find_peak(used, vocabulary_);
   }
-  result.token = options_.temperature == 0 ? token : draw(used, used_peak);
-  if (logprobs >= 0) add_logprobs(logits, peak, logprobs, result);
-  return result;
+  return {used, peak, best};
+}
+
+void Sampler::filter(const Penalized& input) {
+  if (options_.temperature == 0) {
+    ids_.assign(1, input.best);
+    weights_.assign(1, 1.0f);
+    return;
+  }
+  weigh(input.logits, input.peak);
+  if (options_.top_p < 1 || options_.min_p > 0) drop_light();
+}
+
+int32_t Sampler::choose(const Penalized& input, Stream stream) {
+  filter(input);
+  return options_.temperature == 0 ? input.best : token_at(pick(random(stream)));
 }
 
 void Sampler::weigh(const float* logits, float peak) {
@@ -211,9 +161,7 @@ void Sampler::drop_light() {
   }
 }
 
-int32_t Sampler::draw(const float* logits, float peak) {
-  weigh(logits, peak);
-  if (options_.top_p < 1 || options_.min_p > 0) drop_light();
+size_t Sampler::pick(double part) const {
   // sums of pieces first, so that the walk to the drawn token adds up few numbers
   constexpr size_t kPiece = 256;
   std::vector<double> sums;
@@ -222,7 +170,7 @@ int32_t Sampler::draw(const float* logits, float peak) {
   }
   double left = 0;
   for (const double sum : sums) left += sum;
-  left *= uniform(options_.seed, draws_++);
+  left *= part;
   size_t piece = 0;
   while (piece + 1 < sums.size() && left >= sums[piece]) left -= sums[piece++];
   size_t chosen = weights_.size();
@@ -236,15 +184,20 @@ int32_t Sampler::draw(const float* logits, float peak) {
     while (weights_[--chosen] == 0) {
     }
   }
-  return ids_.empty() ? static_cast<int32_t>(chosen) : ids_[chosen];
+  return chosen;
 }
 
-void Sampler::add_logprobs(const float* logits, float peak, int32_t logprobs, Sample& sample) const {
-  std::vector<float> weights(logits, logits + vocabulary_);
-  for (float& weight : weights) weight -= peak;
-  exp_below_zero(weights.data(), weights.size());
-  const double total = sum_of(weights.data(), weights.size());
-  const auto log_total = static_cast<float>(std::log(total));
+double Sampler::softmax(const float* logits, float peak) {
+  weights_.resize(static_cast<size_t>(vocabulary_));
+  for (size_t i = 0; i < weights_.size(); ++i) weights_[i] = logits[i] - peak;
+  exp_below_zero(weights_.data(), weights_.size());
+  return sum_of(weights_.data(), weights_.size());
+}
+
+void Sampler::add_logprobs(const float* logits, int32_t logprobs, Sample& sample) {
+  if (logprobs < 0) return;
+  const float peak = find_peak(logits, vocabulary_).first;
+  const auto log_total = static_cast<float>(std::log(softmax(logits, peak)));
   sample.logprob = logits[sample.token] - peak - log_total;
   for (const int32_t token : best_tokens(logits, vocabulary_, std::min(logprobs, vocabulary_))) {
     sample.best.emplace_back(token, logits[token] - peak - log_total);

@@ -1,5 +1,6 @@
-// Choosing the next token from logits. No step sorts the whole vocabulary.
+// Choosing the next token from logits, proposing tokens and verifying proposals. No step sorts the whole vocabulary.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -22,6 +23,18 @@ struct Sample {
   std::vector<std::pair<int32_t, float>> best;  // the most likely tokens with their logprobs, best first
 };
 
+// A token drawn from a distribution q, with what of q is not 0: the tokens in rising order, their probabilities.
+struct Proposal {
+  int32_t token = 0;
+  std::vector<int32_t> ids;
+  std::vector<float> probabilities;
+};
+
+struct Verdict {
+  bool accepted = false;
+  Sample sample;  // the proposed token, or the one that takes its place
+};
+
 // The random number of draw `counter` under `seed`, in [0, 1): a pure function, so a sequence can be repeated from
 // any draw on. Two rounds of the splitmix64 finalizer (Steele, Lea, Flood, OOPSLA 2014).
 double uniform(uint64_t seed, uint64_t counter);
@@ -39,20 +52,54 @@ class Sampler {
   // first. Throws FormatError when the logits hold NaN or have no finite maximum.
   Sample sample(const float* logits, int32_t logprobs);
 
+  // The same choice as sample() without logprobs, and the token's probability in the softmax of the unmodified logits.
+  std::pair<int32_t, float> draw(const float* logits);
+
+  // A token drawn from q, what the filters make of `logits`. Until the next accept(), the repetition penalty of
+  // further proposals applies to it too. (speculative.cc)
+  Proposal propose(const float* logits);
+
+  // With p, what the filters make of `logits`: accepts the proposal with probability min(1, p(token) / q(token)), else
+  // draws from max(0, p - q), normalised. Either way the token is distributed like one of sample(), whatever q is, if
+  // the proposal was drawn from q. Throws like sample(), and InputError for a proposal of another vocabulary.
+  Verdict verify(const float* logits, const Proposal& proposal, int32_t logprobs);
+
  private:
-  int32_t draw(const float* logits, float peak);
-  // Fills ids_ (in rising order) and weights_ = exp((logit - peak) / temperature) of the tokens that top-k leaves.
+  // Random numbers of different uses never meet: sampling without proposals draws the same tokens whatever else is
+  // asked for in between.
+  enum Stream : uint8_t { kTokens, kProposals, kTests, kStreams };
+  // Logits after the repetition penalty: the given ones, or those in penalized_.
+  struct Penalized {
+    const float* logits;
+    float peak;
+    int32_t best;
+  };
+  double random(Stream stream);
+  Penalized penalize(const float* logits, bool guesses);
+  // Fills ids_ (in rising order) and weights_ with the distribution that the filters leave, not normalised; for
+  // temperature 0 the best token alone.
+  void filter(const Penalized& input);
+  // Fills ids_ and weights_ = exp((logit - peak) / temperature) of the tokens that top-k leaves.
   void weigh(const float* logits, float peak);
   // The least weight that top-p keeps, and of equal ones the last place in weights_ that it keeps.
   std::pair<float, size_t> top_p_bound() const;
   void drop_light();  // sets the weights of tokens that top-p or min-p excludes to 0
-  void add_logprobs(const float* logits, float peak, int32_t logprobs, Sample& sample) const;
+  // The place in weights_ of the token at `part`, in [0, 1), of their sum.
+  size_t pick(double part) const;
+  int32_t choose(const Penalized& input, Stream stream);
+  int32_t token_at(size_t place) const { return ids_.empty() ? static_cast<int32_t>(place) : ids_[place]; }
+  size_t place_of(int32_t token) const;     // in weights_; their number when the token is not among them
+  void subtract(const Proposal& proposal);  // weights_ = max(0, p - q)
+  void add_logprobs(const float* logits, int32_t logprobs, Sample& sample);
+  // weights_ = exp(logit - peak) of all tokens; returns their sum.
+  double softmax(const float* logits, float peak);
 
   const int32_t vocabulary_;
   const SamplingOptions options_;
-  uint64_t draws_ = 0;
+  std::array<uint64_t, kStreams> draws_ = {};
   std::vector<bool> seen_flags_;
   std::vector<int32_t> seen_;
+  std::vector<int32_t> guesses_;  // proposed since the last accept(), not in seen_
   std::vector<float> penalized_;
   std::vector<int32_t> ids_;  // empty: place and token are the same
   std::vector<float> weights_;

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from distributions import filtered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrinklefree import _native
 from wrinklefree.errors import FormatError, InputError
-
-
-def filtered(logits: Any, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
-    """The probabilities float64 [V] that the documented order of filters leaves."""
-    scaled = logits.astype(np.float64) / temperature
-    order = np.lexsort((np.arange(len(logits)), -logits.astype(np.float64)))
-    weights = np.exp(scaled - scaled.max())
-    kept = order[:top_k] if top_k else order
-    if top_p < 1:
-        mass = np.cumsum(weights[kept])
-        kept = kept[: int(np.searchsorted(mass, top_p * mass[-1])) + 1]
-    kept = kept[weights[kept] >= min_p]
-    out = np.zeros(len(logits))
-    out[kept] = weights[kept] / weights[kept].sum()
-    return out
 
 
 @pytest.mark.parametrize(

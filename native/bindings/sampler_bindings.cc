@@ -1,0 +1,130 @@
+// The sampler's face in Python.
+#include "sampler_bindings.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <functional>
+#include <tuple>
+#include <vector>
+
+#include "runtime/errors.h"
+#include "runtime/sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace wf {
+namespace {
+
+template <typename T, size_t dimensions>
+using Array = nb::ndarray<T, nb::ndim<dimensions>, nb::c_contig, nb::device::cpu>;
+
+// A sampler with the vocabulary that its logits must have.
+struct BoundSampler {
+  int32_t vocabulary;
+  Sampler sampler;
+};
+
+void check_width(const BoundSampler& self, size_t found) {
+  if (found != static_cast<size_t>(self.vocabulary)) {
+    throw InputError(message("logits: found ", found, " values, the sampler was made for ", self.vocabulary));
+  }
+}
+
+nb::object sample(BoundSampler& self, const Array<const float, 1>& logits, int32_t logprobs) {
+  check_width(self, logits.shape(0));
+  Sample result;
+  {
+    const nb::gil_scoped_release release;
+    result = self.sampler.sample(logits.data(), logprobs);
+  }
+  return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
+}
+
+void draw(BoundSampler& self, const Array<const float, 2>& logits, const Array<int32_t, 1>& tokens,
+          const Array<float, 1>& chances) {
+  check_width(self, logits.shape(1));
+  const size_t rows = logits.shape(0);
+  if (tokens.shape(0) != rows || chances.shape(0) != rows) {
+    throw InputError(message("tokens and probabilities: arrays [", rows, "] are needed, one entry for each row"));
+  }
+  const nb::gil_scoped_release release;
+  for (size_t row = 0; row < rows; ++row) {
+    std::tie(tokens.data()[row], chances.data()[row]) = self.sampler.draw(logits.data() + row * logits.shape(1));
+  }
+}
+
+Proposal propose(BoundSampler& self, const Array<const float, 1>& logits) {
+  check_width(self, logits.shape(0));
+  const nb::gil_scoped_release release;
+  return self.sampler.propose(logits.data());
+}
+
+nb::object verify(BoundSampler& self, const Array<const float, 1>& logits, const Proposal& proposal, int32_t logprobs) {
+  check_width(self, logits.shape(0));
+  Verdict verdict;
+  {
+    const nb::gil_scoped_release release;
+    verdict = self.sampler.verify(logits.data(), proposal, logprobs);
+  }
+  const Sample& result = verdict.sample;
+  return nb::make_tuple(verdict.accepted, result.token, result.logprob, nb::cast(result.best));
+}
+
+Proposal make_proposal(int32_t token, const std::vector<int32_t>& ids, const std::vector<float>& probabilities) {
+  const bool rising = std::is_sorted(ids.begin(), ids.end(), std::less_equal<int32_t>());
+  if (!rising || ids.size() != probabilities.size() || !std::binary_search(ids.begin(), ids.end(), token) ||
+      ids.front() < 0) {
+    throw InputError("proposal: needed are rising token ids with a probability each, the token among them");
+  }
+  return {token, ids, probabilities};
+}
+
+template <typename T>
+nb::object copied(const std::vector<T>& values) {
+  return nb::cast(nb::ndarray<nb::numpy, const T, nb::ndim<1>>(values.data(), {values.size()}), nb::rv_policy::copy);
+}
+
+}  // namespace
+
+void bind_sampler(nb::module_& module) {
+  nb::class_<BoundSampler>(module, "Sampler", "Chooses tokens from logits; see runtime/sampler.h.")
+      .def(
+          "__init__",
+          [](BoundSampler* self, int32_t vocabulary, float temperature, int32_t top_k, float top_p, float min_p,
+             float repetition_penalty, uint64_t seed) {
+            const SamplingOptions options{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+            new (self) BoundSampler{vocabulary, Sampler(vocabulary, options)};
+          },
+          "vocabulary"_a, "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
+      .def(
+          "accept",
+          [](BoundSampler& self, const Array<const int32_t, 1>& tokens) {
+            self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+          },
+          "tokens"_a)
+      .def("sample", &sample, "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])")
+      .def("draw", &draw, "logits"_a, "tokens"_a, "probabilities"_a,
+           "A token for each row of logits [R, V] and its probability in their softmax, into int32 and float32 [R].")
+      .def("propose", &propose, "logits"_a, "A token drawn from the filtered distribution, with that distribution.")
+      .def("verify", &verify, "logits"_a, "proposal"_a, "logprobs"_a = -1,
+           "(accepted, token, logprob, [(token, logprob), ...])");
+  nb::class_<Proposal>(module, "Proposal", "A token and the distribution it was drawn from.")
+      .def(
+          "__init__",
+          [](Proposal* self, int32_t token, const std::vector<int32_t>& ids, const std::vector<float>& probabilities) {
+            new (self) Proposal(make_proposal(token, ids, probabilities));
+          },
+          "token"_a, "ids"_a, "probabilities"_a)
+      .def_ro("token", &Proposal::token)
+      .def_prop_ro(
+          "ids", [](const Proposal& self) { return copied(self.ids); }, "int32 [n], rising.")
+      .def_prop_ro("probabilities", [](const Proposal& self) { return copied(self.probabilities); }, "float32 [n].");
+  module.def("uniform", &uniform, "seed"_a, "counter"_a, "The random number of a draw, in [0, 1).");
+}
+
+}  // namespace wf
