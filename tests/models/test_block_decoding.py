@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wrinklefree.errors import InputError
-from wrinklefree.models.block_decoding import decode_blocks
+from wrinklefree.models.block_decoding import DecodingSettings, decode_blocks
 from wrinklefree.models.mask_token import MASK_TOKEN, DiffusionMarker, add_mask_token
 from wrinklefree.objectives import BlockDiffusion
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
@@ -70,11 +70,11 @@ def test_at_threshold_1_every_forward_decides_one_token_and_below_it_fewer_forwa
 ) -> None:
     model, marker = learned
     text = TEXTS[0]
-    one = decode_blocks(model, marker, text[:4], 12, threshold=1.0)
+    one = decode_blocks(model, marker, text[:4], 12, DecodingSettings(1.0))
     assert one.ids == text[4:16] and one.forwards == 12
-    many = decode_blocks(model, marker, text[:4], 12, threshold=0.5)
+    many = decode_blocks(model, marker, text[:4], 12, DecodingSettings(0.5))
     assert many.ids == one.ids and many.forwards <= 6
-    pairs = decode_blocks(model, marker, text[:4], 12, tokens_per_forward=2)
+    pairs = decode_blocks(model, marker, text[:4], 12, DecodingSettings(tokens_per_forward=2))
     assert pairs.forwards == 6 and len(pairs.ids) == 12
 
 
@@ -87,13 +87,13 @@ def test_t16_mask_is_never_emitted_however_probable() -> None:
         embedding: Tensor = model.get_submodule("model.norm").weight  # type: ignore[assignment]
         embedding.abs_()
     for settings in VARIANTS.values():
-        out = decode_blocks(model, marker_of(settings), [1, 2, 3], 20, threshold=0.0)
+        out = decode_blocks(model, marker_of(settings), [1, 2, 3], 20, DecodingSettings(0.0))
         assert len(out.ids) == 20 and MASK not in out.ids
 
 
 def test_without_blocks_the_whole_text_is_one_canvas() -> None:
     settings = Diffusion("llada", block_size=None)
-    out = decode_blocks(toy_model(1), marker_of(settings), [1, 2], 9, threshold=1.0)
+    out = decode_blocks(toy_model(1), marker_of(settings), [1, 2], 9, DecodingSettings(1.0))
     assert len(out.ids) == 9 and out.forwards == 9
 
 
@@ -103,14 +103,29 @@ def test_without_blocks_the_whole_text_is_one_canvas() -> None:
         ({"prompt": []}, "a prompt of 0 tokens"),
         ({"prompt": [1, MASK]}, f"holds the MASK token {MASK}"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
-        ({"threshold": 1.5}, "threshold 1.5"),
-        ({"tokens_per_forward": 0}, "tokens_per_forward is 0"),
+        ({"prompt": [1] * 128}, "prompt of 128 tokens, whole blocks of 4 end at 128"),
+        ({"context": 7, "prompt": [1] * 4}, "prompt of 4 tokens, whole blocks of 4 end at 4"),
     ],
 )
 def test_wrong_arguments_are_input_errors(arguments: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"prompt": [1], "max_new_tokens": 4, **arguments}
     with pytest.raises(InputError, match=message):
         decode_blocks(toy_model(1), marker_of(VARIANTS["causal"]), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold: found 1\.5"),
+        ({"tokens_per_forward": 0}, "tokens_per_forward: found 0"),
+        ({"sub_block": 0}, "sub_block: found 0"),
+        ({"entropy_bound": -0.5}, r"entropy_bound: found -0\.5"),
+        ({"entropy_bound": 0.5, "tokens_per_forward": 2}, "give one of them"),
+    ],
+)
+def test_wrong_settings_are_input_errors(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DecodingSettings(**given)
 
 
 @pytest.mark.parametrize("raw", [None, {"block_size": 32}, {**marker_of(Diffusion()).to_json(), "block_size": "32"}])

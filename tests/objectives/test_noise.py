@@ -15,7 +15,7 @@ from train_toys import VOCABULARY, pack, random_documents, toy_batch, toy_model
 
 from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
 from wrinklefree.errors import InputError
-from wrinklefree.models.block_decoding import decoding_batch
+from wrinklefree.models.block_states import decoding_batch
 from wrinklefree.models.forward import forward
 from wrinklefree.models.mask_token import DiffusionMarker
 from wrinklefree.objectives.noise import CLEAN_HALF, MASKED, Diffusion, NoisedBatch, noised

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, V vocabulary, D hidden, L decoder layers, H heads (qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,13 +113,32 @@ def forward(model: nn.Module, batch: TokenBatch, want: frozenset[str] = frozense
     )
 
 
+def forward_rows(model: nn.Module, batch: BlockBatch, rows: Sequence[int], store: Any) -> Tensor:
+    """Return the states after the final norm, [R, D], of some ``rows`` (positions) of a batch of one sequence.
+
+    The rows see what the batch's attention lets them see, with the keys and values that ``store`` has for the positions
+    that are not among them (`models.block_states.KeyValueStore`), and leave their own there.
+    """
+    store.rows = torch.tensor(list(rows), device=batch.input_ids.device)
+    mask = _for_attention(model, block_mask(batch)[:, :, store.rows])
+    kinds = _checked_kinds(model, batch)
+    states: Tensor = model.get_submodule("model")(
+        input_ids=batch.input_ids[:, store.rows],
+        attention_mask=dict.fromkeys(kinds, mask) if kinds else mask,
+        position_ids=batch.position_ids[:, store.rows],
+        past_key_values=store,
+        use_cache=False,
+    ).last_hidden_state[0]
+    return states
+
+
 def _mask_for(model: nn.Module, batch: TokenBatch) -> Any:
     """The mask in the form the model's layers take: one, or one for each kind of layer (full, sliding window)."""
     config: Any = model.config
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if isinstance(batch, BlockBatch):
-        return _blocks_for(model, batch, window, kinds)
+        return _blocks_for(model, batch)
     mask = document_mask(batch.document_ids)
     if not kinds:
         return _for_attention(model, mask if window is None else windowed(mask, window))
@@ -129,17 +148,24 @@ def _mask_for(model: nn.Module, batch: TokenBatch) -> Any:
     return {kind: _for_attention(model, masks[kind]) for kind in sorted(kinds)}
 
 
-def _blocks_for(model: nn.Module, batch: BlockBatch, window: int | None, kinds: set[str]) -> Any:
+def _blocks_for(model: nn.Module, batch: BlockBatch) -> Any:
+    kinds = _checked_kinds(model, batch)
+    if getattr(model.config, "_attn_implementation", "sdpa") == "flex_attention":
+        mask = flex_block_mask(batch)
+    else:
+        mask = _for_attention(model, block_mask(batch))
+    return dict.fromkeys(kinds, mask) if kinds else mask
+
+
+def _checked_kinds(model: nn.Module, batch: BlockBatch) -> list[str]:
+    """Return the kinds of layers of the model, after checking that no window cuts into the batch's documents."""
+    window = getattr(model.config, "sliding_window", None)
     if window is not None and window <= int(batch.position_ids.max()):
         raise InputError(
             f"block diffusion: documents of {int(batch.position_ids.max()) + 1} tokens reach beyond the model's "
             f"sliding window of {window}, which has no meaning among noised tokens; use shorter sequences"
         )
-    if getattr(model.config, "_attn_implementation", "sdpa") == "flex_attention":
-        mask = flex_block_mask(batch)
-    else:
-        mask = _for_attention(model, block_mask(batch))
-    return dict.fromkeys(sorted(kinds), mask) if kinds else mask
+    return sorted(set(getattr(model.config, "layer_types", None) or ()))
 
 
 def _for_attention(model: nn.Module, mask: Tensor) -> Tensor:
