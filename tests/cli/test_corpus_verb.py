@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ def test_prompts_are_taken_in_turn_and_through_the_template(toy: Path, tmp_path:
     assert main([*command, str(tmp_path / "plain.jsonl")]) == 0
     plain = lines(tmp_path / "plain.jsonl")
     assert all(text.startswith(("the number", "in all")[i % 2]) for i, text in enumerate(plain))
+    assert main([*command, str(tmp_path / "chat.jsonl"), "--chat"]) == 0
+    assert lines(tmp_path / "chat.jsonl")[0].startswith("<user>the number<answer>")
+
+
+def test_a_template_that_begins_with_the_bos_token_keeps_it(toy: Path, tmp_path: Path) -> None:
+    """A tokenizer that puts no BOS before a text would not put it back."""
+    model = tmp_path / "model"
+    shutil.copytree(toy / "model", model)
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<user>"}), encoding="utf-8")
+    command = ["corpus", str(model), "--tokens", "10", "--max-tokens", "5", "--prompts", str(toy / "prompts.txt")]
     assert main([*command, str(tmp_path / "chat.jsonl"), "--chat"]) == 0
     assert lines(tmp_path / "chat.jsonl")[0].startswith("<user>the number<answer>")
 

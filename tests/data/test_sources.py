@@ -22,7 +22,7 @@ from wrinklefree.data.build import DataConfig, build_data, split_source, split_s
 from wrinklefree.data.document import Document, SourceConfig
 from wrinklefree.data.python_docs import HELD_OUT_TOPICS, docstrings, topics
 from wrinklefree.data.sources import read_documents, source_from_name
-from wrinklefree.data.split import guard, shares_passage, split
+from wrinklefree.data.split import Split, guard, shares_passage, split
 from wrinklefree.data.tokens import TextEncoder, tokenize
 from wrinklefree.errors import InputError, MissingDependencyError
 
@@ -224,13 +224,18 @@ def test_split_by_hash_does_not_move_documents() -> None:
     assert 30 <= len(many) <= 70  # 250 * 0.2, six standard deviations
 
 
+def test_a_share_of_0_holds_nothing_out_and_removes_nothing() -> None:
+    documents = toy_documents(3)
+    assert split([*documents, *documents], 0.0) == Split((*documents, *documents), (), 0, 0)
+
+
 def test_split_holds_out_at_least_one_and_refuses_an_empty_side() -> None:
     assert len(split(toy_documents(4), 1e-9).held_out) == 1
     with pytest.raises(InputError, match="none has text that is not held out"):
         split(toy_documents(1))
     with pytest.raises(InputError, match="nope not found"):
         split(toy_documents(3), ids=["nope"])
-    for share in (0.0, 1.0, -1.0, float("nan")):
+    for share in (1.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="held-out share"):
             split(toy_documents(3), share)
 

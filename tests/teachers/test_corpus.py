@@ -11,6 +11,7 @@ from torch import nn
 from train_toys import toy_model
 
 from wrinklefree.errors import InputError
+from wrinklefree.models import sampling
 from wrinklefree.models.sampling import sample
 from wrinklefree.teachers.corpus import CorpusSettings, document_seed, write_corpus
 
@@ -54,6 +55,19 @@ def test_a_batch_with_a_cache_is_each_prompt_alone(temperature: float, top_p: fl
     found = sample(model, PROMPTS, seeds, 12, temperature, top_p, ends={3})
     for prompt, seed, tokens in zip(PROMPTS, seeds, found, strict=True):
         assert tokens == plainly(model, prompt, seed, temperature, top_p)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.2])
+def test_a_look_at_the_most_probable_tokens_finds_what_sorting_all_of_them_finds(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(200):
+        logits = torch.randn(300, generator=generator) * (number % 5 + 0.5)
+        logits = logits.round() if number % 3 == 0 else logits  # ties: of equal ones the lower id first
+        draw = float(torch.rand((), generator=generator))
+        found.append(sampling._among(logits, 40, 0.8, top_p, draw))
+        assert found[-1] in (None, sampling._among(logits, 300, 0.8, top_p, draw))
+    assert sum(token is not None for token in found) > 20
 
 
 def test_frequencies_are_the_models() -> None:

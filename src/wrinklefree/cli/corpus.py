@@ -68,7 +68,8 @@ def make(
 
     def to_text(tokens: list[int]) -> str:
         ends = tokenizer.eos_ids
-        tokens = tokens[1:] if tokens[:1] == [tokenizer.bos_id] else tokens  # reading the text puts it there again
+        if tokenizer.adds_bos and tokens[:1] == [tokenizer.bos_id]:
+            tokens = tokens[1:]  # reading the text puts it there again
         tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens
         return tokenizer.decode(tokens, skip_special=not settings.chat)
 

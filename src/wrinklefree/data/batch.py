@@ -24,13 +24,15 @@ class Rows:
     ``states`` int64: which state predicts each, an index into the states of this batch, flattened to ``[B T, D]``.
     ``targets`` int64: the tokens. ``teacher`` int64: the state with which an autoregressive teacher, reading the clean
     batch, predicts the same token (into its states, flattened); None when that is ``states``, as on the clean batch.
-    ``weights`` float32: of each token in a sum; None is 1.
+    ``weights`` float32: of each token in a sum; None is 1. ``own``: the student teaches itself; ``teacher`` is an index
+    into the states of this batch.
     """
 
     states: Tensor
     targets: Tensor
     teacher: Tensor | None = None
     weights: Tensor | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from wrinklefree.data.python_docs import HELD_OUT_TOPICS
 from wrinklefree.data.sources import read_documents
 from wrinklefree.data.split import Split, set_aside, shared_document, split, without_duplicates
 from wrinklefree.data.stream import PackedStream
-from wrinklefree.data.tokens import TextEncoder, tokenize
+from wrinklefree.data.tokens import NO_DOCUMENTS, TextEncoder, tokenize
 from wrinklefree.errors import InputError
 
 
@@ -22,7 +22,8 @@ class DataConfig:
     ``sources``: one or more; with several, ``SourceConfig.weight`` is a source's share of the sequences.
     ``sequence_length``: tokens per packed sequence.
     ``seed``: of the order and the mixture.
-    ``held_out_share``: share of the documents of each source that is held out (python-docs has a fixed list).
+    ``held_out_share``: share of the documents of each source that is held out (python-docs has a fixed list); 0 holds
+    nothing out of the others.
     ``cache_dir``: where token arrays are kept between runs; None keeps none.
     ``workers``: threads that tokenise and build batches ahead, ``prefetch`` batches each; 0 does it all when asked.
     ``probe``: sources of the probe set, by which influence judges training text; ``probe_share`` sets aside so much
@@ -64,9 +65,8 @@ def build_data(config: DataConfig, encoder: TextEncoder) -> TrainingData:
     cache = Path(config.cache_dir) if config.cache_dir else None
 
     def packed(documents: tuple[Document, ...]) -> PackedSequences:
-        return PackedSequences(
-            tokenize(documents, encoder, cache, config.workers), config.sequence_length, encoder.eos_id
-        )
+        tokens = tokenize(documents, encoder, cache, config.workers) if documents else NO_DOCUMENTS
+        return PackedSequences(tokens, config.sequence_length, encoder.eos_id)
 
     held_out = tuple(document for part in splits for document in part.held_out)
     weights = [source.weight for source in config.sources]

@@ -58,10 +58,14 @@ def split(documents: Sequence[Document], share: float = 0.1, ids: Iterable[str] 
 
     ``ids``: the held-out documents by name; without them ``share`` of the documents is held out, chosen by the hash
     of the id, so that a document stays on its side whatever else is added (and at least one document is held out).
+    A ``share`` of 0 holds nothing out and removes nothing: for text that was split before it came here.
 
     Raises: InputError for a share outside 0 to 1, an unknown id, or when one side is left without text.
     """
-    chosen = _named(documents, frozenset(ids)) if (ids := tuple(ids)) else _hashed(documents, share)
+    ids = tuple(ids)
+    if share == 0.0 and not ids:
+        return Split(tuple(documents), (), 0, 0)
+    chosen = _named(documents, frozenset(ids)) if ids else _hashed(documents, share)
     held_out = tuple(document for document in documents if document.id in chosen)
     return guard([document for document in documents if document.id not in chosen], held_out)
 

@@ -75,6 +75,9 @@ class TokenizedDocuments:
         return digest.hexdigest()
 
 
+NO_DOCUMENTS = TokenizedDocuments(np.zeros(0, np.int32), np.zeros(1, np.int64))
+
+
 def tokenize(
     documents: Sequence[Document], encoder: TextEncoder, cache: Path | None = None, workers: int = 0
 ) -> TokenizedDocuments:

@@ -66,8 +66,33 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.G
     draw = float(torch.rand((), generator=generator))
     if temperature == 0.0:
         return int(logits.argmax())
-    probs, tokens = torch.softmax(logits.double() / temperature, dim=-1).sort(descending=True, stable=True)
-    upto = probs.cumsum(dim=-1)
-    kept = int(torch.searchsorted(upto, top_p)) + 1 if top_p < 1.0 else len(probs)
-    place = int(torch.searchsorted(upto[:kept], draw * float(upto[min(kept, len(upto)) - 1]), right=True))
-    return int(tokens[min(place, kept - 1, len(tokens) - 1)])
+    # The most probable tokens nearly always decide, and sorting the whole vocabulary costs more than the model.
+    found = _among(logits, min(_FIRST_LOOK, len(logits)), temperature, top_p, draw)
+    if found is None:
+        found = _among(logits, len(logits), temperature, top_p, draw)
+    assert found is not None
+    return found
+
+
+def _among(logits: Tensor, count: int, temperature: float, top_p: float, draw: float) -> int | None:
+    """Look among the ``count`` most probable tokens, in falling order, of equal ones the lower id first.
+
+    None: what is looked for lies behind them (never with all of the vocabulary).
+    """
+    scaled = logits.double() / temperature
+    tokens = logits.topk(count, sorted=False).indices.sort().values
+    order = logits[tokens].sort(descending=True, stable=True).indices
+    tokens = tokens[order]
+    upto = (scaled[tokens] - torch.logsumexp(scaled, dim=0)).exp().cumsum(dim=0)
+    everything = count == len(logits)
+    if not everything and float(upto[-1]) < (top_p if top_p < 1.0 else draw):
+        return None
+    kept = min(int(torch.searchsorted(upto, top_p)) + 1 if top_p < 1.0 else count, count)
+    mass = float(upto[kept - 1]) if top_p < 1.0 or everything else 1.0
+    place = int(torch.searchsorted(upto[:kept], draw * mass, right=True))
+    chosen = int(tokens[min(place, kept - 1)])
+    # Of the tokens as probable as the last one here, others may lie behind it, with a lower id.
+    return None if not everything and logits[chosen] == logits[tokens[-1]] else chosen
+
+
+_FIRST_LOOK = 512

@@ -6,6 +6,7 @@ from wrinklefree.objectives.attention_relation import AttentionRelation
 from wrinklefree.objectives.block_attention import BlockAttention
 from wrinklefree.objectives.block_diffusion import BlockDiffusion, CleanHalf
 from wrinklefree.objectives.classification import Classification, ClassKD
+from wrinklefree.objectives.drafts import CleanHalfKD, Drafts
 from wrinklefree.objectives.layerwise import Layerwise
 from wrinklefree.objectives.logits_kd import LogitsKD
 from wrinklefree.objectives.next_token import NextToken
@@ -19,7 +20,9 @@ OBJECTIVES: dict[str, type] = {
     "attention_relation": AttentionRelation,
     "block_diffusion": BlockDiffusion,
     "clean_half": CleanHalf,
+    "clean_half_kd": CleanHalfKD,
     "tcs": TCS,
+    "drafts": Drafts,
     "block_attention": BlockAttention,
     "classification": Classification,
     "class_kd": ClassKD,

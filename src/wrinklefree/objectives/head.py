@@ -97,6 +97,17 @@ def head_pass(
     return total, sums
 
 
+def frozen_head(head: nn.Module, dtype: torch.dtype | None) -> nn.Linear:
+    """Return a plain linear layer with the head's weight in ``dtype``, through which no gradient goes.
+
+    ``dtype`` None keeps the weight's own.
+    """
+    assert isinstance(head, nn.Linear)
+    frozen = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+    frozen.weight = nn.Parameter(head.weight.detach().to(dtype or head.weight.dtype), requires_grad=False)
+    return frozen
+
+
 def _without(banned: int | None, logits: Tensor) -> Tensor:
     """Put the banned token's logits, in place, where its probability is 0 in float32 at any usual temperature.
 

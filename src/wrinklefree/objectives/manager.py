@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.forward import ForwardOutput, forward, projections
 from wrinklefree.objectives.balance import Balance, BalanceState, embedded_input, gradient_size
 from wrinklefree.objectives.base import CLEAN, Context, LogitObjective, Objective, StateObjective
-from wrinklefree.objectives.head import HeadInputs, HeadTerm, head_pass
+from wrinklefree.objectives.head import HeadInputs, HeadTerm, frozen_head, head_pass
 from wrinklefree.objectives.next_token import NextToken
 from wrinklefree.teachers.base import TopKOutput
 
@@ -248,6 +248,9 @@ class ObjectiveManager:
     ) -> Tensor:
         taught = teacher if any(term.name in self.taught for term in terms) else None
         theirs = rows.states if rows.teacher is None else rows.teacher
+        if rows.own:
+            head = frozen_head(output.head, dtype)
+            taught = replace(output, final=output.final.detach().to(head.weight.dtype), head=head)
         inputs = HeadInputs(
             states=output.final.flatten(0, 1)[rows.states],
             head=output.head,

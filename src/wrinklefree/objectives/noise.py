@@ -40,6 +40,7 @@ from wrinklefree.models.block_attention import AttentionRule, BlockBatch, Clean
 NOISED_VIEW = "noised"
 MASKED = "masked"
 CLEAN_HALF = "clean_half"
+DRAFTS = "drafts"
 Variant = Literal["fast_dllm", "llada", "causal"]
 VARIANTS: tuple[Variant, ...] = ("fast_dllm", "llada", "causal")
 _PURPOSE = 0x6D61736B  # keeps these numbers apart from those of the data's order
@@ -192,6 +193,7 @@ def noised(batch: TokenBatch, settings: Diffusion, mask_token_id: int, seed: int
     selections = {MASKED: _masked_rows(batch, blocks, settings, ratio, (view, sequence, place), width)}
     if clean and settings.rule.clean == "causal":
         selections[CLEAN_HALF] = _clean_rows(batch, blocks.num_slots, width)
+        selections[DRAFTS] = _drafts(batch, blocks, selections[MASKED], (view, sequence, place), width)
     return NoisedBatch(
         **columns,
         sequence_ids=batch.sequence_ids.repeat(views),
@@ -322,3 +324,11 @@ def _clean_rows(batch: TokenBatch, num_slots: int, width: int) -> Rows:
         targets=batch.labels[sequence, place + 1].long(),
         teacher=sequence * batch.labels.shape[1] + place,
     )
+
+
+def _drafts(batch: TokenBatch, blocks: _Blocks, rows: Rows, masked: tuple[Tensor, Tensor, Tensor], width: int) -> Rows:
+    """The masked tokens that a noised state predicts, and the clean state that predicts each of them."""
+    view, sequence, place = masked
+    clean = (view * batch.num_sequences + sequence) * width + blocks.num_slots + place - 1
+    noised = torch.nonzero(rows.states != clean)[:, 0]
+    return Rows(states=rows.states[noised], targets=rows.targets[noised], teacher=clean[noised], own=True)
