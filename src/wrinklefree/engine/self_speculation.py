@@ -1,0 +1,136 @@
+"""Self-speculative decoding: one model proposes several tokens at MASK positions and verifies them, one pass for both.
+
+The output has the distribution of decoding token by token, whatever the proposals are; with temperature 0 it is the
+same text. A pass computes the last token x, the drafts d_1 .. d_k that the pass before proposed, and m MASKs behind
+them. With token shift the row of x gives the distribution p_1 of the next token, the row of d_i gives p_(i+1), and MASK
+number j proposes the token j + 1 places behind d_k. Drafts are accepted from the left with probability
+min(1, p_i(d_i) / q_i(d_i)); at the first rejection the token comes from max(0, p_i - q_i), normalised, and what was
+proposed behind it is forgotten. Where all are accepted, the row of d_k gives one token more, and the m proposals are
+the next drafts. All attention is causal, so what is cached for accepted tokens is what they alone would have left.
+
+p and q are what temperature, top-k, top-p, min-p and the repetition penalty leave. The penalty of p_i knows the text up
+to d_(i-1), as in decoding token by token; that of q also knows the proposals before it.
+
+Source: arXiv 2211.17192, section 2.3, and arXiv 2302.01318, algorithm 2 (the rule and its proof); arXiv 2604.11035
+(drafts from the MASK rows of the verifying pass). Differs: the number of MASKs is chosen before each pass, from the
+past alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.diffusion_marker import AttentionRule, DiffusionMarker
+from wrinklefree.engine.decoding import Decided, Request
+from wrinklefree.engine.rows import Rows
+from wrinklefree.engine.windows import Window
+from wrinklefree.errors import InputError
+
+
+def speculation_marker(raw: Mapping[str, Any] | None, place: str) -> DiffusionMarker:
+    """Return the checked marker of a model that can verify its own proposals; ``raw`` as in `DiffusionMarker.of`.
+
+    Raises: InputError when it was not trained for diffusion, or not with causal attention and token shift.
+    """
+    marker = DiffusionMarker.of(raw, place)
+    if marker.rule != AttentionRule("causal", "causal") or not marker.token_shift:
+        raise InputError(
+            f"{place}: found a diffusion model of variant {marker.variant} with clean_half {marker.clean_half} and "
+            f"token_shift {str(marker.token_shift).lower()}; speculative decoding needs variant causal, clean_half "
+            "causal and token_shift true; use mode block, or train with variant causal"
+        )
+    return marker
+
+
+class SelfSpeculation:
+    """The decoder of one answer.
+
+    Attributes: ``forwards``; ``proposed`` and ``accepted``, by depth: how many drafts with so many MASKs before them
+    were in a verifying pass, and how many of them were accepted.
+    """
+
+    def __init__(
+        self,
+        prompt: NDArray[np.int32],
+        sampler: Any,
+        mask_token_id: int,
+        window: Window,
+        context: int,
+        limit: int,
+        logprobs: int | None = None,
+    ) -> None:
+        """``prompt`` int32 [T]; ``sampler``: a native one, of this answer alone; ``limit``: tokens that are wanted."""
+        self.forwards = 0
+        self.proposed: list[int] = []
+        self.accepted: list[int] = []
+        self._prompt = prompt
+        self._sampler = sampler
+        self._mask = mask_token_id
+        self._window = window
+        # The row of the last position that is wanted, or that the context has, gives nothing that anybody reads.
+        self._rows_end = min(len(prompt) + limit - 1, context)
+        self._logprobs = -1 if logprobs is None else logprobs
+        self._last = len(prompt) - 1  # position of the last token that is certain
+        self._token = int(prompt[-1])
+        self._drafts: list[Any] = []
+        self._request: Request | None = None
+        sampler.accept(prompt)
+
+    def request(self) -> Request:
+        """Return the prompt as in decoding token by token, then the last token with drafts and MASKs behind it."""
+        if self._request is None:
+            self._request = self._verification() if self.forwards else Request(self._prompt, "last", 0, choices=False)
+        return self._request
+
+    def _verification(self) -> Request:
+        first_mask = self._last + 1 + len(self._drafts)
+        # The MASK in place p proposes for p + 1, and that draft must have a row of its own.
+        room = max(0, self._rows_end - 1 - first_mask)
+        masks = min(room, self._window.choose(len(self._drafts)))
+        tokens = [self._token, *(draft.token for draft in self._drafts), *[self._mask] * masks]
+        at = self._last
+        return Request(np.array(tokens, np.int32), "all", at, alone=True, truncate=at, choices=False)
+
+    def take(self, rows: Rows) -> list[Decided]:
+        """Verify the drafts; where all are accepted, sample one token more and draw new drafts."""
+        assert rows.logits is not None
+        self._request = None
+        self.forwards += 1
+        drafts, self._drafts = self._drafts, []
+        decided: list[Decided] = []
+        for draft, row in zip(drafts, rows.logits, strict=False):
+            accepted, *sample = self._sampler.verify(row, draft, self._logprobs)
+            decided.append(self._decide(*sample))
+            if not accepted:
+                self._count(len(drafts), len(decided) - 1)
+                return decided
+        decided.append(self._decide(*self._sampler.sample(rows.logits[len(drafts)], self._logprobs)))
+        self._count(len(drafts), len(drafts))
+        masks = rows.logits[len(drafts) + 1 :]
+        self._drafts = [self._sampler.propose(row) for row in masks]
+        return decided
+
+    def waiting(self) -> list[Decided]:
+        """Return the drafts."""
+        return [Decided(self._last + 1 + i, draft.token) for i, draft in enumerate(self._drafts)]
+
+    def _decide(self, token: int, logprob: float, best: list[tuple[int, float]]) -> Decided:
+        self._last += 1
+        self._token = token
+        self._sampler.accept(np.array([token], np.int32))
+        if self._logprobs < 0:
+            return Decided(self._last, token)
+        return Decided(self._last, token, None, logprob, tuple(best))
+
+    def _count(self, drafts: int, accepted: int) -> None:
+        new = drafts - len(self.proposed)
+        self.proposed += [0] * new
+        self.accepted += [0] * new
+        for depth in range(drafts):
+            self.proposed[depth] += 1
+            self.accepted[depth] += depth < accepted
+        self._window.record(drafts, accepted)
