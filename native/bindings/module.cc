@@ -4,12 +4,16 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <tuple>
+#include <variant>
 
 #include "kernel_bindings.h"
 #include "runtime/errors.h"
@@ -25,6 +29,10 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ChoiceArrays = std::tuple<Ids, Numbers, Numbers>;
+using Wanted = std::variant<int32_t, Tokens>;
 
 // The exceptions of the runtime become those of wrinklefree.errors.
 void translate(const std::exception_ptr& error, void*) {
@@ -94,25 +102,57 @@ void forward(Model& model, int32_t slot, const Tokens& tokens, const std::option
   model.forward(slot, tokens.data(), count, want, out);
 }
 
-// wants: 0 no logits, 1 those of the item's last token, 2 all.
+// Sets what an item asks for (0 no logits, 1 those of its last token, 2 all, or indices of tokens); returns the rows.
+size_t set_want(BatchItem& item, const Wanted& wanted) {
+  if (const auto* rows = std::get_if<Tokens>(&wanted)) {
+    item.want = LogitsOf::kRows;
+    item.rows = rows->data();
+    item.row_count = static_cast<int64_t>(rows->shape(0));
+    return rows->shape(0);
+  }
+  const int32_t code = std::get<int32_t>(wanted);
+  if (code < 0 || code > 2) throw InputError(message("wants: found ", code, ", allowed are 0, 1, 2 or an array"));
+  item.want = static_cast<LogitsOf>(code);
+  return code == 0 ? 0 : code == 1 ? 1 : static_cast<size_t>(item.count);
+}
+
+Choices checked_choices(const std::optional<ChoiceArrays>& arrays, size_t rows) {
+  if (!arrays.has_value()) return {};
+  const auto& [tokens, probabilities, entropies] = *arrays;
+  if (tokens.shape(0) != rows || probabilities.shape(0) != rows || entropies.shape(0) != rows) {
+    throw InputError(message("choices: three arrays [", rows, "] are needed"));
+  }
+  if (rows == 0) return {};
+  return {tokens.data(), probabilities.data(), entropies.data()};
+}
+
 void forward_batch(Model& model, const std::vector<int32_t>& slots, const std::vector<Tokens>& tokens,
-                   const std::vector<int32_t>& wants, const std::optional<Logits>& logits) {
-  if (slots.size() != tokens.size() || slots.size() != wants.size()) {
-    throw InputError("batch: slots, tokens and wants must have the same length");
+                   const std::vector<Wanted>& wants, const std::optional<Logits>& logits,
+                   const std::optional<std::vector<int64_t>>& starts, const std::optional<std::vector<int64_t>>& blocks,
+                   const std::optional<std::vector<bool>>& alone, const std::optional<ChoiceArrays>& choices) {
+  const auto wrong = [&](const auto& list) { return list.has_value() && list->size() != slots.size(); };
+  if (slots.size() != tokens.size() || slots.size() != wants.size() || wrong(starts) || wrong(blocks) || wrong(alone)) {
+    throw InputError("batch: slots, tokens, wants, starts, blocks and alone must have the same length");
   }
   std::vector<BatchItem> items;
   size_t rows = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
-    const auto want = wants[i] == 0 ? LogitsOf::kNone : wants[i] == 1 ? LogitsOf::kLast : LogitsOf::kAll;
-    items.push_back({slots[i], tokens[i].data(), static_cast<int64_t>(tokens[i].shape(0)), want});
-    rows += wants[i] == 0 ? 0 : wants[i] == 1 ? 1 : tokens[i].shape(0);
+    BatchItem item{slots[i], tokens[i].data(), static_cast<int64_t>(tokens[i].shape(0)), LogitsOf::kNone};
+    rows += set_want(item, wants[i]);
+    if (starts.has_value()) item.start = (*starts)[i];
+    if (blocks.has_value()) item.block = (*blocks)[i];
+    if (alone.has_value()) item.alone = (*alone)[i];
+    items.push_back(item);
   }
   const auto width = static_cast<size_t>(model.config().vocab_size);
   const bool fits = logits.has_value() && logits->ndim() == 2 && logits->shape(0) == rows && logits->shape(1) == width;
-  if (rows > 0 && !fits) throw InputError(message("logits: an array [", rows, ", ", width, "] is needed"));
-  float* out = rows > 0 ? logits->data() : nullptr;
+  if (rows > 0 && !fits && (logits.has_value() || !choices.has_value())) {
+    throw InputError(message("logits: an array [", rows, ", ", width, "] is needed"));
+  }
+  float* out = rows > 0 && logits.has_value() ? logits->data() : nullptr;
+  const Choices chosen = checked_choices(choices, rows);
   const nb::gil_scoped_release release;
-  model.forward_batch(items, out);
+  model.forward_batch(items, out, chosen);
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -199,9 +239,14 @@ void bind_model(nb::module_& module) {
                   "Random weights of the architecture of a config.json text.")
       .def("forward", &forward, "slot"_a, "tokens"_a, "logits"_a.none() = nb::none(),
            "Appends tokens; logits is a float32 array [V] for the last token or [T, V] for all, or None.")
-      .def("forward_batch", &forward_batch, "slots"_a, "tokens"_a, "wants"_a, "logits"_a.none() = nb::none(),
-           "Appends tokens to several slots in joint passes; wants: 0 no logits, 1 of the last token, 2 of all; logits "
-           "[rows asked for, V], in order.")
+      .def(
+          "forward_batch", &forward_batch, "slots"_a, "tokens"_a, "wants"_a, "logits"_a.none() = nb::none(),
+          "starts"_a.none() = nb::none(), "blocks"_a.none() = nb::none(), "alone"_a.none() = nb::none(),
+          "choices"_a.none() = nb::none(),
+          "Computes tokens of several slots in joint passes; see BatchItem in runtime/model.h. wants: 0 nothing, 1 the "
+          "last token, 2 all, or an int32 array of rising indices; logits [rows asked for, V], in order, or None; "
+          "starts: position of the first token or -1; blocks: 1 causal, B by blocks; choices: (token int32, "
+          "probability float32, entropy float32), each [rows asked for].")
       .def("length", &Model::length, "slot"_a)
       .def("truncate", &Model::truncate, "slot"_a, "length"_a)
       .def("time_prefill", &time_prefill, "count"_a, "Seconds for a prompt of count tokens in slot 0.")
@@ -214,6 +259,8 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("context", &Model::context)
       .def_prop_ro("slots", &Model::slots)
       .def_prop_ro("threads", &Model::threads)
+      .def_prop_ro("pass_rows", &Model::pass_rows)
+      .def_prop_ro("banned_tokens", [](const Model& model) { return model.config().banned_tokens; })
       .def_prop_ro("kernels_name", &Model::kernels_name)
       .def_prop_ro("kernels_reason", &Model::kernels_reason)
       .def_prop_ro("layout", [](const Model& model) { return layout_name(model.layout()); })

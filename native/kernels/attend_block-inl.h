@@ -127,7 +127,7 @@ inline void attend_block_of(AttendBlock& s, const KvView* kv) {
 }
 
 void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv, int32_t head_dim,
-                  int32_t length, float scale, float* scratch, float* out, int64_t out_stride) {
+                  const int32_t* seen, float scale, float* scratch, float* out, int64_t out_stride) {
   AttendBlock s;
   s.head_dim = head_dim;
   s.q = scratch;
@@ -144,7 +144,7 @@ void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t gro
         V::store(s.q + r * head_dim + d, V::mul(V::load(from + d), V::set1(scale)));
         V::store(s.out + r * head_dim + d, V::zero());
       }
-      s.visible[r] = length + query;
+      s.visible[r] = seen[query];
       s.peak[r] = kNoScore;
       s.total[r] = 0.0f;
     }

@@ -79,6 +79,7 @@ struct V {
 
 #include "kernels/float_ops-inl.h"
 #include "kernels/attend_block-inl.h"
+#include "kernels/softmax-inl.h"
 
 namespace wf {
 namespace {

@@ -140,11 +140,17 @@ struct Kernels {
 
   // Attention of `queries` consecutive positions of the `group` query heads that share one key-value head, for
   // head_dim as attend_block_takes says. Query i, head h is q[i * q_stride + h * head_dim ...] and sees the positions
-  // t < length + i, so `length` is what the first query sees, itself included; out has the same places. Several times
-  // faster than one query at a time: keys and values are converted once for many queries. The result of a query does
-  // not depend on the others of the call. scratch: attend_scratch_floats(head_dim).
+  // t < seen[i], at least one and no fewer than the query before it; out has the same places. Several times faster than
+  // one query at a time: keys and values are converted once for many queries. The result of a query does not depend on
+  // the others of the call. scratch: attend_scratch_floats(head_dim).
   void (*attend_block)(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv,
-                       int32_t head_dim, int32_t length, float scale, float* scratch, float* out, int64_t out_stride);
+                       int32_t head_dim, const int32_t* seen, float scale, float* scratch, float* out,
+                       int64_t out_stride);
+  // What the softmax of a row needs, left unfinished so that a row can be done in pieces: peak = max_i x[i], total =
+  // sum_i e^(x[i] - peak), slope = sum_i (x[i] - peak) e^(x[i] - peak); the differences are clamped to -87, so that an
+  // infinite one adds nothing that float32 shows. A piece of nothing else has the peak -1e30. With a NaN or +infinity
+  // among x the slope is NaN.
+  void (*softmax_sums)(const float* x, int32_t n, float* peak, float* total, float* slope);
 };
 
 constexpr int kMaxBlockHeadDim = 128;

@@ -249,14 +249,27 @@ void attend(const float* q, int32_t group, const KvView* kv, int32_t head_dim, i
 }
 
 void attend_block(const float* q, int64_t q_stride, int32_t queries, int32_t group, const KvView* kv, int32_t head_dim,
-                  int32_t length, float scale, float*, float* out, int64_t out_stride) {
+                  const int32_t* seen, float scale, float*, float* out, int64_t out_stride) {
   for (int32_t i = 0; i < queries; ++i)
     for (int32_t h = 0; h < group; ++h) {
       float peak, total;
       float* result = out + i * out_stride + h * head_dim;
-      attend_one(q + i * q_stride + h * head_dim, kv, head_dim, 0, length + i, scale, &peak, &total, result);
+      attend_one(q + i * q_stride + h * head_dim, kv, head_dim, 0, seen[i], scale, &peak, &total, result);
       for (int32_t d = 0; d < head_dim; ++d) result[d] /= total;
     }
+}
+
+void softmax_sums(const float* x, int32_t n, float* peak, float* total, float* slope) {
+  *peak = -1e30f;
+  for (int32_t i = 0; i < n; ++i) *peak = x[i] > *peak ? x[i] : *peak;
+  double sum = 0, weighted = 0;
+  for (int32_t i = 0; i < n; ++i) {
+    const double below = x[i] - *peak < -87.0f ? -87.0 : static_cast<double>(x[i]) - static_cast<double>(*peak);
+    sum += exp(below);
+    weighted += below * exp(below);
+  }
+  *total = static_cast<float>(sum);
+  *slope = static_cast<float>(weighted);
 }
 
 void store_i8(const float* x, int32_t n, int8_t* out, float* scale) {

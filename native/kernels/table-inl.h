@@ -24,6 +24,7 @@ constexpr Kernels table_named(const char* name) {
       .store_i8 = store_i8,
       .burn_int8 = burn_int8,
       .attend_block = attend_block,
+      .softmax_sums = softmax_sums,
   };
 }
 

@@ -218,36 +218,4 @@ void Pass::mlp(Worker& worker, const Layer& layer) noexcept {
   mark(worker, Part::kDown);
 }
 
-void Pass::head(Worker& worker) noexcept {
-  TokenScratch& s = scratch(worker);
-  const Table& table = c_.weights.head;
-  const int32_t hidden = c_.config.hidden_size;
-  const int32_t vocabulary = c_.config.vocab_size;
-  const auto rows = static_cast<int32_t>(c_.shared.wanted.size());
-  const int64_t blocks = column_blocks(hidden);
-  each_row(worker, rows, [&](int32_t place) {  // the wanted rows move together
-    const int32_t row = c_.shared.wanted[static_cast<size_t>(place)];
-    float* residual = s.residual.data() + static_cast<int64_t>(row) * hidden;
-    float* normed = s.normed.data() + static_cast<int64_t>(place) * hidden;
-    add_to_residual(residual, c_.shared.hidden.data() + static_cast<int64_t>(row) * c_.shared.hidden_stride,
-                    c_.weights.layers.back().ffn_out_norm, normed);
-    c_.kernels.rms_norm(residual, c_.weights.final_norm, c_.config.rms_norm_eps, hidden, normed);
-    if (table.f16 != nullptr) return;
-    c_.kernels.quantize_wide(normed, hidden, s.high.data() + place * blocks * kColumnsPerBlock,
-                             s.low.data() + place * blocks * kColumnsPerBlock, s.half_sums.data() + place * blocks * 2,
-                             s.wide_scales.data() + place);
-  });
-  const WideActivations wide{s.high.data(), s.low.data(), s.half_sums.data(), s.wide_scales.data()};
-  const int64_t row_blocks = (vocabulary + kRowsPerBlock - 1) / kRowsPerBlock;
-  each_block(worker, row_blocks, table.block_bytes(), [&](int64_t begin, int64_t end) {
-    const auto first = static_cast<int32_t>(begin);
-    if (table.f16 == nullptr) {
-      c_.kernels.table_gemm(&table.matrix, &wide, rows, first, static_cast<int32_t>(end), logits_, vocabulary);
-      return;
-    }
-    const auto last = static_cast<int32_t>(std::min<int64_t>(end * kRowsPerBlock, vocabulary));
-    c_.kernels.f16_gemm(table.f16, hidden, s.normed.data(), rows, first * kRowsPerBlock, last, logits_, vocabulary);
-  });
-}
-
 }  // namespace wf

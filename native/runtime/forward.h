@@ -22,9 +22,9 @@ struct PassContext {
 
 class Pass {
  public:
-  // logits: [wanted rows, V]; not used when there are none.
-  Pass(const PassContext& context, float* logits)
-      : c_(context), count_(static_cast<int32_t>(context.shared.ids.size())), logits_(logits) {}
+  // logits: [wanted rows, V], or null where nobody asks for them; choices: of the wanted rows.
+  Pass(const PassContext& context, float* logits, const Choices& choices)
+      : c_(context), count_(static_cast<int32_t>(context.shared.ids.size())), logits_(logits), choices_(choices) {}
 
   // The job of the thread pool: all threads call it with their worker. No exception leaves it: it allocates nothing.
   void run(Worker& worker) noexcept;
@@ -65,7 +65,13 @@ class Pass {
   void embed(Worker& worker) noexcept;
   void project(Worker& worker, const Layer& layer) noexcept;
   void mlp(Worker& worker, const Layer& layer) noexcept;
+  // forward_head.cc
   void head(Worker& worker) noexcept;
+  void norm_head_rows(Worker& worker, int32_t rows) noexcept;
+  // Logits [count, V] of the wanted rows from `first` on.
+  void head_product(Worker& worker, int32_t first, int32_t count, float* out) noexcept;
+  void choose(Worker& worker, int32_t first, int32_t count, const float* logits) noexcept;
+  void choose_row(int32_t place, const float* logits, const SoftmaxPart* parts) noexcept;
 
   // residual += added (when given), normed by `added_norm` (when given) in `normed`.
   void add_to_residual(float* residual, const float* added, const float* added_norm, float* normed) const noexcept;
@@ -90,9 +96,9 @@ class Pass {
   void rotate(float* head, const float* norm, const TokenScratch& scratch, int32_t index, int32_t row) const noexcept;
   void store(const TokenScratch& scratch, int32_t index, const Layer& layer, const Run& run, int32_t row,
              int32_t kv_head) noexcept;
-  void rotate_long_runs(Worker& worker, int32_t index, const Layer& layer) noexcept;
+  void store_first(Worker& worker, int32_t index, const Layer& layer) noexcept;
   Range range_of(int32_t index, const Run& run, int32_t row) const noexcept;
-  bool split_between_threads(const Run& run) const { return run.count == 1 && count_ < kSplitRows; }
+  bool split_between_threads(const Run& run) const { return run.single && run.count == 1 && count_ < kSplitRows; }
   bool attends_in_blocks(int32_t index, const Run& run) const noexcept;
   int32_t tasks_of(int32_t index, const Run& run) const noexcept;
   Task task_of(int32_t index, const Run& run, int32_t number) const noexcept;
@@ -106,6 +112,7 @@ class Pass {
   const PassContext& c_;
   const int32_t count_;
   float* const logits_;
+  const Choices choices_;
 };
 
 }  // namespace wf

@@ -1,5 +1,6 @@
 // The attention of a pass. A run of several rows rotates and stores its keys first, then its queries attend in blocks.
-// A run of one row needs no stage of its own: the task that attends its last positions stores the new one.
+// A causal run of one row, the only one of its slot, needs no stage of its own: the task that attends its last
+// positions stores the new one.
 #include <algorithm>
 #include <cmath>
 
@@ -13,7 +14,7 @@ constexpr int32_t kQueriesOfATask = 32;
 
 void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept {
   SharedScratch& shared = c_.shared;
-  rotate_long_runs(worker, index, layer);
+  store_first(worker, index, layer);
   mark(worker, Part::kRotate);
 
   int64_t tasks = 0;
@@ -58,25 +59,30 @@ void Pass::store(const TokenScratch& s, int32_t index, const Layer& layer, const
   run.cache->store(c_.kernels, index, kv_head, run.start + row - run.first, key, c_.shared.v.data() + offset);
 }
 
-void Pass::rotate_long_runs(Worker& worker, int32_t index, const Layer& layer) noexcept {
-  const auto is_long = [](const Run& run) { return run.count > 1; };
-  if (std::none_of(c_.shared.runs.begin(), c_.shared.runs.end(), is_long)) return;
+void Pass::store_first(Worker& worker, int32_t index, const Layer& layer) noexcept {
+  if (std::none_of(c_.shared.runs.begin(), c_.shared.runs.end(), [](const Run& run) { return run.store_first; }))
+    return;
   const TokenScratch& s = scratch(worker);
   const int32_t head_dim = c_.config.head_dim;
-  each_row(worker, count_, [&](int32_t row) {
+  const auto rotate_row = [&](int32_t row) {
     const Run& run = run_of(row);
-    if (run.count == 1) return;
+    if (!run.store_first) return;
     float* q = c_.shared.q.data() + static_cast<int64_t>(row) * c_.shared.q_stride;
     for (int32_t h = 0; h < c_.config.num_attention_heads; ++h) rotate(q + h * head_dim, layer.q_norm, s, index, row);
     for (int32_t h = 0; h < c_.config.num_key_value_heads; ++h) store(s, index, layer, run, row, h);
-  });
+  };
+  if (count_ > 1) {
+    each_row(worker, count_, rotate_row);
+  } else {  // in one thread, not in each: what is rotated is shared
+    worker.chunks(1, 1, 1, [&](int64_t, int64_t) { rotate_row(0); });
+  }
 }
 
 // The positions a query sees, and how they are shared out. By the numbers of positions alone: the sums of a query must
 // not depend on what else is in the pass.
 Pass::Range Pass::range_of(int32_t index, const Run& run, int32_t row) const noexcept {
   const int32_t window = c_.config.windows[static_cast<size_t>(index)];
-  const int32_t last = run.start + row - run.first + 1;
+  const int32_t last = run.seen(row);
   const int32_t first = window == 0 ? 0 : std::max(0, last - window);
   const int32_t even = (last - first + kMostSplits - 1) / kMostSplits;
   const int32_t keys = std::max(kSplitKeys, (even + kAttendTileKeys - 1) / kAttendTileKeys * kAttendTileKeys);
@@ -84,7 +90,7 @@ Pass::Range Pass::range_of(int32_t index, const Run& run, int32_t row) const noe
 }
 
 bool Pass::attends_in_blocks(int32_t index, const Run& run) const noexcept {
-  return run.count > 1 && c_.config.windows[static_cast<size_t>(index)] == 0 && attend_block_takes(c_.config.head_dim);
+  return !run.single && c_.config.windows[static_cast<size_t>(index)] == 0 && attend_block_takes(c_.config.head_dim);
 }
 
 int32_t Pass::tasks_of(int32_t index, const Run& run) const noexcept {
@@ -112,9 +118,11 @@ void Pass::attend_block(Worker& worker, int32_t index, const Task& task) noexcep
   const int64_t stride = c_.shared.q_stride;
   const int64_t offset = task.row * stride + static_cast<int64_t>(task.kv_head) * group * head_dim;
   const KvView view = task.run->cache->view(index, task.kv_head);
-  c_.kernels.attend_block(c_.shared.q.data() + offset, stride, task.queries, group, &view, head_dim,
-                          task.run->start + task.row - task.run->first + 1, c_.config.attention_scale,
-                          own(worker).block.get(), c_.shared.attention.data() + offset, stride);
+  int32_t seen[kQueriesOfATask];
+  for (int32_t i = 0; i < task.queries; ++i) seen[i] = task.run->seen(task.row + i);
+  c_.kernels.attend_block(c_.shared.q.data() + offset, stride, task.queries, group, &view, head_dim, seen,
+                          c_.config.attention_scale, own(worker).block.get(), c_.shared.attention.data() + offset,
+                          stride);
 }
 
 void Pass::attend(Worker& worker, int32_t index, const Layer& layer, const Task& task) noexcept {
@@ -133,7 +141,7 @@ void Pass::attend(Worker& worker, int32_t index, const Layer& layer, const Task&
   const int32_t end = task.split < 0 ? range.splits : task.split + 1;
 
   const float* query = c_.shared.q.data() + static_cast<int64_t>(task.row) * c_.shared.q_stride + head * head_dim;
-  if (run.count == 1) {
+  if (!run.store_first) {
     std::copy(query, query + group * head_dim, mine.query.data());
     for (int32_t h = 0; h < group; ++h) rotate(mine.query.data() + h * head_dim, layer.q_norm, s, index, task.row);
     query = mine.query.data();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 #include "errors.h"
 #include "forward.h"
@@ -81,6 +82,11 @@ std::unique_ptr<Model> Model::load(const std::string& directory, const ModelOpti
   const JsonValue root = parse_config_text(read_small_file(config_path, kLargestConfig), config_path);
   const PackingConfig packing = parse_packing_config(root, config_path);
   ModelConfig config = parse_model_config(root, config_path);
+  const std::string generation_path = directory + "/generation_config.json";
+  if (!config.banned_tokens.empty() && ::access(generation_path.c_str(), F_OK) == 0) {
+    const std::string text = read_small_file(generation_path, kLargestConfig);
+    allow_end_tokens(parse_config_text(text, generation_path), generation_path, config);
+  }
   std::unique_ptr<TensorSource> source =
       file_source(directory + "/model.safetensors", options.keep_mapped, choose_threads(options));
   return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
@@ -154,80 +160,179 @@ void Model::run_job(Pass& pass, size_t rows) {
   decode_threads_.record(taken.count(), pool_.stalls() - stalls);
 }
 
-size_t Model::run_pass(float* logits) {
+void Model::run_pass(float*& logits, Choices& choices) {
   const PassContext context{config_, weights_, *kernels_, rope_, local_rope_, shared_, own_, profile_.get()};
-  Pass pass(context, logits);
+  Pass pass(context, logits, choices);
   run_job(pass, shared_.ids.size());
-  for (const Run& run : shared_.runs) run.cache->set_length(run.start + run.count);
+  for (const Run& run : shared_.runs) run.cache->set_length(std::max(run.cache->length(), run.start + run.count));
   const size_t rows = shared_.wanted.size();
+  if (logits != nullptr) logits += rows * static_cast<size_t>(config_.vocab_size);
+  if (choices.token != nullptr) {
+    choices = {choices.token + rows, choices.probability + rows, choices.entropy + rows};
+  }
   clear_rows();
-  return rows;
 }
 
-void Model::check(const std::vector<BatchItem>& items) const {
-  std::vector<bool> used(slots_.size());
+void Model::check_tokens(const BatchItem& item) const {
+  if (item.count < 1) throw InputError("tokens: found none, at least one is needed");
+  for (int64_t i = 0; i < item.count; ++i) {
+    if (item.tokens[i] < 0 || item.tokens[i] >= config_.vocab_size) {
+      throw InputError(
+          message("tokens: found ", item.tokens[i], " at index ", i, ", allowed are 0 to ", config_.vocab_size - 1));
+    }
+  }
+}
+
+void Model::check_rows(const BatchItem& item) const {
+  if (item.want != LogitsOf::kRows) return;
+  for (int64_t i = 0; i < item.row_count; ++i) {
+    if (item.rows[i] < (i == 0 ? 0 : item.rows[i - 1] + 1) || item.rows[i] >= item.count) {
+      throw InputError(message("rows: found ", item.rows[i], " at index ", i, ", allowed are rising indices of the ",
+                               item.count, " tokens"));
+    }
+  }
+}
+
+void Model::check_block(const BatchItem& item, const Place& place) const {
+  if (item.block < 1 || item.block > std::numeric_limits<int32_t>::max()) {
+    throw InputError(message("block: found ", item.block, ", allowed are 1 (causal) and more"));
+  }
+  if (item.block == 1) return;
+  if (std::any_of(config_.windows.begin(), config_.windows.end(), [](int32_t window) { return window != 0; })) {
+    throw InputError(message("block: found ", item.block,
+                             ", this model has layers with a sliding window, which have no rule for blocks; allowed is "
+                             "1 (causal)"));
+  }
+  const int64_t first = std::min(item.count, item.block - place.start % item.block);
+  const int64_t most = std::max(first, std::min(item.count - first, item.block));
+  if (most > shared_.chunk) {
+    throw InputError(message("block: ", most,
+                             " tokens of one block must be computed together, a pass of this model has ", shared_.chunk,
+                             " rows; use smaller blocks"));
+  }
+}
+
+std::vector<Model::Place> Model::check(const std::vector<BatchItem>& items) const {
+  struct Slot {
+    int64_t length = 0, end = 0;
+    int32_t items = 0;
+    const BatchItem* last = nullptr;
+  };
+  std::vector<Slot> found(slots_.size());
+  std::vector<Place> places;
   if (items.empty()) throw InputError("batch: found no item, at least one is needed");
   for (const BatchItem& item : items) {
-    const KvCache& cache = checked_slot(item.slot);
-    if (used[static_cast<size_t>(item.slot)]) throw InputError(message("batch: slot ", item.slot, " occurs twice"));
-    used[static_cast<size_t>(item.slot)] = true;
-    if (item.count < 1) throw InputError("tokens: found none, at least one is needed");
-    if (item.count > context_ - cache.length()) {
-      throw InputError(message("tokens: ", item.count, " tokens behind position ", cache.length(),
-                               " exceed the context of ", context_,
+    const int64_t held = checked_slot(item.slot).length();
+    Slot& slot = found[static_cast<size_t>(item.slot)];
+    if (slot.items++ == 0) slot.length = held;
+    check_tokens(item);
+    check_rows(item);
+    const Place place{item.start == -1 ? slot.length : item.start, slot.length, false};
+    if (slot.last != nullptr && place.start != slot.end) {
+      throw InputError(message("batch: slot ", item.slot, " occurs twice, and the second item starts at position ",
+                               place.start, "; it must start at ", slot.end, ", where the first one ends"));
+    }
+    if (place.start < 0 || place.start > slot.length) {
+      throw InputError(message("start: found ", item.start, ", slot ", item.slot, " holds ", slot.length,
+                               " positions; allowed are 0 to ", slot.length, ", or -1 for behind the last"));
+    }
+    if (item.count > context_ - place.start) {
+      throw InputError(message("tokens: ", item.count, " tokens from position ", place.start,
+                               " on exceed the context of ", context_,
                                " positions; shorten the prompt or load with a larger context (at most ",
                                config_.max_position_embeddings, ")"));
     }
-    for (int64_t i = 0; i < item.count; ++i) {
-      if (item.tokens[i] < 0 || item.tokens[i] >= config_.vocab_size) {
-        throw InputError(
-            message("tokens: found ", item.tokens[i], " at index ", i, ", allowed are 0 to ", config_.vocab_size - 1));
-      }
+    check_block(item, place);
+    // What the first item sees of the second one's positions would be neither the old nor the new.
+    if (slot.last != nullptr && slot.last->block > 1 && slot.end % slot.last->block != 0 && slot.length > slot.end) {
+      throw InputError(message("batch: slot ", item.slot,
+                               " occurs twice, and the first item ends inside a block that "
+                               "the slot already holds; use two calls"));
     }
+    slot.end = place.start + item.count;
+    slot.length = std::max(slot.length, slot.end);
+    slot.last = &item;
+    places.push_back(place);
   }
+  for (size_t i = 0; i < items.size(); ++i) {
+    places[i].shared = found[static_cast<size_t>(items[i].slot)].items > 1;
+  }
+  return places;
 }
 
-void Model::forward_batch(const std::vector<BatchItem>& items, float* logits) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  check(items);
-  clear_rows();
+void Model::grow_scratch(const std::vector<BatchItem>& items, bool logits, bool choices) {
+  if (!choices) return;
+  int64_t rows = 0;
   for (const BatchItem& item : items) {
-    for (int64_t done = 0; done < item.count;) {
-      const auto filled = static_cast<int64_t>(shared_.ids.size());
-      const int64_t left = item.count - done;
-      int64_t count = std::min(shared_.chunk - filled, left);
-      // One row alone goes through attention in another way, so no piece of a longer item is one: where pieces end,
-      // which depends on the other items, must not change a result.
-      if (left - count == 1) --count;
-      if (count < std::min<int64_t>(left, 2) && filled > 0) {
-        logits += run_pass(logits) * static_cast<size_t>(config_.vocab_size);
+    rows += item.want == LogitsOf::kAll    ? item.count
+            : item.want == LogitsOf::kRows ? item.row_count
+            : item.want == LogitsOf::kLast ? 1
+                                           : 0;
+  }
+  const auto most = static_cast<size_t>(std::min<int64_t>({rows, shared_.chunk, kHeadRows}));
+  const auto grow = [](auto& memory, size_t size) { memory.resize(std::max(memory.size(), size)); };
+  grow(shared_.parts, most * static_cast<size_t>(softmax_pieces(config_)));
+  if (!logits) grow(shared_.logits, most * static_cast<size_t>(config_.vocab_size));
+}
+
+int64_t Model::fitting(const BatchItem& item, const Place& place, int64_t done, int64_t room) const {
+  const int64_t left = item.count - done;
+  if (left <= room) return left;
+  if (item.block > 1) {  // whole blocks
+    const int64_t position = place.start + done;
+    return std::max<int64_t>(0, (position + room) / item.block * item.block - position);
+  }
+  if (item.alone) return room;
+  // One row alone goes through attention in another way, so no piece of a longer item is one: where pieces end, which
+  // depends on the other items, must not change a result. But in a model so wide that a pass has one row.
+  const int64_t count = left - room == 1 ? room - 1 : room;
+  return count >= 2 ? count : room == shared_.chunk ? 1 : 0;
+}
+
+void Model::forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::vector<Place> places = check(items);
+  grow_scratch(items, logits != nullptr, choices.token != nullptr);
+  clear_rows();
+  Choices chosen = choices;
+  for (size_t i = 0; i < items.size(); ++i) {
+    for (int64_t done = 0; done < items[i].count;) {
+      const int64_t room = shared_.chunk - static_cast<int64_t>(shared_.ids.size());
+      const int64_t count = fitting(items[i], places[i], done, room);
+      if (count == 0) {
+        run_pass(logits, chosen);
         continue;
       }
-      count = std::max<int64_t>(count, 1);  // a model so wide that few rows fit in a pass
-      add_rows(item, done, count);
+      add_rows(items[i], places[i], done, count);
       done += count;
     }
   }
-  run_pass(logits);
+  run_pass(logits, chosen);
 }
 
-void Model::add_rows(const BatchItem& item, int64_t done, int64_t count) {
-  KvCache& cache = checked_slot(item.slot);
+void Model::add_rows(const BatchItem& item, const Place& place, int64_t done, int64_t count) {
   const auto first = static_cast<int32_t>(shared_.ids.size());
-  shared_.runs.push_back({&cache, first, static_cast<int32_t>(count), cache.length()});
+  const int64_t start = place.start + done;
+  const bool one = item.block == 1 && count == 1;
+  shared_.runs.push_back({&checked_slot(item.slot), first, static_cast<int32_t>(count), static_cast<int32_t>(start),
+                          static_cast<int32_t>(item.block), static_cast<int32_t>(std::max(place.length, start + count)),
+                          item.alone || one, !one || place.shared});
   shared_.ids.insert(shared_.ids.end(), item.tokens + done, item.tokens + done + count);
-  for (int64_t i = 0; i < count; ++i) {
-    const bool last = done + i == item.count - 1;
-    if (item.want == LogitsOf::kAll || (item.want == LogitsOf::kLast && last)) {
-      shared_.wanted.push_back(first + static_cast<int32_t>(i));
-    }
-  }
+  const size_t before = shared_.wanted.size();
+  const auto want = [&](int64_t index) {
+    if (index >= done && index < done + count) shared_.wanted.push_back(first + static_cast<int32_t>(index - done));
+  };
+  if (item.want == LogitsOf::kLast) want(item.count - 1);
+  for (int64_t i = 0; i < (item.want == LogitsOf::kAll ? count : 0); ++i) want(done + i);
+  for (int64_t i = 0; i < (item.want == LogitsOf::kRows ? item.row_count : 0); ++i) want(item.rows[i]);
+  shared_.alone = shared_.alone || (item.alone && shared_.wanted.size() > before);
 }
 
 void Model::clear_rows() {
   shared_.ids.clear();
   shared_.wanted.clear();
   shared_.runs.clear();
+  shared_.alone = false;
 }
 
 void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {

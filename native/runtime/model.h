@@ -31,7 +31,7 @@ struct ModelOptions {
 
 class Pass;
 
-enum class LogitsOf : uint8_t { kNone, kLast, kAll };
+enum class LogitsOf : uint8_t { kNone, kLast, kAll, kRows };
 
 // Tokens for one slot in a joint pass.
 struct BatchItem {
@@ -39,6 +39,24 @@ struct BatchItem {
   const int32_t* tokens;
   int64_t count;
   LogitsOf want;
+  // Position of the first token, at most the slot's length; -1: behind the last. The keys and values of the positions
+  // it covers are computed anew, those behind them stay.
+  int64_t start = -1;
+  // Which keys the query at position p sees. 1: the causal rule, those up to p. B: its whole block, those before
+  // (p / B + 1) * B, as far as the slot holds them behind this item.
+  int64_t block = 1;
+  // Attention of each row as if its token came by itself: the logits of a pass a token, to the last bit.
+  bool alone = false;
+  const int32_t* rows = nullptr;  // kRows: which tokens, rising
+  int64_t row_count = 0;
+};
+
+// For each row asked for: the best token (the lowest of equal ones), its probability, and the entropy in nats of the
+// softmax. Banned tokens have probability 0. Logits that are no numbers give token -1 and NaN.
+struct Choices {
+  int32_t* token = nullptr;
+  float* probability = nullptr;
+  float* entropy = nullptr;
 };
 
 class Model {
@@ -68,9 +86,12 @@ class Model {
   // anything is written. Calls from several threads wait for each other.
   void forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits);
 
-  // The same for several slots together, each at most once: the weights are read once for all tokens. logits: a row for
-  // each one asked for, in the order of the items, [rows, V]. A token's numbers are those of forward().
-  void forward_batch(const std::vector<BatchItem>& items, float* logits);
+  // The same for several slots together: the weights are read once for all tokens. logits: null, or a row for each one
+  // asked for, in the order of the items, [rows, V]; choices: the same of each row, or null. A token's numbers are
+  // those of one call after the other. A slot may occur again when the new item starts where the one before it ends.
+  // The rows of a block go through the layers together: throws InputError for more of them than pass_rows().
+  void forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices = {});
+  int32_t pass_rows() const { return shared_.chunk; }
 
   // While on, passes add to profile(), which starts at zero.
   void set_profiling(bool on);
@@ -82,12 +103,23 @@ class Model {
 
  private:
   KvCache& checked_slot(int32_t slot) const;
-  void check(const std::vector<BatchItem>& items) const;
+  // Where an item lies, what its slot held before it, and whether its slot has another one.
+  struct Place {
+    int64_t start, length;
+    bool shared;
+  };
+  std::vector<Place> check(const std::vector<BatchItem>& items) const;
+  void check_tokens(const BatchItem& item) const;
+  void check_rows(const BatchItem& item) const;
+  void check_block(const BatchItem& item, const Place& place) const;
+  void grow_scratch(const std::vector<BatchItem>& items, bool logits, bool choices);
+  // How many tokens of an item, from `done` on, go into a pass that has room for `room`; 0: none of them fit.
+  int64_t fitting(const BatchItem& item, const Place& place, int64_t done, int64_t room) const;
   // Adds `count` tokens of an item, from `done` on, to the rows of the next pass.
-  void add_rows(const BatchItem& item, int64_t done, int64_t count);
+  void add_rows(const BatchItem& item, const Place& place, int64_t done, int64_t count);
   void clear_rows();
-  // Runs the rows that shared_ holds, appends them to their slots and clears shared_; returns the rows of logits.
-  size_t run_pass(float* logits);
+  // Runs the rows that shared_ holds, appends them to their slots and clears shared_; both outputs move on.
+  void run_pass(float*& logits, Choices& choices);
   void run_job(Pass& pass, size_t rows);
 
   ModelConfig config_;

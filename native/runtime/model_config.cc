@@ -1,7 +1,9 @@
 #include "model_config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -265,6 +267,65 @@ Activation parse_activation(const Fields& fields) {
       message(fields.place(), ": hidden_act: found ", quoted(name), ", this engine computes silu and relu2"));
 }
 
+// eos_token_id: an id, a list of them, or nothing.
+std::vector<int32_t> end_tokens(const Fields& fields) {
+  std::vector<int32_t> ends;
+  const JsonValue* value = fields.optional("eos_token_id");
+  if (value == nullptr) return ends;
+  const auto add = [&](const JsonValue& token) {
+    if (!token.is(JsonValue::Kind::kInteger) || token.integer < 0 ||
+        token.integer > std::numeric_limits<int32_t>::max()) {
+      fields.wrong("eos_token_id", token, "a token id or a list of them");
+    }
+    ends.push_back(static_cast<int32_t>(token.integer));
+  };
+  if (!value->is(JsonValue::Kind::kArray)) {
+    add(*value);
+  } else {
+    for (const JsonValue& token : value->items) add(token);
+  }
+  return ends;
+}
+
+void check_name(const Fields& marker, const char* key, std::initializer_list<std::string_view> known) {
+  const std::string found = marker.text(key);
+  if (std::find(known.begin(), known.end(), found) != known.end()) return;
+  std::string names;
+  for (const std::string_view name : known) names += (names.empty() ? "" : ", ") + std::string(name);
+  throw FormatError(message(marker.place(), ": ", key, ": found ", quoted(found), ", this engine knows ", names));
+}
+
+// End tokens are no padding, though they fill up batches in many models.
+void allow(const std::vector<int32_t>& ends, const std::string& place, ModelConfig& config) {
+  for (const int32_t end : ends) {
+    const auto found = std::find(config.banned_tokens.begin(), config.banned_tokens.end(), end);
+    if (found == config.banned_tokens.end()) continue;
+    if (found == config.banned_tokens.begin()) {
+      throw FormatError(message(place, ": eos_token_id: found ", end, ", which is the model's MASK"));
+    }
+    config.banned_tokens.erase(found);
+  }
+}
+
+// What a diffusion model must never give out: MASK stands for what is not known yet, and padding that ends no text for
+// nothing at all.
+void parse_diffusion(const Fields& fields, const Fields& marker, ModelConfig& config) {
+  const auto mask = static_cast<int32_t>(marker.integer("mask_token_id", 0, config.vocab_size - 1));
+  marker.integer_or("block_size", 1, 1 << 24, 0);  // null: a document is one block
+  const JsonValue& shift = marker.required("token_shift");
+  if (!shift.is(JsonValue::Kind::kBool)) marker.wrong("token_shift", shift, "true or false");
+  check_name(marker, "variant", {"fast_dllm", "llada", "causal"});
+  check_name(marker, "clean_half", {"block_causal", "causal"});
+  config.banned_tokens.push_back(mask);
+  // Some configs say -1 where they have no padding.
+  const auto padding = static_cast<int32_t>(fields.integer_or("pad_token_id", -1, config.vocab_size - 1, -1));
+  if (padding >= 0 && padding != mask) config.banned_tokens.push_back(padding);
+  if (static_cast<size_t>(config.vocab_size) <= config.banned_tokens.size()) {
+    throw FormatError(message(marker.place(), ": a vocabulary of ", config.vocab_size, " leaves no token to choose"));
+  }
+  allow(end_tokens(fields), fields.place(), config);
+}
+
 }  // namespace
 
 JsonValue parse_config_text(const std::string& text, const std::string& place) {
@@ -295,8 +356,15 @@ ModelConfig parse_model_config(const JsonValue& root, const std::string& place) 
   if (const JsonValue* ours = fields.optional("wrinklefree")) {
     const Fields object(*ours, place + ": wrinklefree");
     config.sub_norms = config.sub_norms || object.text_or("subln", "none") != "none";
+    if (const JsonValue* marker = object.optional("dlm")) {
+      parse_diffusion(fields, Fields(*marker, object.place() + ": dlm"), config);
+    }
   }
   return config;
+}
+
+void allow_end_tokens(const JsonValue& root, const std::string& place, ModelConfig& config) {
+  allow(end_tokens(Fields(root, place)), place, config);
 }
 
 std::string layout_name(TernaryLayout layout) {

@@ -49,7 +49,8 @@ struct ModelConfig {
   float attention_scale = 0;    // of query times key
   bool tie_known = false;       // config.json has tie_word_embeddings
   bool tie_word_embeddings = false;
-  std::vector<int32_t> windows;  // by layer: positions a query may look back on, itself included; 0 is all
+  std::vector<int32_t> banned_tokens;  // of a diffusion model: MASK, and padding that ends no text; never an output
+  std::vector<int32_t> windows;        // by layer: positions a query may look back on, itself included; 0 is all
 
   int32_t q_width() const { return num_attention_heads * head_dim; }
   int32_t kv_width() const { return num_key_value_heads * head_dim; }
@@ -57,6 +58,8 @@ struct ModelConfig {
 
 // Throws FormatError for a missing, unknown or out-of-range entry; `place` is the file's name.
 ModelConfig parse_model_config(const JsonValue& root, const std::string& place);
+// Takes the end tokens of a generation_config.json out of the banned ones.
+void allow_end_tokens(const JsonValue& root, const std::string& place, ModelConfig& config);
 // The "wrinklefree" object: format, version and layout must be the ones this build reads.
 PackingConfig parse_packing_config(const JsonValue& root, const std::string& place);
 // The same from its parts, named as config.json names them. Throws FormatError for an unknown name or group size.

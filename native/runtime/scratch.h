@@ -110,7 +110,29 @@ struct Run {
   KvCache* cache;
   int32_t first;  // row
   int32_t count;
-  int32_t start;  // position of the first row
+  int32_t start;     // position of the first row
+  int32_t block;     // 1: causal; else a query sees its whole block of so many positions
+  int32_t limit;     // ... but none from here on
+  bool single;       // its queries attend one at a time, as that of a single row does
+  bool store_first;  // its keys are stored before anybody attends, not by the task that attends them
+
+  // Positions that the query of a row sees: those below.
+  int32_t seen(int32_t row) const {
+    const int32_t position = start + row - first;
+    return block == 1 ? position + 1
+                      : static_cast<int32_t>(std::min<int64_t>((position / block + int64_t{1}) * block, limit));
+  }
+};
+
+// Rows whose logits are in memory at once where only the choices among them are asked for.
+constexpr int32_t kHeadRows = 32;
+// A piece of a row of logits whose part of the softmax is summed up at once: the same whatever the threads.
+constexpr int32_t kSoftmaxPiece = 1024;
+inline int32_t softmax_pieces(const ModelConfig& config) {
+  return (config.vocab_size + kSoftmaxPiece - 1) / kSoftmaxPiece;
+}
+struct SoftmaxPart {
+  float peak, total, slope;  // Kernels::softmax_sums
 };
 
 // What threads write for each other. Widths are padded to whole row blocks.
@@ -150,6 +172,10 @@ struct SharedScratch {
   std::vector<int32_t> ids;     // [tokens]
   std::vector<int32_t> wanted;  // rows whose logits are asked for, rising
   std::vector<Run> runs;        // in the order of rows
+  bool alone = false;           // rows are to get the logits of a pass of their own, to the last bit
+  // Grown before a pass that needs them.
+  std::vector<float> logits;       // [kHeadRows or fewer, V]
+  std::vector<SoftmaxPart> parts;  // [kHeadRows or fewer, softmax_pieces]
 };
 
 }  // namespace wf

@@ -119,6 +119,7 @@ void test_attend_block(const Kernels& kernels) {
       for (int queries : {1, 2, 3, 9, 20, 50})
         for (int length : {1, 5, 63, 64, 65, 200}) {
           const int group = uniform(1, 4), last = length + queries - 1;
+          const bool blocks = uniform(0, 1) == 1;  // of 7 positions, whose queries all see the whole block
           const int64_t row = group * head_dim + uniform(0, 3);
           const Cache cache(type, last, head_dim, head_dim + uniform(0, 3));
           const std::vector<float> q = normals(static_cast<size_t>(queries) * row, 2);
@@ -126,15 +127,18 @@ void test_attend_block(const Kernels& kernels) {
           float* scratch = scratch_of(head_dim);
           const KvView view = cache.view();
           const float scale = 1.0f / sqrtf(head_dim);
-          kernels.attend_block(q.data(), row, queries, group, &view, head_dim, length, scale, scratch, out.data(), row);
-          kReferenceKernels.attend_block(q.data(), row, queries, group, &view, head_dim, length, scale, scratch,
+          std::vector<int32_t> seen(queries);
+          for (int i = 0; i < queries; ++i) seen[i] = blocks ? std::min(last, (length + i + 6) / 7 * 7) : length + i;
+          kernels.attend_block(q.data(), row, queries, group, &view, head_dim, seen.data(), scale, scratch, out.data(),
+                               row);
+          kReferenceKernels.attend_block(q.data(), row, queries, group, &view, head_dim, seen.data(), scale, scratch,
                                          expected.data(), row);
           const std::string what = std::string("attend_block ") + name_of(type) + " head_dim " +
                                    std::to_string(head_dim) + " queries " + std::to_string(queries) + " keys " +
                                    std::to_string(length);
           require_close(kernels, what, out, expected, bound_of(head_dim, last, 12));
           for (int i = 0; i < queries; ++i)  // a query's numbers do not depend on the others of the call
-            kernels.attend_block(q.data() + i * row, row, 1, group, &view, head_dim, length + i, scale, scratch,
+            kernels.attend_block(q.data() + i * row, row, 1, group, &view, head_dim, &seen[i], scale, scratch,
                                  one.data() + i * row, row);
           for (int i = 0; i < queries; ++i)
             if (memcmp(one.data() + i * row, out.data() + i * row, group * head_dim * sizeof(float)) != 0)

@@ -29,6 +29,7 @@ class ReferenceModel:
         self.tensors = load_file(directory / "model.safetensors")
         self.kv_dtype = kv_dtype
         self.dtype = dtype
+        self.block = 1  # positions of a block whose queries see all of it; 1: causal
         self.first_tie = 0
         self.head_slack: Array = np.zeros(0)
         c = self.config
@@ -140,7 +141,7 @@ class ReferenceModel:
             self.first_tie = min(self.first_tie, int(np.argmax(near)))
 
     def attention(self, prefix: str, x: Array, layer: int) -> Array:
-        """Causal grouped-query attention [T, D] with half-rotation rotary embedding."""
+        """Grouped-query attention [T, D], causal or by blocks, with half-rotation rotary embedding."""
         name = prefix + "self_attn."
         tokens = len(x)
         q = self.linear(name + "q_proj", x).reshape(tokens, self.heads, self.head_dim)
@@ -164,8 +165,10 @@ class ReferenceModel:
         return self.linear(name + "o_proj", out)
 
     def visible(self, tokens: int, layer: int) -> Array:
-        """Which keys each query sees [T, T]: itself and before, at most ``sliding_window`` of them."""
+        """Which keys each query sees [T, T]: itself and before, at most ``sliding_window`` of them; or its block."""
         query, key = np.arange(tokens)[:, None], np.arange(tokens)[None, :]
+        if self.block > 1:
+            return key < (query // self.block + 1) * self.block
         window = self.config.get("sliding_window")
         types = self.config.get("layer_types")
         full = types[layer] == "full_attention" if types else self.config["model_type"] != "mistral"

@@ -119,7 +119,7 @@ def test_wrong_steps_change_nothing(toys: dict[str, Path]) -> None:
         slot, other = batch.open(), batch.open()
         for items, message in (
             ([BatchItem(7, [1])], "slot: found 7"),
-            ([BatchItem(slot, [1]), BatchItem(slot, [2])], f"slot {slot} occurs twice"),
+            ([BatchItem(slot, [1]), BatchItem(slot, [2], start=0)], f"slot {slot} occurs twice"),
             ([BatchItem(slot, [1]), BatchItem(other, [256])], "found token 256"),
             ([BatchItem(slot, [1]), BatchItem(other, [])], "found no token"),
             ([BatchItem(slot, [1]), BatchItem(other, [1] * 17)], "17 tokens are more than the context"),
