@@ -1,81 +1,53 @@
-"""Decoding of a toy that has learned sequences by heart; the MASK token and the marker of a diffusion model."""
+"""Decoding of toys that know a language; the MASK token and the marker of a diffusion model."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipe_toys import write_toy
 from torch import Tensor, nn
+from train_toys import toy_model
 
+import diffusion_toys
+from diffusion_toys import MASK
 from wrinklefree.errors import InputError
 from wrinklefree.models.block_decoding import DecodingSettings, decode_blocks
 from wrinklefree.models.mask_token import MASK_TOKEN, DiffusionMarker, add_mask_token
-from wrinklefree.objectives import BlockDiffusion
-from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
-from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion, noised_view
+from wrinklefree.objectives.noise import Diffusion
 
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from recipe_toys import write_toy
-from train_toys import VOCABULARY, pack, toy_model
-
-MASK = VOCABULARY - 1
-EOS = 0
-TEXTS = [
-    [5, 9, 9, 2, 31, 7, 7, 7, 12, 40, 41, 3, 3, 18, 22, 5, 9, EOS],
-    [6, 1, 30, 2, 2, 50, 51, 52, 8, 8, 8, EOS],
-]
-VARIANTS = {
-    "fast_dllm": Diffusion(block_size=4),
-    "causal": Diffusion("causal", block_size=4),
-    "llada in blocks": Diffusion("llada", block_size=4),
-}
+TEXT = [letter for word in diffusion_toys.WORDS for letter in word]  # said over and over, where nothing jumps
+SMALL = {"fast_dllm": Diffusion(block_size=4), "causal": Diffusion("causal", block_size=4)}
 
 
 def marker_of(settings: Diffusion) -> DiffusionMarker:
     return DiffusionMarker(MASK, settings.block_size, settings.shift, settings.variant, settings.rule.clean)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=["fast_dllm", "causal", "llada"])
 def learned(request: pytest.FixtureRequest) -> tuple[nn.Module, DiffusionMarker]:
-    """A model trained on the two texts until it knows them under any mask."""
-    settings = VARIANTS[request.param]
-    model = toy_model(3, initializer_range=0.05).train()
-    manager = ObjectiveManager(
-        {"it": Term(BlockDiffusion())}, monitor=(), views={NOISED_VIEW: noised_view(settings, MASK, 0)}, banned=MASK
-    )
-    batch = pack([[text] for text in TEXTS] * 2, 20)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(120):
-        seen = batch.numbered(4 * step)
-        counts = manager.counts(seen, {"it": 1.0})
-        manager.loss(model, seen, {"it": 1.0}, counts, None, Tally()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval(), marker_of(settings)
+    return diffusion_toys.diffusion_toy(request.param)
 
 
-def test_what_was_learned_by_heart_comes_back(learned: tuple[nn.Module, DiffusionMarker]) -> None:
-    model, marker = learned
-    for text in TEXTS:
-        for known in (1, 2, 4, 7):
-            out = decode_blocks(model, marker, text[:known], len(text) + 5, eos_ids=[EOS])
-            assert out.ids == text[known:]
+def test_what_was_learned_comes_back(learned: tuple[nn.Module, DiffusionMarker]) -> None:
+    """The two sizes of the sub-blocks, prompts of a word up to one that ends with a block."""
+    for known, sub_block in ((3, 8), (7, 16), (12, 8), (16, 16)):
+        out = decode_blocks(*learned, TEXT[:known], 40, DecodingSettings(sub_block=sub_block))
+        pairs = zip(out.ids, (TEXT * 2)[known : known + 40], strict=True)
+        assert sum(ours == right for ours, right in pairs) >= 38
 
 
 def test_at_threshold_1_every_forward_decides_one_token_and_below_it_fewer_forwards_do(
     learned: tuple[nn.Module, DiffusionMarker],
 ) -> None:
-    model, marker = learned
-    text = TEXTS[0]
-    one = decode_blocks(model, marker, text[:4], 12, DecodingSettings(1.0))
-    assert one.ids == text[4:16] and one.forwards == 12
-    many = decode_blocks(model, marker, text[:4], 12, DecodingSettings(0.5))
-    assert many.ids == one.ids and many.forwards <= 6
-    pairs = decode_blocks(model, marker, text[:4], 12, DecodingSettings(tokens_per_forward=2))
-    assert pairs.forwards == 6 and len(pairs.ids) == 12
+    one = decode_blocks(*learned, TEXT[:12], 28, DecodingSettings(1.0))
+    assert one.ids == TEXT[12:40] and one.forwards == 28
+    many = decode_blocks(*learned, TEXT[:12], 28, DecodingSettings(0.9))
+    assert many.ids == one.ids and many.forwards <= 14
+    pairs = decode_blocks(*learned, TEXT[:12], 28, DecodingSettings(tokens_per_forward=2))
+    assert pairs.forwards == 14 and len(pairs.ids) == 28
 
 
 def test_t16_mask_is_never_emitted_however_probable() -> None:
@@ -86,7 +58,7 @@ def test_t16_mask_is_never_emitted_however_probable() -> None:
         head[MASK] = torch.full_like(head[MASK], 5.0)
         embedding: Tensor = model.get_submodule("model.norm").weight  # type: ignore[assignment]
         embedding.abs_()
-    for settings in VARIANTS.values():
+    for settings in SMALL.values():
         out = decode_blocks(model, marker_of(settings), [1, 2, 3], 20, DecodingSettings(0.0))
         assert len(out.ids) == 20 and MASK not in out.ids
 
@@ -110,7 +82,7 @@ def test_without_blocks_the_whole_text_is_one_canvas() -> None:
 def test_wrong_arguments_are_input_errors(arguments: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"prompt": [1], "max_new_tokens": 4, **arguments}
     with pytest.raises(InputError, match=message):
-        decode_blocks(toy_model(1), marker_of(VARIANTS["causal"]), **given)
+        decode_blocks(toy_model(1), marker_of(SMALL["causal"]), **given)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +107,7 @@ def test_t16_a_model_without_a_whole_marker_is_refused(raw: dict[str, Any] | Non
 
 
 def test_the_marker_survives_json() -> None:
-    for settings in (*VARIANTS.values(), Diffusion("llada", block_size=None)):
+    for settings in (*SMALL.values(), Diffusion("llada", block_size=None)):
         marker = marker_of(settings)
         assert DiffusionMarker.of(marker.to_json(), "it") == marker and marker.rule == settings.rule
 
