@@ -103,7 +103,7 @@ def agreement(
     sums = np.zeros(5)
     tokens = 0
     for number, window in enumerate(text.windows, start=1):
-        theirs, ours = _whole(teacher, window), _whole(student, window)
+        theirs, ours = window_logits(teacher, window), window_logits(student, window)
         if theirs.shape != ours.shape:
             raise InputError(
                 f"agreement: the teacher has {theirs.shape[1]} logits per token, the student {ours.shape[1]}; "
@@ -187,8 +187,11 @@ def _scored(logits: LogitsFunction, window: Window) -> Iterator[tuple[Logits, ND
         raise InputError(f"logits: found {at} rows for {len(window.tokens)} tokens")
 
 
-def _whole(logits: LogitsFunction, window: Window) -> Logits:
-    """Return the rows of a window that predict scored tokens, [scored, V]."""
+def window_logits(logits: LogitsFunction, window: Window) -> Logits:
+    """Return the rows of a model that predict a window's scored tokens, float32 [scored, V].
+
+    Raises: InputError when the logits have the wrong shape.
+    """
     # Copies, because a model may reuse the memory of a piece for the next one.
     return np.concatenate([rows.copy() for rows, _ in _scored(logits, window)])
 
