@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.errors import InputError
 from wrinklefree.models.block_states import CachedStates, FullStates
 from wrinklefree.models.forward import soft_capped
-from wrinklefree.models.mask_token import DiffusionMarker
 
 DEFAULT_SUB_BLOCK = 8
 # Chooses the token of one waiting position: (logits float32 [V], tokens known so far in order) -> token.
@@ -173,7 +173,7 @@ class BlockDecoder:
         self._sub = self._size if marker.block_size is None else min(sub_block, self._size)
         stale = self._sub < self._size and marker.rule.noised == "bidirectional"
         self._states = (CachedStates if cached or stale else FullStates)(model, marker)
-        self._banned = _banned(model, marker, eos_ids)
+        self._banned = banned_tokens(model, marker, eos_ids)
         self.ids = list(prompt)
         self.forwards = 0
         self._start = self._prompt // self._size * self._size
@@ -293,7 +293,7 @@ def _limit(
     return min(len(prompt) + max_new_tokens, room)
 
 
-def _banned(model: nn.Module, marker: DiffusionMarker, eos_ids: Sequence[int]) -> list[int]:
+def banned_tokens(model: nn.Module, marker: DiffusionMarker, eos_ids: Sequence[int]) -> list[int]:
     """Return the tokens that are never chosen: MASK, and padding unless it ends texts."""
     config = model.config
     own = getattr(config, "eos_token_id", None)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.data.batch import IGNORE_INDEX
 from wrinklefree.models.block_attention import BlockBatch
 from wrinklefree.models.forward import forward, forward_rows
-from wrinklefree.models.mask_token import DiffusionMarker
 
 
 def decoding_batch(model: nn.Module, ids: Sequence[int], marker: DiffusionMarker, start: int) -> BlockBatch:
