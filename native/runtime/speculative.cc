@@ -12,6 +12,9 @@ Proposal Sampler::propose(const float* logits) {
   Proposal proposal;
   proposal.token = choose(penalize(logits, true), kProposals);
   const double total = sum_of(weights_.data(), weights_.size());
+  const auto kept = weights_.size() - static_cast<size_t>(std::count(weights_.begin(), weights_.end(), 0.0f));
+  proposal.ids.reserve(kept);
+  proposal.probabilities.reserve(kept);
   for (size_t place = 0; place < weights_.size(); ++place) {
     if (weights_[place] == 0) continue;
     proposal.ids.push_back(token_at(place));

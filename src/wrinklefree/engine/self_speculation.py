@@ -49,8 +49,8 @@ def speculation_marker(raw: Mapping[str, Any] | None, place: str) -> DiffusionMa
 class SelfSpeculation:
     """The decoder of one answer.
 
-    Attributes: ``forwards``; ``proposed`` and ``accepted``, by depth: how many drafts with so many MASKs before them
-    were in a verifying pass, and how many of them were accepted.
+    Attributes: ``forwards``; ``proposed_by_depth`` and ``accepted_by_depth``: the first, second, .. drafts of verifying
+    passes, and how many of them were accepted.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class SelfSpeculation:
     ) -> None:
         """``prompt`` int32 [T]; ``sampler``: a native one, of this answer alone; ``limit``: tokens that are wanted."""
         self.forwards = 0
-        self.proposed: list[int] = []
-        self.accepted: list[int] = []
+        self.proposed_by_depth: list[int] = []
+        self.accepted_by_depth: list[int] = []
         self._prompt = prompt
         self._sampler = sampler
         self._mask = mask_token_id
@@ -79,6 +79,16 @@ class SelfSpeculation:
         self._drafts: list[Any] = []
         self._request: Request | None = None
         sampler.accept(prompt)
+
+    @property
+    def proposed(self) -> int:
+        """Drafts in verifying passes so far."""
+        return sum(self.proposed_by_depth)
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that were accepted."""
+        return sum(self.accepted_by_depth)
 
     def request(self) -> Request:
         """Return the prompt as in decoding token by token, then the last token with drafts and MASKs behind it."""
@@ -127,10 +137,9 @@ class SelfSpeculation:
         return Decided(self._last, token, None, logprob, tuple(best))
 
     def _count(self, drafts: int, accepted: int) -> None:
-        new = drafts - len(self.proposed)
-        self.proposed += [0] * new
-        self.accepted += [0] * new
+        for counts in (self.proposed_by_depth, self.accepted_by_depth):
+            counts += [0] * (drafts - len(counts))
         for depth in range(drafts):
-            self.proposed[depth] += 1
-            self.accepted[depth] += depth < accepted
+            self.proposed_by_depth[depth] += 1
+            self.accepted_by_depth[depth] += depth < accepted
         self._window.record(drafts, accepted)
