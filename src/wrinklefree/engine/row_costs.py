@@ -1,0 +1,39 @@
+"""What further rows of a pass cost on this processor and with this model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.engine.windows import AUTOMATIC_WINDOW
+
+ROWS = 2 * AUTOMATIC_WINDOW + 1  # one token, its drafts, and as many MASKs
+_MEASURED = (1, 2, 3, 4, 5, 7, 9, 13, ROWS)
+_SECONDS = 0.2  # to spend, but at least _LEAST rounds
+_LEAST, _MOST = 4, 12
+
+
+def measure_row_costs(model: Any, slot: int) -> NDArray[np.float64]:
+    """Return the time of passes of 1 .. ROWS rows with all logits, divided by that of one row: float64 [ROWS].
+
+    The least of a few rounds over some numbers of rows (what else runs on the machine only adds to it), linear in
+    between, and never falling. ``slot`` of the native ``model`` must be free; its contents are lost.
+    """
+    sizes = [size for size in _MEASURED if size <= model.context]
+    logits = np.empty((ROWS, model.vocab_size), np.float32)
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    while len(rounds) < _LEAST or (len(rounds) < _MOST and time.perf_counter() - began < _SECONDS):
+        rounds.append([_pass_seconds(model, slot, size, logits[:size]) for size in sizes])
+    seconds = np.maximum.accumulate(np.min(rounds, axis=0))
+    return np.asarray(np.interp(np.arange(1, ROWS + 1), sizes, seconds / seconds[0]), np.float64)
+
+
+def _pass_seconds(model: Any, slot: int, rows: int, logits: NDArray[np.float32]) -> float:
+    tokens = np.arange(rows, dtype=np.int32) % model.vocab_size
+    start = time.perf_counter()
+    model.forward_batch([slot], [tokens], [2], logits, starts=[0], alone=[True])
+    return time.perf_counter() - start
