@@ -1,5 +1,5 @@
 """Generation: what a caller of Engine.generate relies on, with a toy model where numbers do not matter and scripted
-tokens (instead of the sampler) where the text must be known.
+tokens (instead of a decoder's) where the text must be known.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from toy_models import add_tokenizer, make_toy, toy_config
 
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.engine import Engine, Generation, SamplingParams, greedy
+from wrinklefree.engine import Engine, SamplingParams, Step, greedy
 from wrinklefree.engine import native as native_module
-from wrinklefree.engine.generation import decode_steps
+from wrinklefree.engine.decoding import Decided
+from wrinklefree.engine.generation import Answer
 from wrinklefree.engine.stream import StopFilter
 from wrinklefree.errors import InputError, MissingDependencyError
 
@@ -39,54 +41,30 @@ def engine(toy: Path) -> Engine:
     return Engine.load(toy, threads=1, context=64)
 
 
-class ScriptedModel:
-    """Stands in for the native model: takes tokens, leaves the logits alone."""
-
-    vocab_size = 256
-    context = 64
-
-    def __init__(self) -> None:
-        self.fed: list[int] = []
-
-    def forward(self, slot: int, tokens: Any, logits: Any) -> None:
-        self.fed += tokens.tolist()
-
-
-class ScriptedSampler:
-    """Stands in for the native sampler: gives the tokens of a list."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = iter(tokens)
-
-    def accept(self, tokens: Any) -> None:
-        pass
-
-    def sample(self, logits: Any, logprobs: int) -> tuple[int, float, list[tuple[int, float]]]:
-        return next(self.tokens), 0.0, []
-
-
-class Pair:
-    def __init__(self, tokens: list[int]) -> None:
-        self.model = ScriptedModel()
-        self.sampler = ScriptedSampler(tokens)
-
-
-def scripted(toy: Path, tokens: list[int], **params: Any) -> Generation:
-    """A finished generation whose sampler gives ``tokens``; 0 is the end token."""
-    tokenizer = Tokenizer.load(toy)
-    pair = Pair(tokens)
+def scripted_steps(toy: Path, tokens: list[int], **params: Any) -> list[Step]:
+    """The steps of an answer that is given ``tokens`` one by one; 0 is the end token."""
     settings_ = SamplingParams(seed=1, **{"max_tokens": len(tokens), **params})
     ends = frozenset(() if settings_.ignore_eos else (0,)) | frozenset(settings_.stop_tokens)
-    steps = decode_steps(pair, 0, np.array([2, 3], np.int32), settings_, ends, tokenizer.decoder())
-    return Generation(2, settings_, steps).run()
+    answer = Answer(2, settings_.max_tokens, settings_, ends, Tokenizer.load(toy).decoder())
+    return [step for i, token in enumerate(tokens) for step in answer.take([Decided(2 + i, token)], i + 1)]
+
+
+@dataclass
+class Finished:
+    tokens: list[int]
+    text: str
+    finish_reason: str | None
+
+
+def scripted(toy: Path, tokens: list[int], **params: Any) -> Finished:
+    steps = scripted_steps(toy, tokens, **params)
+    assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+    text = "".join(step.text for step in steps)
+    return Finished([step.token for step in steps], text, steps[-1].finish_reason)
 
 
 def pieces(toy: Path, tokens: list[int], **params: Any) -> list[str]:
-    tokenizer = Tokenizer.load(toy)
-    pair = Pair(tokens)
-    settings_ = SamplingParams(seed=1, max_tokens=len(tokens), **params)
-    steps = decode_steps(pair, 0, np.array([2], np.int32), settings_, frozenset((0,)), tokenizer.decoder())
-    return [step.text for step in Generation(1, settings_, steps)]
+    return [step.text for step in scripted_steps(toy, tokens, **params)]
 
 
 def test_max_tokens_is_exact(engine: Engine) -> None:

@@ -2,17 +2,25 @@
 
 A decoder is the state of one answer. Its `request` names the tokens whose states it needs next; its `take` receives
 them and says what became certain. It knows nothing of passes, other answers, text, stop strings or limits.
+
+`JointPasses` computes the requests of all its decoders together, so that the weights are read once for all of them. An
+answer does not depend on who else is there: the rows of a pass are independent of each other to the last bit, and
+where a long prompt is cut depends on the prompt alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.rows import Rows, Want
+
+PIECE_TOKENS = 256  # of a prompt, between two chances for Ctrl-C, and for all prompts of a pass
+_WANTS: dict[str, int] = {"none": 0, "last": 1, "all": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +29,10 @@ class Request:
 
     ``tokens`` int32 [T] at the positions from ``start`` on; what the slot held there is replaced. ``want``: the rows to
     give to `Decoder.take`, as indices in rising order or in words. ``block``: 1 for causal attention, B for attention
-    by blocks of B (a query sees its block and all before). ``alone``: attention exactly as if each row were decoded
-    singly. ``truncate``: first forget the slot's tokens from this position on. ``logits``, ``choices``: what `Rows`
-    must hold (without ``choices`` its tokens, probabilities and entropies are not set).
+    by blocks of B (a query sees its block and all before). ``head``: the first so many tokens have ``head_block``
+    instead. ``alone``: attention exactly as if each row were decoded singly. ``truncate``: first forget the slot's
+    tokens from this position on. ``logits``, ``choices``: what `Rows` must hold (without ``choices`` its tokens,
+    probabilities and entropies are not set).
 
     A request longer than a pass (a prompt) is computed in pieces; `Decoder.take` is called after the last.
     """
@@ -36,6 +45,8 @@ class Request:
     truncate: int | None = None
     logits: bool = True
     choices: bool = True
+    head: int = 0
+    head_block: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +87,183 @@ class Decoder(Protocol):
     def waiting(self) -> list[Decided]:
         """Return the present guesses for positions that are still open, by position: for traces, may be empty."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one pass did for one answer: the positions ``first`` to ``last`` were computed, ``decided`` is the result.
+
+    ``seconds``: of the pass, which other answers may have shared.
+    """
+
+    slot: int
+    decided: list[Decided]
+    first: int
+    last: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Job:
+    slot: int
+    decoder: Decoder
+    request: Request | None = None
+    done: int = 0  # tokens of the request that were computed
+    kept: list[Rows] = field(default_factory=list)  # wanted rows of pieces before the last
+
+
+@dataclass(slots=True)
+class _Call:
+    """The arguments of one native pass, an entry for each item."""
+
+    slots: list[int]
+    tokens: list[NDArray[np.int32]]
+    wants: list[int | NDArray[np.int32]]
+    starts: list[int]
+    blocks: list[int]
+    alone: list[bool]
+
+
+class JointPasses:
+    """The decoders of one model, each in a slot of its own; they come and go between passes. For one thread.
+
+    Prompts are computed in pieces of `PIECE_TOKENS`, in the order of arrival and at most about so many tokens a pass,
+    beside the rows of all answers that are under way.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """``model``: the native model."""
+        self._model = model
+        self._jobs: dict[int, _Job] = {}
+        self._grow(1)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._jobs
+
+    def add(self, slot: int, decoder: Decoder) -> None:
+        """Let an answer take part, in an empty slot."""
+        self._jobs[slot] = _Job(slot, decoder)
+
+    def remove(self, slot: int) -> None:
+        """Let it leave."""
+        self._jobs.pop(slot, None)
+
+    def run(self) -> list[Turn]:
+        """Compute one pass; return what it did for the answers whose request is complete.
+
+        Raises: what a decoder raises, which has left then; the others are where they were or behind this pass.
+        """
+        started = time.perf_counter()
+        call = _Call([], [], [], [], [], [])
+        taken: list[tuple[_Job, Request, int, int, int]] = []
+        room, rows, logits, choices = PIECE_TOKENS, 0, False, False
+        for job in self._jobs.values():
+            request = job.request
+            if request is None:
+                request = job.request = self._next_request(job)
+            begin, total = job.done, len(request.tokens)
+            end = total if total <= PIECE_TOKENS else _piece_end(request, begin)
+            if job.decoder.forwards == 0:
+                if end - begin > room and room < PIECE_TOKENS:
+                    continue
+                room -= end - begin
+            count = self._add(call, job.slot, request, begin, end)
+            taken.append((job, request, begin, end, count))
+            if count:
+                rows, logits, choices = rows + count, logits or request.logits, choices or request.choices
+        if rows > len(self._tokens):
+            self._grow(rows)
+        self._model.forward_batch(
+            call.slots, call.tokens, call.wants, self._logits[:rows] if logits else None, call.starts, call.blocks,
+            call.alone, (self._tokens[:rows], self._probability[:rows], self._entropy[:rows]) if choices else None,
+        )  # fmt: skip
+        return self._hand_out(taken, started)
+
+    def _hand_out(self, taken: list[tuple[_Job, Request, int, int, int]], started: float) -> list[Turn]:
+        seconds = time.perf_counter() - started
+        turns: list[Turn] = []
+        row = 0
+        for job, request, begin, end, count in taken:
+            at = slice(row, row + count)
+            row += count
+            job.done = end
+            given = Rows(self._tokens[at], self._probability[at], self._entropy[at],
+                         self._logits[at] if request.logits else None)  # fmt: skip
+            if end < len(request.tokens):
+                if count:
+                    job.kept.append(_joined([given]))
+                continue
+            if job.kept:
+                given = _joined([*job.kept, given])
+            job.request = None
+            try:
+                decided = job.decoder.take(given)
+            except BaseException:
+                self.remove(job.slot)
+                raise
+            turns.append(Turn(job.slot, decided, request.start + begin, request.start + end - 1, seconds))
+        return turns
+
+    def _next_request(self, job: _Job) -> Request:
+        request = job.decoder.request()
+        job.done = 0
+        job.kept.clear()
+        if request.truncate is not None:
+            self._model.truncate(job.slot, request.truncate)
+        return request
+
+    @staticmethod
+    def _add(call: _Call, slot: int, request: Request, begin: int, end: int) -> int:
+        """Add tokens ``begin`` to ``end`` of a request to a call; return the number of wanted rows among them."""
+        split = min(max(request.head, begin), end)
+        rows = 0
+        for first, last, block in ((begin, split, request.head_block), (split, end, request.block)):
+            if first == last:
+                continue
+            want: int | NDArray[np.int32] = 0
+            if isinstance(request.want, tuple):
+                chosen = [index - first for index in request.want if first <= index < last]
+                if chosen:
+                    want, rows = np.array(chosen, np.int32), rows + len(chosen)
+            elif last == len(request.tokens):
+                want = _WANTS[request.want]
+                rows += (0, 1, last - first)[want]
+            call.slots.append(slot)
+            call.tokens.append(request.tokens[first:last])
+            call.wants.append(want)
+            call.starts.append(request.start + first)
+            call.blocks.append(block)
+            call.alone.append(request.alone)
+        return rows
+
+    def _grow(self, rows: int) -> None:
+        self._tokens = np.empty(rows, np.int32)
+        self._probability = np.empty(rows, np.float32)
+        self._entropy = np.empty(rows, np.float32)
+        self._logits = np.empty((rows, self._model.vocab_size), np.float32)
+
+
+def _piece_end(request: Request, begin: int) -> int:
+    """Return where the piece that starts with token ``begin`` of a long request ends: on a border of blocks."""
+    total = len(request.tokens)
+    if total - begin <= PIECE_TOKENS:
+        return total
+    end = begin + PIECE_TOKENS
+    if begin < request.head < end:
+        return request.head
+    block = request.head_block if begin < request.head else request.block
+    if block == 1:
+        return end - (total - end == 1)  # one row alone goes through attention in another way
+    position = request.start + end
+    return max(position // block * block, (request.start + begin) // block * block + block) - request.start
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """Return a copy of the rows of several pieces."""
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Rows(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.probability for part in parts]),
+        np.concatenate([part.entropy for part in parts]),
+        np.concatenate(logits) if logits else None,
+    )

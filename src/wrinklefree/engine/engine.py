@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,13 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT
 from wrinklefree.artifact.tables import TABLE_FORMATS
-from wrinklefree.engine.generation import Generation, Step, decode_steps
+from wrinklefree.engine.decoding_settings import DecodingSettings
+from wrinklefree.engine.generation import Answer, Generation
+from wrinklefree.engine.modes import plan_decoding
 from wrinklefree.engine.native import load_native
 from wrinklefree.engine.row_costs import measure_row_costs
 from wrinklefree.engine.sampling import SamplingParams
+from wrinklefree.engine.together import Observer, Seat, Together
 from wrinklefree.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -26,14 +28,6 @@ if TYPE_CHECKING:
 
 LAYOUTS = {"t2": LAYOUT, "t1.6": DENSE_LAYOUT}
 LOGIT_CHUNK = 64  # tokens whose logits are computed together
-
-
-@dataclass(frozen=True)
-class _NativePair:
-    """The C++ objects of one generation."""
-
-    model: Any
-    sampler: Any
 
 
 class Engine:
@@ -184,42 +178,64 @@ class Engine:
                 yield part
 
     def generate(
-        self, prompt: Sequence[int] | NDArray[np.integer[Any]] | str, params: SamplingParams | None = None
+        self,
+        prompt: Sequence[int] | NDArray[np.integer[Any]] | str,
+        params: SamplingParams | None = None,
+        decoding: DecodingSettings | None = None,
+        observer: Observer | None = None,
     ) -> Generation:
         """Return the steps of an answer to a prompt, as token ids or text (encoded as the tokenizer says).
 
-        Raises: InputError for an empty prompt or one longer than the context; while iterating, InputError when
-        every slot is in use, FormatError when the weights give logits that are no numbers.
+        ``observer`` is called after each pass with what it decided and with the guesses for what is still open.
+
+        Raises: InputError for an empty prompt, one longer than the context, or a mode that the model was not trained
+        for; while iterating, InputError when every slot is in use, FormatError when the weights give logits that are no
+        numbers.
         """
+        return self._join(Together(self), prompt, params, decoding, observer)
+
+    def generate_together(
+        self,
+        prompts: Sequence[Sequence[int] | NDArray[np.integer[Any]] | str],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        decoding: DecodingSettings | Sequence[DecodingSettings] | None = None,
+    ) -> list[Generation]:
+        """Return the answers to several prompts, which advance in joint passes whichever of them is asked for a step.
+
+        Each is the same as alone. ``params`` and ``decoding``: for all, or one for each prompt. Answers beyond the
+        number of slots wait for a free one.
+
+        Raises: InputError as `generate`, and when there are not as many parameters as prompts.
+        """
+        together = Together(self)
+        each_params = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+        each_decoding = list(decoding) if isinstance(decoding, Sequence) else [decoding] * len(prompts)
+        if not len(prompts) == len(each_params) == len(each_decoding):
+            raise InputError(f"generate_together: found {len(prompts)} prompts, {len(each_params)} params and "
+                             f"{len(each_decoding)} decoding; give one for all, or one for each prompt")  # fmt: skip
+        each = zip(prompts, each_params, each_decoding, strict=True)
+        return [self._join(together, prompt, param, setting) for prompt, param, setting in each]
+
+    def _join(
+        self,
+        together: Together,
+        prompt: Sequence[int] | NDArray[np.integer[Any]] | str,
+        params: SamplingParams | None,
+        decoding: DecodingSettings | None,
+        observer: Observer | None = None,
+    ) -> Generation:
         params = (params or SamplingParams()).with_seed()
         ids = self._checked_tokens(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, "prompt")
         if params.stop and not self.has_tokenizer:
             raise InputError("stop: stop strings need a tokenizer, and this model has no tokenizer.json")
-        return Generation(len(ids), params, self._steps(ids, params))
-
-    def _steps(self, ids: NDArray[np.int32], params: SamplingParams) -> Iterator[Step]:
         tokenizer = self.tokenizer if self.has_tokenizer else None
         own = _config_eos(self.config) if tokenizer is None else tokenizer.eos_ids
-        ends = frozenset(() if params.ignore_eos else own)
-        sampler = load_native().Sampler(
-            self.vocab_size,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            seed=params.seed,
-        )
-        decoder = None if tokenizer is None else tokenizer.decoder()
-        with self._slot() as slot:
-            yield from decode_steps(
-                _NativePair(self._model, sampler),
-                slot,
-                ids,
-                params,
-                ends | frozenset(params.stop_tokens),
-                decoder,
-            )
+        ends = frozenset(() if params.ignore_eos else own) | frozenset(params.stop_tokens)
+        plan = plan_decoding(self, ids, params, decoding or DecodingSettings(), ends)
+        texts = None if tokenizer is None else tokenizer.decoder()
+        seat = Seat(plan.decoder, Answer(len(ids), plan.limit, params, ends, texts), observer)
+        together.enter(seat)
+        return Generation(plan.mode, len(ids), params, together, seat)
 
     def prefill_seconds(self, tokens: int) -> float:
         """Return the seconds that a prompt of ``tokens`` tokens takes, the logits of its last included."""

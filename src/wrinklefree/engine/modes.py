@@ -1,0 +1,138 @@
+"""Which decoder answers a request: what was asked for, and what the model was trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
+from wrinklefree.engine.autoregressive import TokenByToken
+from wrinklefree.engine.block_decoding import BlockDecoder, Sampling
+from wrinklefree.engine.decoding import Decoder
+from wrinklefree.engine.decoding_settings import DecodingSettings
+from wrinklefree.engine.native import load_native
+from wrinklefree.engine.sampling import SamplingParams
+from wrinklefree.engine.self_speculation import SelfSpeculation
+from wrinklefree.engine.windows import FixedWindow
+from wrinklefree.errors import InputError
+
+if TYPE_CHECKING:
+    from wrinklefree.engine.engine import Engine
+
+VARIANTS = ("fast_dllm", "llada", "causal")
+DEFAULT_WINDOW = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``mode``: the real one. ``limit``: tokens that may be generated, within max_tokens and the context."""
+
+    mode: str
+    decoder: Decoder
+    limit: int
+
+
+def plan_decoding(
+    engine: Engine, prompt: NDArray[np.int32], params: SamplingParams, settings: DecodingSettings, ends: frozenset[int]
+) -> Plan:
+    """Return the decoder of an answer to ``prompt`` int32 [T].
+
+    Raises: InputError for a mode that the model was not trained for, and for a prompt that leaves no position.
+    """
+    marker = read_marker(engine.config)
+    mode = choose_mode(marker, settings)
+    if marker is not None and mode != "ar" and marker.mask_token_id in prompt:
+        raise InputError(f"prompt: found the MASK token {marker.mask_token_id}, which stands for an open position; "
+                         "remove it")  # fmt: skip
+    sampler = load_native().Sampler(
+        engine.vocab_size,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        seed=params.seed,
+    )
+    if mode == "ar":
+        room = engine.context - len(prompt) + 1  # the last token needs no position of its own
+        return Plan(mode, TokenByToken(prompt, sampler, params.logprobs), min(params.max_tokens, room))
+    assert marker is not None
+    if mode == "speculative":
+        limit = min(params.max_tokens, engine.context - len(prompt) + 1)
+        window = FixedWindow(DEFAULT_WINDOW if settings.window is None else settings.window)
+        speculation = SelfSpeculation(
+            prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs
+        )
+        return Plan(mode, speculation, limit)
+    return _plan_blocks(engine, marker, prompt, params, settings, ends, sampler)
+
+
+def _plan_blocks(
+    engine: Engine,
+    marker: DiffusionMarker,
+    prompt: NDArray[np.int32],
+    params: SamplingParams,
+    settings: DecodingSettings,
+    ends: frozenset[int],
+    sampler: Any,
+) -> Plan:
+    size = marker.block_size
+    assert size is not None
+    if settings.sub_block is not None and settings.sub_block > size:
+        raise InputError(f"sub_block: found {settings.sub_block}, this model's blocks have {size} positions")
+    room = engine.context // size * size - len(prompt)
+    if room < 1:
+        raise InputError(
+            f"prompt: {len(prompt)} tokens fill the {engine.context // size} whole blocks of {size} positions that the "
+            f"context of {engine.context} has; shorten it or load the model with a larger context"
+        )
+    limit = min(params.max_tokens, room)
+    plain = params.temperature == 0 and params.repetition_penalty == 1 and params.logprobs is None
+    choice = None if plain else Sampling(sampler, params.logprobs)
+    return Plan("block", BlockDecoder(marker, prompt, limit, settings, ends, choice), limit)
+
+
+def read_marker(config: Any) -> DiffusionMarker | None:
+    """Return the checked marker of a config.json; None for a model that was not trained for diffusion.
+
+    Raises: InputError for a marker that is damaged.
+    """
+    packing = config.get("wrinklefree")
+    raw = packing.get("dlm") if isinstance(packing, dict) else None
+    if raw is None:
+        return None
+    marker = DiffusionMarker.of(raw, "config.json")
+    if marker.variant not in VARIANTS or marker.block_size == 0:
+        raise InputError(f"config.json: its dlm marker is damaged ({dict(raw)})")
+    return marker
+
+
+def choose_mode(marker: DiffusionMarker | None, settings: DecodingSettings) -> str:
+    """Return ar, block or speculative. Raises: InputError when the model cannot do what was asked for."""
+    mode = settings.mode
+    if mode == "auto":
+        if marker is None or marker.variant == "causal":
+            return "ar"
+        mode = "block"
+    if mode == "ar":
+        return mode
+    if marker is None:
+        raise InputError(f"mode {mode}: this model was not trained for block diffusion (no dlm marker); use mode ar")
+    if mode == "speculative":
+        _check_speculative(marker)
+    elif marker.block_size is None:
+        raise InputError("mode block: this model was trained with documents as one block (block_size null), for which "
+                         "the engine has no cache; train it with a block_size, or use mode ar")  # fmt: skip
+    return mode
+
+
+def _check_speculative(marker: DiffusionMarker) -> None:
+    if marker.variant != "causal" or marker.clean_half != "causal" or not marker.token_shift:
+        shift = "on" if marker.token_shift else "off"
+        raise InputError(
+            "mode speculative: needs variant causal with a causal clean half and token shift; this one is of "
+            f"variant {marker.variant}, clean half {marker.clean_half}, token shift {shift}; use mode block or ar"
+        )

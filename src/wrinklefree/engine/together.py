@@ -1,0 +1,110 @@
+"""Answers that advance together: they come, share passes, and leave."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wrinklefree.engine.decoding import Decided, Decoder, JointPasses, Turn
+from wrinklefree.engine.generation import Answer, Step
+from wrinklefree.errors import InputError
+
+if TYPE_CHECKING:
+    from wrinklefree.engine.engine import Engine
+
+Observer = Callable[[Turn, list[Decided]], None]  # a pass, and the guesses for positions that are still open
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """The place of one answer: what was computed for it and not handed out, ``(step, moment)``; ``left`` at the end."""
+
+    decoder: Decoder
+    answer: Answer
+    observer: Observer | None = None
+    ready: deque[tuple[Step, float]] = field(default_factory=deque)
+    left: bool = False
+    entered: float = 0.0
+    slot: int | None = None
+    held: ExitStack = field(default_factory=ExitStack)
+
+
+class Together:
+    """Answers of one engine in joint passes. For one thread; other threads may use the engine's other slots.
+
+    `Engine.generate` has one for itself; `Engine.generate_together` shares one. Answers wait in the order of arrival
+    where all slots are taken.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Hold no slot yet."""
+        self._engine = engine
+        self._passes = JointPasses(engine._model)
+        self._queue: deque[Seat] = deque()
+        self._seats: dict[int, Seat] = {}
+
+    def enter(self, seat: Seat) -> None:
+        """Let an answer take part from the next pass on."""
+        seat.entered = time.perf_counter()
+        self._queue.append(seat)
+
+    def leave(self, seat: Seat) -> None:
+        """End an answer and free its slot; without effect on one that has left."""
+        if seat.left:
+            return
+        seat.left = True
+        if seat.slot is None:
+            self._queue.remove(seat)
+            return
+        self._passes.remove(seat.slot)
+        del self._seats[seat.slot]
+        seat.held.close()
+
+    def run(self) -> bool:
+        """Compute one pass for all answers; False when there is none left.
+
+        Raises: InputError when no answer has a slot and none is free; what a decoder raises, which has left then.
+        """
+        self._admit()
+        if not self._seats:
+            return False
+        try:
+            turns = self._passes.run()
+        except Exception:
+            self._dismiss()
+            raise
+        now = time.perf_counter()
+        for turn in turns:
+            seat = self._seats[turn.slot]
+            if seat.observer is not None:
+                seat.observer(turn, seat.decoder.waiting())
+            if not turn.decided:
+                continue
+            for step in seat.answer.take(turn.decided, seat.decoder.forwards):
+                seat.ready.append((step, now))
+            if seat.answer.finish_reason is not None:
+                self.leave(seat)
+        return True
+
+    def _admit(self) -> None:
+        while self._queue:
+            seat = self._queue[0]
+            try:
+                seat.slot = seat.held.enter_context(self._engine._slot())
+            except InputError:
+                if self._seats:
+                    return  # the next to leave makes room
+                raise
+            self._queue.popleft()
+            self._seats[seat.slot] = seat
+            self._passes.add(seat.slot, seat.decoder)
+
+    def _dismiss(self) -> None:
+        """Let those leave whose decoder has failed."""
+        for slot, seat in list(self._seats.items()):
+            if slot not in self._passes:
+                self.leave(seat)
