@@ -60,7 +60,8 @@ def test_export_then_inspect_then_generate(
     assert found["bits_per_weight"] == pytest.approx(report["bits_per_weight"])
     answer = _json(capsys, ["generate", str(out), "--prompt", "abc", "--max-tokens", "5", "--seed", "7"])
     assert set(answer) == {
-        "text", "tokens", "prompt_tokens", "completion_tokens", "finish_reason", "mode", "forwards", "tok_s",
+        "text", "tokens", "prompt_tokens", "completion_tokens", "finish_reason", "mode", "forwards",
+        "tokens_per_forward", "tok_s",
         "time_to_first_token_s", "seed",
     }  # fmt: skip
     assert answer["completion_tokens"] == len(answer["tokens"]) <= 5 and answer["seed"] == 7

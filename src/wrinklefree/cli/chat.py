@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wrinklefree.cli.decoding import (
+    EntropyBound,
+    Mode,
+    SubBlock,
+    Threshold,
+    TokensPerForward,
+    Window,
+    check_used,
+    decoding_settings,
+)
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
-    from wrinklefree.engine import Engine, SamplingParams
+    from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 
@@ -23,6 +33,12 @@ def run(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token")] = 0.7,
     top_p: Annotated[float, typer.Option(help="smallest set of tokens with this share of probability")] = 0.9,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
+    mode: Mode = "auto",
+    threshold: Threshold = None,
+    tokens_per_forward: TokensPerForward = None,
+    entropy_bound: EntropyBound = None,
+    sub_block: SubBlock = None,
+    window: Window = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     context: Annotated[
         int | None, typer.Option("--ctx", min=1, help="positions; default: the model's, at most 4096")
@@ -31,10 +47,14 @@ def run(
     """Reads lines, answers each; the oldest turns are forgotten when the context is full."""
     from wrinklefree.engine import Engine, SamplingParams
 
+    decoding = decoding_settings(mode, threshold, tokens_per_forward, entropy_bound, sub_block, window)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = Engine.load(model, threads=threads, context=context)
     opening = [{"role": "system", "content": system}] if system else []
-    engine.tokenizer.apply_chat([*opening, {"role": "user", "content": "Hello"}])  # refuses a model without template
+    hello = engine.tokenizer.encode_chat([*opening, {"role": "user", "content": "Hello"}])  # a model without template
+    block = {"--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound}
+    with engine.generate(hello, params, decoding) as trial:  # or a mode it was not trained for is refused at once
+        check_used(trial, {**block, "--sub-block": sub_block}, {"--window": window})
     print(f"{model}: {engine.kernels_name}, {engine.threads} threads. {HELP}", file=sys.stderr)
     turns: list[dict[str, str]] = []
     while (question := _ask()) is not None:
@@ -44,7 +64,7 @@ def run(
             turns.clear()
         elif question:
             turns.append({"role": "user", "content": question})
-            answer = _answer(engine, opening, turns, params)
+            answer = _answer(engine, opening, turns, params, decoding)
             turns.append({"role": "assistant", "content": answer})
 
 
@@ -58,7 +78,13 @@ def _ask() -> str | None:
         raise InputError(f"standard input is not UTF-8 at byte {error.start}") from error
 
 
-def _answer(engine: Engine, opening: list[dict[str, str]], turns: list[dict[str, str]], params: SamplingParams) -> str:
+def _answer(
+    engine: Engine,
+    opening: list[dict[str, str]],
+    turns: list[dict[str, str]],
+    params: SamplingParams,
+    decoding: DecodingSettings,
+) -> str:
     """Print an answer as it comes and return it; ``turns`` loses its oldest pairs where they do not fit."""
     while True:
         ids = engine.tokenizer.encode_chat([*opening, *turns])
@@ -67,7 +93,7 @@ def _answer(engine: Engine, opening: list[dict[str, str]], turns: list[dict[str,
         if len(turns) < 3:
             raise InputError(f"the message has {len(ids)} tokens, too long for the context of {engine.context}")
         del turns[:2]
-    answer = engine.generate(ids, params)
+    answer = engine.generate(ids, params, decoding)
     try:
         for step in answer:
             print(step.text, end="", flush=True)

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wrinklefree.cli.decoding import (
+    EntropyBound,
+    Mode,
+    SubBlock,
+    Threshold,
+    TokensPerForward,
+    Trace,
+    Window,
+    check_trace,
+    check_used,
+    decoding_settings,
+)
 from wrinklefree.cli.output import STANDARD_OUTPUT, Output
-from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
     from wrinklefree.engine import Generation
-
-MODES = ("auto", "ar", "block")
 
 
 def run(
@@ -30,7 +40,13 @@ def run(
     min_p: Annotated[float, typer.Option(help="least probability, relative to the most probable token's")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; may be given again")] = None,
-    mode: Annotated[str, typer.Option(help="auto, ar (token by token) or block (block diffusion)")] = "auto",
+    mode: Mode = "auto",
+    threshold: Threshold = None,
+    tokens_per_forward: TokensPerForward = None,
+    entropy_bound: EntropyBound = None,
+    sub_block: SubBlock = None,
+    window: Window = None,
+    trace: Trace = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     context: Annotated[
         int | None, typer.Option("--ctx", min=1, help="positions; default: the model's, at most 4096")
@@ -39,7 +55,10 @@ def run(
 ) -> None:
     """The text goes to standard output as it comes; --json adds tokens, speed and forward passes."""
     output = Output(json)
+    check_trace(trace)
+    decoding = decoding_settings(mode, threshold, tokens_per_forward, entropy_bound, sub_block, window)
     from wrinklefree.engine import Engine, SamplingParams
+    from wrinklefree.engine.trace import TraceRecorder
 
     text = read_prompt(prompt)
     params = SamplingParams(
@@ -52,14 +71,20 @@ def run(
         stop=tuple(stop or ()),
     )
     engine = Engine.load(model, threads=threads, context=context)
-    check_mode(mode, engine.config)
     tokenizer = engine.tokenizer
     ids = tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text)
-    answer = engine.generate(ids, params)
-    for step in answer:
-        if json != STANDARD_OUTPUT:
-            sys.stdout.write(step.text)
-            sys.stdout.flush()
+    recorder = None if trace is None else TraceRecorder(engine, ids, sub_block)
+    answer = engine.generate(ids, params, decoding, recorder)
+    block = {"--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound}
+    check_used(answer, {**block, "--sub-block": sub_block}, {"--window": window})
+    try:
+        for step in answer:
+            if json != STANDARD_OUTPUT:
+                sys.stdout.write(step.text)
+                sys.stdout.flush()
+    finally:
+        if trace is not None and recorder is not None and answer.tokens:
+            recorder.write(trace, answer)
     if json != STANDARD_OUTPUT:
         sys.stdout.write("\n")
     output.finish(figures(answer))
@@ -83,27 +108,21 @@ def read_prompt(prompt: str | None) -> str:
     return prompt
 
 
-def check_mode(mode: str, config: Any) -> None:
-    """Raise InputError for an unknown mode, and for block diffusion with a model not trained for it."""
-    if mode not in MODES:
-        raise unknown_name("mode", mode, MODES)
-    if mode == "block" and not (config.get("wrinklefree") or {}).get("dlm"):
-        raise InputError("--mode block: this model was not trained for block diffusion (no dlm marker); use --mode ar")
-    if mode == "block":
-        raise InputError("--mode block: this release decodes token by token only; use --mode ar")
-
-
 def figures(answer: Generation) -> dict[str, Any]:
     """Return the JSON of a finished generation."""
-    return {
+    found = {
         "text": answer.text,
         "tokens": answer.tokens,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": len(answer.tokens),
         "finish_reason": answer.finish_reason,
-        "mode": "ar",
+        "mode": answer.mode,
         "forwards": answer.forwards,
+        "tokens_per_forward": answer.tokens_per_forward,
         "tok_s": answer.tokens_per_second,
         "time_to_first_token_s": answer.first_token_seconds,
         "seed": answer.seed,
     }
+    if answer.proposed is not None and answer.accepted is not None:
+        found |= {"proposed": answer.proposed, "accepted": answer.accepted}
+    return found
