@@ -13,6 +13,7 @@
 
 #include "kernels/cpu_features.h"
 #include "runtime/huge_memory.h"
+#include "runtime/line_vector.h"
 #include "runtime/packed_codes.h"
 
 namespace wf {
@@ -100,9 +101,9 @@ struct Activations {
     }
   }
   int32_t blocks;
-  std::vector<int8_t> q;
-  std::vector<int32_t> block_sums;
-  std::vector<float> scales;
+  LineVector<int8_t> q;
+  LineVector<int32_t> block_sums;
+  LineVector<float> scales;
 };
 
 }  // namespace
@@ -145,8 +146,8 @@ ProductSpeed ternary_speed(const Kernels& kernels, const ProductShape& shape, in
   HugeMemory scale_pages(static_cast<size_t>(group_count * copies * 2));
   auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
   std::fill(group_scales, group_scales + group_count * copies, uint16_t{0x3C00});  // 1.0
-  std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
-  std::vector<float> y(static_cast<size_t>(tokens) * shape.rows);
+  LineVector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 1.0f);
+  LineVector<float> y(static_cast<size_t>(tokens) * shape.rows);
   const auto passes = static_cast<int32_t>((1 << 20) / (code_bytes * copies * tokens) + 1);  // long enough to time
   const double best = best_of(seconds, [&] {
     return run_together(threads, [&](int thread) {
@@ -186,11 +187,11 @@ ProductSpeed head_speed(const Kernels& kernels, TableFormat format, int32_t rows
   fill_random(pages.data(), code_bytes);
   auto* group_scales = reinterpret_cast<uint16_t*>(scale_pages.data());
   std::fill(group_scales, group_scales + group_count, uint16_t{0x3C00});  // 1.0
-  std::vector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 0.01f);
+  LineVector<float> row_scales(static_cast<size_t>(row_blocks) * kRowsPerBlock, 0.01f);
   const size_t width = static_cast<size_t>(column_blocks) * kColumnsPerBlock;
-  std::vector<int8_t> high(width * tokens), low(width * tokens);
-  std::vector<int32_t> half_sums(static_cast<size_t>(column_blocks) * 2 * tokens);
-  std::vector<float> scales(tokens), x(columns), y(static_cast<size_t>(tokens) * rows);
+  LineVector<int8_t> high(width * tokens), low(width * tokens);
+  LineVector<int32_t> half_sums(static_cast<size_t>(column_blocks) * 2 * tokens);
+  LineVector<float> scales(tokens), x(columns), y(static_cast<size_t>(tokens) * rows);
   for (int32_t t = 0; t < tokens; ++t) {
     for (int32_t i = 0; i < columns; ++i) x[i] = std::sin(0.7f * i + t);
     kernels.quantize_wide(x.data(), columns, &high[t * width], &low[t * width],

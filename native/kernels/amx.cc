@@ -6,8 +6,8 @@ namespace wf {
 namespace {
 
 // Measured: where both ways are equally fast.
-constexpr int32_t kFewTokens = 4;
-constexpr int32_t kFewGroupedTokens = 4;
+constexpr int32_t kFewTokens = 3;
+constexpr int32_t kFewGroupedTokens = 3;
 constexpr int32_t kFewDenseTokens = 3;
 constexpr int32_t kFewDenseGroupedTokens = 1;
 
@@ -22,127 +22,48 @@ namespace {
 
 constexpr int32_t kPanelColumnBlocks = 10;  // 10 KiB of unpacked codes a row block
 constexpr int32_t kPanelTokens = 128;
-constexpr int32_t kDots = 2 * kTile * kPanelRows;  // sums of 32 tokens
 
-// What meets two tiles of weights: the activations of up to 32 tokens.
+// The activations of up to 32 tokens.
 struct Operands {
   const int8_t* q;  // of the first token
   int64_t q_stride;
 };
 
 // Adds one step of 64 columns to the sums in the tiles.
-template <bool kValues, bool kTwoSets>
+template <bool kTwoSets>
 WF_ALWAYS_INLINE void multiply(const Operands& o, int32_t c, const uint8_t* first, const uint8_t* second) {
   _tile_loadd(6, first, 64);
   _tile_loadd(7, second, 64);
   _tile_loadd(4, o.q + c * kColumnsPerBlock, o.q_stride);
-  if constexpr (kValues) {
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-  } else {
-    _tile_dpbsud(0, 4, 6);
-    _tile_dpbsud(1, 4, 7);
-  }
+  _tile_dpbsud(0, 4, 6);
+  _tile_dpbsud(1, 4, 7);
   if constexpr (kTwoSets) {
     _tile_loadd(5, o.q + c * kColumnsPerBlock + kTile * o.q_stride, o.q_stride);
-    if constexpr (kValues) {
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
-    } else {
-      _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
-    }
+    _tile_dpbsud(2, 5, 6);
+    _tile_dpbsud(3, 5, 7);
   }
 }
 
-// Two row blocks of a product.
-struct Pair {
-  const TernaryMatrix* w;
-  int32_t blocks[kPanelBlocks];
-};
-
-// The integers of one group on their way to the float32 sums: they are added while the tiles multiply the next one.
-struct Waiting {
-  int32_t group = 0;
-  const int32_t* dots = nullptr;  // [tokens][32]; null: nothing to add
-};
-
-// sums [tokens][32] += integers times the scales of their group.
-inline void add_group(const Pair& pair, const Waiting& waiting, int32_t tokens, float* sums) {
-  if (!waiting.dots) return;
-  const int32_t group_blocks = pair.w->group_blocks;
-  const int64_t groups = (pair.w->column_blocks + group_blocks - 1) / group_blocks;
-  F scale[kPanelBlocks];
-  for (int32_t b = 0; b < kPanelBlocks; ++b)
-    scale[b] = V::from_f16(pair.w->group_scales + (pair.blocks[b] * groups + waiting.group) * kRowsPerBlock);
-  for (int32_t t = 0; t < tokens; ++t)
-    for (int32_t b = 0; b < kPanelBlocks; ++b) {
-      const int32_t place = t * kPanelRows + b * kRowsPerBlock;
-      const F value = _mm512_cvtepi32_ps(_mm512_load_si512(waiting.dots + place));
-      V::store(sums + place, V::fma(value, scale[b], V::load(sums + place)));
-    }
-}
-
-inline bool ends_group(const TernaryMatrix* w, int32_t c) { return (c + 1) % w->group_blocks == 0; }
-
-// The products of up to 32 tokens with a pair of row blocks over the column blocks [first, last), whose tiles
-// tiles_of(c, b) gives: added to the float32 sums with group scales, to the integers without.
-template <bool kGrouped, bool kTwoSets, class TilesOf>
-WF_ALWAYS_INLINE void add_products(const Pair& pair, const Operands& o, int32_t first, int32_t last, int32_t tokens,
-                                   const TilesOf& tiles_of, int32_t* integers, float* sums) {
-  alignas(64) int32_t dots[2][kDots];
-  int32_t turn = 0;
-  Waiting waiting;
-  if constexpr (kGrouped) {
-    clear_sums<kTwoSets>();
-  } else {
-    load_sums<kTwoSets>(integers);
-  }
-  for (int32_t c = first; c < last; ++c) {
-    const uint8_t* const one = tiles_of(c, 0);
-    multiply<kGrouped, kTwoSets>(o, c, one, tiles_of(c, 1));
-    if (!kGrouped || (!ends_group(pair.w, c) && c + 1 < last)) continue;
-    add_group(pair, waiting, tokens, sums);
-    store_sums<kTwoSets>(dots[turn]);
-    clear_sums<kTwoSets>();
-    waiting = {c / pair.w->group_blocks, dots[turn]};
-    turn ^= 1;
-  }
-  if constexpr (kGrouped) {
-    add_group(pair, waiting, tokens, sums);
-  } else {
-    store_sums<kTwoSets>(integers);
-  }
-}
-
-// The sums of a pair of row blocks for many tokens, [tokens][32]: integers with row scales, else float32.
+// The exact integers of a pair of row blocks for many tokens, [tokens][32].
+template <int32_t kMost>
 struct Sums {
-  alignas(64) int32_t integers[kPanelTokens * kPanelRows];
-  alignas(64) float floats[kPanelTokens * kPanelRows];
+  alignas(64) int32_t integers[kMost * kPanelRows];
 
-  template <bool kGrouped>
   void clear(int32_t tokens) {
-    for (int32_t i = 0; i < tokens * kPanelRows; i += kLanes) {
-      if constexpr (kGrouped) {
-        V::store(floats + i, V::zero());
-      } else {
-        _mm512_store_si512(integers + i, _mm512_setzero_si512());
-      }
-    }
+    for (int32_t i = 0; i < tokens * kPanelRows; i += kLanes) _mm512_store_si512(integers + i, _mm512_setzero_si512());
   }
 
-  // Codes are the ternary values plus one, so without groups the sum of each token's activations goes off.
-  template <Output kOutput, bool kGrouped>
-  void write(const Pair& pair, int32_t row_blocks, int32_t tokens, const int32_t* totals, const ProductOutput& out) {
-    for (int32_t b = 0; b < row_blocks; ++b) {
-      const int32_t row = pair.blocks[b] * kRowsPerBlock, rows = min_of(kRowsPerBlock, pair.w->rows - row);
+  // Codes are the ternary values plus one, so the sum of each token's activations goes off.
+  template <Output kOutput>
+  void write(const TernaryMatrix* w, const int32_t* blocks, int32_t tokens, const int32_t* totals,
+             const ProductOutput& out) const {
+    alignas(64) float line[kRowsPerBlock];
+    for (int32_t b = 0; b < kPanelBlocks; ++b) {
+      const int32_t row = blocks[b] * kRowsPerBlock, rows = min_of(kRowsPerBlock, w->rows - row);
       for (int32_t t = 0; t < tokens; ++t) {
-        float* line = floats + t * kPanelRows + b * kRowsPerBlock;
-        if constexpr (!kGrouped) {
-          const __m512i dots = _mm512_load_si512(integers + t * kPanelRows + b * kRowsPerBlock);
-          V::store(line, _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(totals[t]))));
-        }
-        write_rows<kOutput>(pair.w, out, t, row, rows, line);
+        const __m512i dots = _mm512_load_si512(integers + t * kPanelRows + b * kRowsPerBlock);
+        V::store(line, _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(totals[t]))));
+        write_rows<kOutput>(w, out, t, row, rows, line);
       }
     }
   }
@@ -164,79 +85,265 @@ struct Activations {
   }
 };
 
+// The products of up to 32 tokens with the column blocks [first, first + count), added to the integers.
+template <bool kTwoSets>
+inline void add_panel(const Operands& o, int32_t first, int32_t count, const uint8_t* one, const uint8_t* two,
+                      int32_t* integers) {
+  load_sums<kTwoSets>(integers);
+  for (int32_t c = 0; c < count; ++c) multiply<kTwoSets>(o, first + c, one + c * kTileBytes, two + c * kTileBytes);
+  store_sums<kTwoSets>(integers);
+}
+
 // Many tokens: the tiles of a panel are unpacked once and serve 32 tokens after the other.
-template <Output kOutput, bool kGrouped>
+template <Output kOutput>
 inline void panel_product(const TernaryMatrix* w, const Activations& x, int32_t begin, int32_t end,
                           const ProductOutput& out) {
   alignas(64) uint8_t tiles[kPanelBlocks][kPanelColumnBlocks * kTileBytes];
-  Sums sums;
+  Sums<kPanelTokens> sums;
   const int64_t row_bytes = row_block_bytes(w->layout, w->column_blocks);
   for (int32_t block = begin; block < end; block += kPanelBlocks) {
-    const Pair pair{w, {block, min_of(block + 1, end - 1)}};
-    sums.clear<kGrouped>(x.tokens);
+    const int32_t blocks[kPanelBlocks] = {block, min_of(block + 1, end - 1)};
+    sums.clear(x.tokens);
     for (int32_t first = 0; first < w->column_blocks; first += kPanelColumnBlocks) {
       const int32_t count = min_of(kPanelColumnBlocks, w->column_blocks - first);
       for (int32_t b = 0; b < kPanelBlocks; ++b)
-        unpack_panel<kGrouped>(w, w->codes + pair.blocks[b] * row_bytes, first, count, tiles[b]);
-      const auto tiles_of = [&](int32_t c, int32_t b) { return tiles[b] + (c - first) * kTileBytes; };
+        unpack_panel<false>(w, w->codes + blocks[b] * row_bytes, first, count, tiles[b]);
       for (int32_t t = 0; t < x.tokens; t += 2 * kTile) {
         const TokenSets sets(min_of(2 * kTile, x.tokens - t));
         if (sets.second < kTile) configure(TileShapes(sets.first, sets.second));
         const Operands o{x.q + t * x.stride, x.stride};
         int32_t* integers = sums.integers + t * kPanelRows;
-        float* floats = sums.floats + t * kPanelRows;
-        const int32_t tokens = sets.first + sets.second;
         if (sets.second > 0) {
-          add_products<kGrouped, true>(pair, o, first, first + count, tokens, tiles_of, integers, floats);
+          add_panel<true>(o, first, count, tiles[0], tiles[1], integers);
         } else {
-          add_products<kGrouped, false>(pair, o, first, first + count, tokens, tiles_of, integers, floats);
+          add_panel<false>(o, first, count, tiles[0], tiles[1], integers);
         }
         if (sets.second < kTile) configure(TileShapes(kTile, kTile));
       }
     }
-    sums.write<kOutput, kGrouped>(pair, min_of(kPanelBlocks, end - block), x.tokens, x.totals, out);
+    sums.template write<kOutput>(w, blocks, x.tokens, x.totals, out);
   }
 }
 
-// Up to 32 tokens: each pair of tiles is used soon after it is unpacked, while the next codes are on their way.
-template <Output kOutput, bool kGrouped>
+// Up to 32 tokens, one scale a row: each pair of tiles is used soon after it is unpacked, while the next codes are on
+// their way. The sums stay in the tile registers to the end of the row.
+template <Output kOutput, bool kTwoSets>
 inline void stream_product(const TernaryMatrix* w, const Activations& x, int32_t begin, int32_t end,
                            const ProductOutput& out) {
-  Sums sums;
   const TokenSets sets(x.tokens);
   configure(TileShapes(sets.first, sets.second));
   const Operands o{x.q, x.stride};
-  const int32_t apart = (end - begin + 1) / 2;  // two streams of codes; with an odd number the last meets itself
-  for (int32_t block = begin; block < begin + apart; ++block) {
-    const bool both = block + apart < end;
-    const Pair pair{w, {block, both ? block + apart : block}};
-    sums.clear<kGrouped>(x.tokens);
-    Ring ring(w, pair.blocks);
-    const auto tiles_of = [&](int32_t c, int32_t b) {
-      if (b == 0) ring.unpack_to<kGrouped>(c);
-      return ring.tile(b, c);
-    };
-    if (sets.second > 0) {
-      add_products<kGrouped, true>(pair, o, 0, w->column_blocks, x.tokens, tiles_of, sums.integers, sums.floats);
-    } else {
-      add_products<kGrouped, false>(pair, o, 0, w->column_blocks, x.tokens, tiles_of, sums.integers, sums.floats);
+  Streams streams(begin, end);
+  for (const int32_t block : streams.blocks) start_stream(w, block);
+  alignas(64) RingTiles tiles;
+  Ring ring(tiles, w, streams.blocks, streams.count);
+  Sums<(kTwoSets ? 2 : 1) * kTile> sums[2];
+  int32_t turn = 0;
+  for (int32_t step = 0; step < ring.steps; turn ^= 1) {
+    clear_sums<kTwoSets>();
+    for (int32_t c = 0; c < w->column_blocks; ++c, ++step) {
+      ring.unpack_to<false>(step);
+      multiply<kTwoSets>(o, c, ring.tile(0, step), ring.tile(1, step));
     }
-    sums.write<kOutput, kGrouped>(pair, both ? 2 : 1, x.tokens, x.totals, out);
+    if (step > w->column_blocks) {  // what a tile has stored can be loaded only after a while
+      sums[turn ^ 1].template write<kOutput>(w, streams.blocks, x.tokens, x.totals, out);
+      streams.next();
+    }
+    store_sums<kTwoSets>(sums[turn].integers);
   }
+  sums[turn ^ 1].template write<kOutput>(w, streams.blocks, x.tokens, x.totals, out);
 }
 
-template <Output kOutput, bool kGrouped>
-inline void tile_product(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, int32_t tokens,
-                         int32_t begin, int32_t end, const ProductOutput& out) {
-  const Tiles tiles;
+// Group scales, up to kMost of 16 tokens: a group's integers leave the tiles while these multiply the next group, and
+// are converted, scaled and added one group later still, since what a tile has stored can be loaded only after a
+// while; so too from the last group of a row block to the first of the next. Two sets of tiles and of buffers take
+// turns; the float32 sums stay in vector registers (up to 12 tokens).
+using GroupDots = int32_t[2][kPanelBlocks][kTile * kRowsPerBlock];
+
+template <int32_t kMost>
+struct GroupStream {
+  const TernaryMatrix* w;
+  const ProductOutput& out;
+  Operands o;
+  int32_t tokens;
+  GroupDots& dots;
+  Ring ring;
+  int32_t columns, each, groups, ask;  // column blocks of a row and of a group, groups of a row; bytes to ask for ahead
+  int32_t step = 0, column = 0;        // next to multiply
+  int32_t added = 0;                   // groups of the row block at hand
+  int32_t block, other;                // the row blocks at hand
+  const uint16_t *one, *two;           // their next scales
+  F sums[kPanelBlocks][kMost];
+
+  WF_ALWAYS_INLINE GroupStream(RingTiles& tiles, GroupDots& buffers, const TernaryMatrix* matrix,
+                               const Operands& operands, int32_t count, const Streams& streams,
+                               const ProductOutput& output)
+      : w(matrix),
+        out(output),
+        o(operands),
+        tokens(count),
+        dots(buffers),
+        ring(tiles, w, streams.blocks, streams.count),
+        columns(w->column_blocks),
+        each(w->group_blocks),
+        groups((columns + each - 1) / each),
+        ask(w->prefetch / 4),
+        block(streams.blocks[0]),
+        other(streams.blocks[1]),
+        one(w->group_scales + int64_t{block} * groups * kRowsPerBlock),
+        two(w->group_scales + int64_t{other} * groups * kRowsPerBlock) {
+    clear();
+  }
+
+  WF_ALWAYS_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int32_t t = 0; t < kMost; ++t) sums[0][t] = sums[1][t] = V::zero();
+  }
+
+  // The next group, in the sums of set kSet.
+  template <int32_t kSet>
+  WF_ALWAYS_INLINE void multiply_group() {
+    clear_set<kSet>();
+    const int32_t last = min_of(column + each, columns);
+    for (; column < last; ++column, ++step) {
+      ring.template unpack_to<true>(step);
+      const int8_t* q = o.q + column * kColumnsPerBlock;
+      _tile_loadd(6, ring.tile(0, step), 64);
+      _tile_loadd(7, ring.tile(1, step), 64);
+      if constexpr (kSet == 0) {
+        _tile_loadd(4, q, o.q_stride);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+      } else {
+        _tile_loadd(5, q, o.q_stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+    if (column == columns) column = 0;
+  }
+
+  template <int32_t kSet>
+  WF_ALWAYS_INLINE void store_dots() const {
+    settle_memory();
+    if constexpr (kSet == 0) {
+      _tile_stored(0, dots[0][0], 64);
+      _tile_stored(1, dots[0][1], 64);
+    } else {
+      _tile_stored(2, dots[1][0], 64);
+      _tile_stored(3, dots[1][1], 64);
+    }
+    settle_memory();
+  }
+
+  // to += a group's integers times its scales, which are the next of their stream.
+  WF_ALWAYS_INLINE void add_block(const int32_t* integers, const uint16_t*& scales, F* to) const {
+    _mm_prefetch(reinterpret_cast<const char*>(scales) + ask, _MM_HINT_T0);
+    const F scale = V::from_f16(scales);
+    scales += kRowsPerBlock;
+#pragma GCC unroll 16
+    for (int32_t t = 0; t < kMost; ++t)
+      to[t] = V::fma(_mm512_cvtepi32_ps(_mm512_load_si512(integers + t * kRowsPerBlock)), scale, to[t]);
+  }
+
+  WF_ALWAYS_INLINE void write(int32_t row_block, const F* from) const {
+    const int32_t row = row_block * kRowsPerBlock;
+    float* y = static_cast<float*>(out.y) + row;
+#pragma GCC unroll 16
+    for (int32_t t = 0; t < kMost; ++t)
+      if (t < tokens) store_some(y + t * out.stride, V::mul(from[t], V::set1(out.token_scales[t])), w->rows - row);
+  }
+
+  template <int32_t kSet>
+  WF_ALWAYS_INLINE void add_dots() {
+    add_block(dots[kSet][0], one, sums[0]);
+    add_block(dots[kSet][1], two, sums[1]);
+    if (++added < groups) return;
+    write(block++, sums[0]);
+    write(other++, sums[1]);
+    clear();
+    added = 0;
+  }
+
+  template <int32_t kSet>
+  WF_ALWAYS_INLINE void turn(int32_t turns) {
+    multiply_group<kSet>();
+    if (turns > 1) add_dots<kSet>();  // of the group before the last
+    if (turns > 0) store_dots<1 - kSet>();
+  }
+
+  WF_ALWAYS_INLINE void run(int32_t count) {
+    const int32_t turns = count * groups;
+    int32_t done = 0;
+    for (; done + 2 <= turns; done += 2) {
+      turn<0>(done);
+      turn<1>(done + 1);
+    }
+    if (done < turns) {
+      turn<0>(done);
+      if (turns > 1) add_dots<1>();
+      store_dots<0>();
+      add_dots<0>();
+    } else {
+      add_dots<0>();
+      store_dots<1>();
+      add_dots<1>();
+    }
+  }
+};
+
+template <int32_t kMost>
+inline void group_rows(const TernaryMatrix* w, const Operands& o, int32_t tokens, int32_t begin, int32_t end,
+                       const ProductOutput& out) {
+  configure(TileShapes(tokens, tokens));
+  const Streams streams(begin, end);
+  for (const int32_t block : streams.blocks) start_stream(w, block);
+  alignas(64) RingTiles tiles;
+  alignas(64) GroupDots dots;
+  __builtin_memset(dots, 0, sizeof(dots));  // tokens that are not there
+  GroupStream<kMost> stream(tiles, dots, w, o, tokens, streams, out);
+  stream.run(streams.count);
+}
+
+// Any number of tokens in sets of up to 16, for so many rows at once that the second set finds their codes in the
+// cache.
+inline void group_product(const TernaryMatrix* w, const int8_t* q, int32_t tokens, int32_t begin, int32_t end,
+                          const ProductOutput& out) {
+  constexpr int64_t kCachedBytes = 512 << 10;
+  const int64_t stride = int64_t{w->column_blocks} * kColumnsPerBlock;
+  const int32_t sets = (tokens + kTile - 1) / kTile, each = (tokens + sets - 1) / sets;
+  const int64_t fitting = kCachedBytes / row_block_bytes(w->layout, w->column_blocks) / kPanelBlocks * kPanelBlocks;
+  const int32_t rows = sets == 1 ? end - begin : fitting > 2 ? static_cast<int32_t>(fitting) : 2;
+  for (int32_t first = begin; first < end; first += rows)
+    for (int32_t t = 0; t < tokens; t += each) {
+      const int32_t last = min_of(first + rows, end), count = min_of(each, tokens - t);
+      const Operands o{q + t * stride, stride};
+      const ProductOutput part = out.from_token<Output::kScaled>(t);
+      if (count <= 4) {
+        group_rows<4>(w, o, count, first, last, part);
+      } else if (count <= 8) {
+        group_rows<8>(w, o, count, first, last, part);
+      } else if (count <= 12) {
+        group_rows<12>(w, o, count, first, last, part);
+      } else {
+        group_rows<16>(w, o, count, first, last, part);
+      }
+    }
+}
+
+template <Output kOutput>
+inline void whole_product(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, int32_t tokens,
+                          int32_t begin, int32_t end, const ProductOutput& out) {
   for (int32_t t = 0; t < tokens; t += kPanelTokens) {
     const int64_t blocks = int64_t{t} * w->column_blocks;
     const Activations x(w, q + blocks * kColumnsPerBlock, block_sums + blocks, min_of(kPanelTokens, tokens - t));
     const ProductOutput part = out.from_token<kOutput>(t);
-    if (x.tokens <= 2 * kTile) {
-      stream_product<kOutput, kGrouped>(w, x, begin, end, part);
+    if (x.tokens <= kTile) {
+      stream_product<kOutput, false>(w, x, begin, end, part);
+    } else if (x.tokens <= 2 * kTile) {
+      stream_product<kOutput, true>(w, x, begin, end, part);
     } else {
-      panel_product<kOutput, kGrouped>(w, x, begin, end, part);
+      panel_product<kOutput>(w, x, begin, end, part);
     }
   }
 }
@@ -245,12 +352,13 @@ template <Output kOutput, class Y>
 inline void ternary_product(const TernaryMatrix* w, const int8_t* q, const int32_t* block_sums, const float* scales,
                             int32_t tokens, int32_t begin, int32_t end, Y* y, int64_t y_stride) {
   const ProductOutput out{y, y_stride, scales};
-  if (tokens <= 0) return;
+  if (tokens <= 0 || begin >= end) return;
   if (tokens <= most_few_tokens(w)) return few_product<kOutput>(w, q, block_sums, tokens, begin, end, out);
+  const Tiles tiles;
   if (kOutput == Output::kScaled && w->group_blocks) {
-    tile_product<kOutput, true>(w, q, block_sums, tokens, begin, end, out);
+    group_product(w, q, tokens, begin, end, out);
   } else {
-    tile_product<kOutput, false>(w, q, block_sums, tokens, begin, end, out);
+    whole_product<kOutput>(w, q, block_sums, tokens, begin, end, out);
   }
 }
 

@@ -17,6 +17,15 @@ constexpr int32_t kPanelRows = kPanelBlocks * kRowsPerBlock;
 // loads after one is stored, must not pass this.
 WF_ALWAYS_INLINE void settle_memory() { __asm__ volatile("" : : : "memory"); }
 
+// Two ranges of row blocks, walked side by side; with an odd number they share the one in the middle.
+struct Streams {
+  int32_t count, blocks[kPanelBlocks];
+  Streams(int32_t begin, int32_t end) : count((end - begin + 1) / 2), blocks{begin, end - count} {}
+  void next() {
+    for (int32_t& block : blocks) ++block;
+  }
+};
+
 // The shapes of the eight tile registers, as ldtilecfg reads them: sums 0 to 3, activations 4 and 5, weights 6 and 7.
 // The registers 0, 1 and 4 hold `first` tokens, 2, 3 and 5 `second`; a step is `columns` columns.
 struct alignas(64) TileShapes {
@@ -51,14 +60,22 @@ struct TokenSets {
   explicit TokenSets(int32_t tokens) : first(min_of(tokens, kTile)), second(tokens - first) {}
 };
 
-template <bool kTwoSets>
-WF_ALWAYS_INLINE void clear_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTwoSets) {
+// The registers of an intrinsic are text to GCC, so sets have to be spelt out.
+template <int32_t kSet>
+WF_ALWAYS_INLINE void clear_set() {
+  if constexpr (kSet == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
+  } else {
     _tile_zero(2);
     _tile_zero(3);
   }
+}
+
+template <bool kTwoSets>
+WF_ALWAYS_INLINE void clear_sums() {
+  clear_set<0>();
+  if constexpr (kTwoSets) clear_set<1>();
 }
 
 // sums [tokens][32]
@@ -95,8 +112,11 @@ WF_ALWAYS_INLINE void store_weights(uint8_t* tile, __m512i codes) {
 template <bool kValues>
 WF_ALWAYS_INLINE void unpack_two_bits(const uint8_t* codes, uint8_t* tile) {
   for (int32_t d = 0; d < 4; ++d) {
-    const Planes rows = planes_of(load_codes(codes + 64 * d));
-    for (int32_t p = 0; p < 4; ++p) store_weights<kValues>(tile + (4 * p + d) * 64, rows.plane[p]);
+    const __m512i bytes = load_codes(codes + 64 * d);
+    _mm512_store_si512(tile + d * 64, bit_field<0, kValues>(bytes));
+    _mm512_store_si512(tile + (4 + d) * 64, bit_field<1, kValues>(bytes));
+    _mm512_store_si512(tile + (8 + d) * 64, bit_field<2, kValues>(bytes));
+    _mm512_store_si512(tile + (12 + d) * 64, bit_field<3, kValues>(bytes));
   }
 }
 
@@ -109,50 +129,66 @@ WF_ALWAYS_INLINE void unpack_five_trits(const uint8_t* codes, const TileOf& tile
   }
 }
 
-// Two row blocks of codes, unpacked to a ring of tiles one step after the other, each an ascending stream.
-constexpr int32_t kRingTiles = 16;
+// Two ranges of row blocks, each one ascending stream of codes, unpacked to a ring of tiles some steps ahead of their
+// use, from one row block on to the next. A step is one column block of both.
+constexpr int32_t kRingSteps = 8;    // a superblock of five and kUnpackAhead: what is unpacked and not yet used
 constexpr int32_t kUnpackAhead = 3;  // steps: the stores of a tile have reached the cache when it is loaded
 
+using RingTiles = uint8_t[kRingSteps][kPanelBlocks][kTileBytes];
+
+// Its numbers stay in registers: the tiles, whose address the tile instructions take, are the caller's.
 struct Ring {
-  alignas(64) uint8_t tiles[kPanelBlocks][kRingTiles * kTileBytes];
-  const uint8_t* codes[kPanelBlocks];
-  int32_t unpacked;  // column blocks so far
+  RingTiles& tiles;
+  const uint8_t *one, *two;     // codes to unpack next
+  int32_t unpacked = 0, steps;  // so far, in all
+  int32_t column = 0;           // of its row block, the next to unpack
   int32_t in_fives, columns, prefetch;
 
-  Ring(const TernaryMatrix* w, const int32_t* blocks)
-      : unpacked(0),
+  // `count` row blocks from each of `blocks` on.
+  Ring(RingTiles& memory, const TernaryMatrix* w, const int32_t* blocks, int32_t count)
+      : tiles(memory),
+        one(w->codes + blocks[0] * row_block_bytes(w->layout, w->column_blocks)),
+        two(w->codes + blocks[1] * row_block_bytes(w->layout, w->column_blocks)),
+        steps(count * w->column_blocks),
         in_fives(w->layout == TernaryLayout::kFiveTrits ? w->column_blocks / kBlocksPerFive * kBlocksPerFive : 0),
         columns(w->column_blocks),
-        prefetch(w->prefetch) {
-    for (int32_t b = 0; b < kPanelBlocks; ++b)
-      codes[b] = w->codes + blocks[b] * row_block_bytes(w->layout, w->column_blocks);
-  }
+        prefetch(w->prefetch) {}
 
-  uint8_t* tile(int32_t b, int32_t c) { return tiles[b] + c % kRingTiles * kTileBytes; }
+  WF_ALWAYS_INLINE const uint8_t* tile(int32_t b, int32_t step) const { return tiles[step % kRingSteps][b]; }
 
-  WF_ALWAYS_INLINE void ask_for(int32_t b, int32_t bytes) const {
+  WF_ALWAYS_INLINE void ask_for(const uint8_t* codes, int32_t bytes) const {
     for (int32_t i = 0; i < bytes; i += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(codes[b] + i + prefetch), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i + prefetch), _MM_HINT_T0);
   }
 
-  // Until column block c, and kUnpackAhead behind it, are there.
+  // Until this step, and kUnpackAhead behind it, are there.
   template <bool kValues>
-  WF_ALWAYS_INLINE void unpack_to(int32_t c) {
-    const int32_t wanted = min_of(c + 1 + kUnpackAhead, columns);
+  WF_ALWAYS_INLINE void unpack_to(int32_t step) {
+    const int32_t wanted = min_of(step + 1 + kUnpackAhead, steps);
     while (unpacked < wanted) {
-      const bool fives = unpacked < in_fives;
-      for (int32_t b = 0; b < kPanelBlocks; ++b) {
-        ask_for(b, fives ? kBytesPerFive : kBytesPerBlock);
-        if (fives) {
-          unpack_five_trits<kValues>(codes[b], [&](int32_t p) { return tile(b, unpacked + p); });
-        } else {
-          unpack_two_bits<kValues>(codes[b], tile(b, unpacked));
-        }
-        codes[b] += fives ? kBytesPerFive : kBytesPerBlock;
+      if (column < in_fives) {
+        ask_for(one, kBytesPerFive);
+        ask_for(two, kBytesPerFive);
+        unpack_five_trits<kValues>(one, [&](int32_t p) { return tiles[(unpacked + p) % kRingSteps][0]; });
+        unpack_five_trits<kValues>(two, [&](int32_t p) { return tiles[(unpacked + p) % kRingSteps][1]; });
+        advance(kBlocksPerFive, kBytesPerFive);
+      } else {
+        ask_for(one, kBytesPerBlock);
+        ask_for(two, kBytesPerBlock);
+        unpack_two_bits<kValues>(one, tiles[unpacked % kRingSteps][0]);
+        unpack_two_bits<kValues>(two, tiles[unpacked % kRingSteps][1]);
+        advance(1, kBytesPerBlock);
       }
-      unpacked += fives ? kBlocksPerFive : 1;
     }
     settle_memory();
+  }
+
+  WF_ALWAYS_INLINE void advance(int32_t blocks, int32_t bytes) {
+    one += bytes;
+    two += bytes;
+    unpacked += blocks;
+    column += blocks;
+    if (column == columns) column = 0;
   }
 };
 

@@ -95,16 +95,34 @@ WF_ALWAYS_INLINE __m512i four_columns(const int8_t* q) {
   return _mm512_set1_epi32(bytes);
 }
 
+#if defined(__GFNI__)
+// The bits 2 p and 2 p + 1 of each byte as a byte: a code, or with kValues a code less one. Both are affine over GF(2),
+// and one instruction multiplies every byte by a matrix of 8 x 8 bits: bit i of the result is the parity of row i and
+// the byte, negated with kValues. Row i is the byte 7 - i.
+template <int kPlace, bool kValues>
+WF_ALWAYS_INLINE __m512i bit_field(__m512i bytes) {
+  constexpr uint64_t kLow = uint64_t{1} << (2 * kPlace), kHigh = kLow << 1;
+  // -1, 0, 1 for the codes 0, 1, 2: bit 0 is clear for 1 alone, the bits above are set for 0 alone (there is no 3)
+  constexpr uint64_t kRows = kValues ? kLow << 56 | (kLow | kHigh) * 0x01010101010101 : kLow << 56 | kHigh << 48;
+  return _mm512_gf2p8affine_epi64_epi8(bytes, _mm512_set1_epi64(static_cast<int64_t>(kRows)), kValues ? 0xFF : 0);
+}
+#endif
+
 // The codes of 4 columns of 16 rows in each register: bits 2p and 2p + 1 of 64 bytes.
 struct Planes {
   __m512i plane[4];
 };
 
 WF_ALWAYS_INLINE Planes planes_of(__m512i codes) {
+#if defined(__GFNI__)
+  return {
+      {bit_field<0, false>(codes), bit_field<1, false>(codes), bit_field<2, false>(codes), bit_field<3, false>(codes)}};
+#else
   const __m512i two_bits = _mm512_set1_epi8(3);
   return {{_mm512_and_si512(codes, two_bits), _mm512_and_si512(_mm512_srli_epi16(codes, 2), two_bits),
            _mm512_and_si512(_mm512_srli_epi16(codes, 4), two_bits),
            _mm512_and_si512(_mm512_srli_epi16(codes, 6), two_bits)}};
+#endif
 }
 
 WF_ALWAYS_INLINE __m512i times_three(__m512i fractions) {

@@ -26,10 +26,10 @@ WF_ALWAYS_INLINE void clear(__m512i (*sums)[2]) {
   for (int32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
 }
 
-// One scale a row: 128 * high + low - 128 * total may exceed 32 bits. As float64 it is exact (below 2^53) and rounded
-// once to float32, like the reference's 64-bit integer.
-WF_ALWAYS_INLINE F whole_of(__m512i high, __m512i low, int64_t total) {
-  const __m512d offset = _mm512_set1_pd(-128.0 * static_cast<double>(total)), factor = _mm512_set1_pd(128.0);
+// One scale a row: 128 * high + low + less (-128 * the sum of the activations) may exceed 32 bits. As float64 it is
+// exact (below 2^53) and rounded once to float32, like the reference's 64-bit integer.
+WF_ALWAYS_INLINE F whole_of(__m512i high, __m512i low, double less) {
+  const __m512d offset = _mm512_set1_pd(less), factor = _mm512_set1_pd(128.0);
   const auto half = [&](__m256i h, __m256i l) {
     return _mm512_cvtpd_ps(
         _mm512_add_pd(_mm512_fmadd_pd(_mm512_cvtepi32_pd(h), factor, _mm512_cvtepi32_pd(l)), offset));
@@ -47,9 +47,11 @@ WF_ALWAYS_INLINE F group_of(__m512i high, __m512i low, int32_t offset, F scale, 
 
 WF_ALWAYS_INLINE __m512i both(const __m512i* sums) { return _mm512_add_epi32(sums[0], sums[1]); }
 
+// Asks for the block kAhead times as far ahead as the matrix says.
+template <int32_t kAhead>
 WF_ALWAYS_INLINE void ask_for(const TableMatrix* w, const uint8_t* block) {
   for (int64_t i = 0; i < table_block_bytes(w->format); i += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(block + i + w->prefetch), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(block + i + kAhead * w->prefetch), _MM_HINT_T0);
 }
 
 // Step k of 4 columns of a block of 4-bit entries.
@@ -96,7 +98,7 @@ struct TableFew {
     for (int32_t c = 0; c < w->column_blocks; ++c)
       for (int32_t b = 0; b < kBlocks; ++b) {
         const uint8_t* block = codes(b, c);
-        ask_for(w, block);
+        ask_for<1>(w, block);
         add_entries<T, 16>(
             x, c * kColumnsPerBlock, stride(), [&](int32_t k) { return load_codes(block + 64 * k); }, high[b], low[b]);
       }
@@ -104,7 +106,7 @@ struct TableFew {
       int64_t total = 0;
       for (int32_t i = 0; i < 2 * w->column_blocks; ++i) total += x->half_sums[int64_t{t} * 2 * w->column_blocks + i];
       for (int32_t b = 0; b < kBlocks; ++b)
-        out[b][t] = V::mul(whole_of(both(high[b][t]), both(low[b][t]), total),
+        out[b][t] = V::mul(whole_of(both(high[b][t]), both(low[b][t]), -128.0 * static_cast<double>(total)),
                            V::load(w->row_scales + blocks[b] * kRowsPerBlock));
     }
   }
@@ -113,7 +115,7 @@ struct TableFew {
     for (int32_t c = 0; c < w->column_blocks; ++c)
       for (int32_t b = 0; b < kBlocks; ++b) {
         const uint8_t* block = codes(b, c);
-        ask_for(w, block);
+        ask_for<1>(w, block);
 #pragma GCC unroll 2
         for (int32_t half = 0; half < 2; ++half) {
           __m512i high[T][2], low[T][2];
@@ -134,7 +136,7 @@ struct TableFew {
     for (int32_t c = 0; c < w->column_blocks; ++c)
       for (int32_t b = 0; b < kBlocks; ++b) {
         const uint8_t* block = codes(b, c);
-        ask_for(w, block);
+        ask_for<1>(w, block);
         __m512i high[T][2], low[T][2];
         clear<T>(high);
         clear<T>(low);

@@ -60,9 +60,9 @@ CpuFeatures detect() {
   found.avx2_fma_f16c = avx2 && fma && f16c && ymm_saved;
   found.avx_vnni = found.avx2_fma_f16c && has_avx_vnni();
   found.avx512_vnni = found.avx2_fma_f16c && f && dq && bw && vl && vnni && zmm_saved;
-  const bool amx_tile = d & (1u << 24), amx_int8 = d & (1u << 25);
+  const bool amx_tile = d & (1u << 24), amx_int8 = d & (1u << 25), gfni = c & (1u << 8);
   const bool tiles_saved = (saved & 0x60000) == 0x60000;  // bits 17 (shapes) and 18 (data)
-  found.amx_int8 = found.avx512_vnni && amx_tile && amx_int8 && tiles_saved && tiles_allowed();
+  found.amx_int8 = found.avx512_vnni && amx_tile && amx_int8 && gfni && tiles_saved && tiles_allowed();
   return found;
 }
 

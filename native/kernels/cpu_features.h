@@ -7,7 +7,7 @@ struct CpuFeatures {
   bool avx2_fma_f16c;  // AVX2, FMA and F16C, and the system saves the 256-bit registers
   bool avx_vnni;       // the above and AVX-VNNI: vpdpbusd on 256-bit registers without AVX-512
   bool avx512_vnni;    // AVX-512 F, BW, DQ, VL and VNNI, and the system saves the 512-bit and mask registers
-  bool amx_int8;       // the above and AMX-TILE, AMX-INT8, whose registers the system lets this process use
+  bool amx_int8;       // the above, GFNI, and AMX-TILE, AMX-INT8, whose registers the system lets this process use
   bool neon_dotprod;   // aarch64: SDOT and half-precision arithmetic
   bool neon_i8mm;      // the above and SMMLA
 };

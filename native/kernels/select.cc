@@ -17,7 +17,7 @@ struct Table {
 const Table kTables[] = {
 #if defined(__x86_64__)
     {&kAmxKernels, [](const CpuFeatures& cpu) { return cpu.amx_int8; },
-     "the processor has AMX-INT8 and AVX-512 VNNI and the system lets this process use the tile registers"},
+     "the processor has AMX-INT8, AVX-512 VNNI and GFNI and the system lets this process use the tile registers"},
     {&kAvx512VnniKernels, [](const CpuFeatures& cpu) { return cpu.avx512_vnni; },
      "the processor has AVX-512 F, BW, DQ, VL and VNNI and the system saves the 512-bit registers"},
     {&kAvxVnniKernels, [](const CpuFeatures& cpu) { return cpu.avx_vnni; },

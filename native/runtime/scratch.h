@@ -8,6 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "kv_cache.h"
+#include "line_vector.h"
 #include "model_config.h"
 
 namespace wf {
@@ -22,6 +23,13 @@ constexpr int32_t kMostSplits = 16;
 constexpr int32_t kSplitRows = 8;
 
 inline int32_t padded_rows(int32_t rows) { return (rows + kRowsPerBlock - 1) / kRowsPerBlock * kRowsPerBlock; }
+// Floats from one row of a buffer to the next: whole row blocks, but no whole pages, since rows that many bytes apart
+// fall into the same few places of a cache.
+inline int32_t row_stride(int32_t rows) {
+  constexpr int32_t kPageFloats = 1024;
+  const int32_t padded = padded_rows(rows);
+  return padded % kPageFloats == 0 ? padded + kRowsPerBlock : padded;
+}
 inline int32_t column_blocks(int32_t columns) { return (columns + kColumnsPerBlock - 1) / kColumnsPerBlock; }
 inline int32_t widest(const ModelConfig& config) {
   return std::max({config.hidden_size, config.intermediate_size, config.q_width()});
@@ -53,16 +61,16 @@ struct TokenScratch {
 
   static size_t size(int32_t tokens, int32_t width) { return static_cast<size_t>(tokens) * static_cast<size_t>(width); }
 
-  std::vector<float> residual;      // [tokens, D]
-  std::vector<float> normed;        // [tokens, width of the product at hand]
-  std::vector<int8_t> quantized;    // [tokens, column blocks * 64]
-  std::vector<int32_t> block_sums;  // [tokens, column blocks]
-  std::vector<float> scales;        // [tokens]
+  LineVector<float> residual;      // [tokens, D]
+  LineVector<float> normed;        // [tokens, width of the product at hand]
+  LineVector<int8_t> quantized;    // [tokens, column blocks * 64]
+  LineVector<int32_t> block_sums;  // [tokens, column blocks]
+  LineVector<float> scales;        // [tokens]
   // The head's input, as WideActivations.
-  std::vector<int8_t> high, low;      // [tokens, column blocks of D * 64]
-  std::vector<int32_t> half_sums;     // [tokens, column blocks of D * 2]
-  std::vector<float> wide_scales;     // [tokens]
-  std::vector<float> cosines, sines;  // [tokens, 1 or 2 (global, local), head_dim / 2]
+  LineVector<int8_t> high, low;      // [tokens, column blocks of D * 64]
+  LineVector<int32_t> half_sums;     // [tokens, column blocks of D * 2]
+  LineVector<float> wide_scales;     // [tokens]
+  LineVector<float> cosines, sines;  // [tokens, 1 or 2 (global, local), head_dim / 2]
 };
 
 // One query's unfinished attention, for the heads of one key-value head and one range of positions (Kernels::attend).
@@ -77,7 +85,7 @@ struct PartialScratch {
   float* out(int32_t row, int32_t split, int32_t head) { return start(row, split) + 2 * heads + head * head_dim; }
 
   const int32_t heads, head_dim;
-  std::vector<float> sums;
+  LineVector<float> sums;
 
  private:
   float* start(int32_t row, int32_t split) {
@@ -101,7 +109,7 @@ struct ThreadScratch {
 
   TokenScratch token;
   PartialScratch partial;
-  std::vector<float> query;                       // heads after rotation
+  LineVector<float> query;                        // heads after rotation
   std::unique_ptr<float[], AlignedDelete> block;  // for attend_block
 };
 
@@ -141,10 +149,10 @@ struct SharedScratch {
       : chunk(chunk_tokens(config, low_width)),
         tokens(config, chunk),
         partial(config, std::min(chunk, kSplitRows)),
-        q_stride(padded_rows(config.q_width())),
-        kv_stride(padded_rows(config.kv_width())),
-        hidden_stride(padded_rows(config.hidden_size)),
-        middle_stride(padded_rows(config.intermediate_size)),
+        q_stride(row_stride(config.q_width())),
+        kv_stride(row_stride(config.kv_width())),
+        hidden_stride(row_stride(config.hidden_size)),
+        middle_stride(row_stride(config.intermediate_size)),
         low_stride(low_width),
         q(TokenScratch::size(chunk, q_stride)),
         k(TokenScratch::size(chunk, kv_stride)),
@@ -163,11 +171,11 @@ struct SharedScratch {
   TokenScratch tokens;
   PartialScratch partial;
   int32_t q_stride, kv_stride, hidden_stride, middle_stride, low_stride;
-  std::vector<float> q, k, v;    // [tokens, stride]
-  std::vector<float> attention;  // [tokens, q_stride]
-  std::vector<float> hidden;     // [tokens, hidden_stride]: output of o or down
-  std::vector<float> gate, up;   // [tokens, middle_stride]
-  std::vector<float> low;        // [tokens, low_stride]: V^T x of low-rank corrections
+  LineVector<float> q, k, v;    // [tokens, stride]
+  LineVector<float> attention;  // [tokens, q_stride]
+  LineVector<float> hidden;     // [tokens, hidden_stride]: output of o or down
+  LineVector<float> gate, up;   // [tokens, middle_stride]
+  LineVector<float> low;        // [tokens, low_stride]: V^T x of low-rank corrections
   // The pass at hand.
   std::vector<int32_t> ids;     // [tokens]
   std::vector<int32_t> wanted;  // rows whose logits are asked for, rising
