@@ -1,0 +1,235 @@
+"""SmolLM2-135M-Instruct to ternary to block diffusion, stage by stage; the same command goes on where it stopped.
+
+python run.py WORK --model MODEL --documentation DIR_OR_JSONL --scale cpu|gpu|smoke [--minutes M] [--stages a,b]
+
+Stages: documentation, chats, corpus, calibrated, ar, dlm, fp, packed, figures, report. A stage that is finished is not
+run again. After ``--minutes`` the stage in progress is asked to stop; it saves its state, and exit code 75 says that
+there is more to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import corpus  # noqa: E402
+import pieces  # noqa: E402
+import prompts  # noqa: E402
+from documentation import write_documents  # noqa: E402
+from settings import SCALES, Scale  # noqa: E402
+
+MORE_TO_DO = 75
+STAGES = ("documentation", "chats", "corpus", "calibrated", "ar", "dlm", "fp", "packed", "figures", "report")
+# The wf of this interpreter, whether or not its script is on the PATH.
+_WF = [sys.executable, "-c", "import sys; sys.argv[0] = 'wf'; from wrinklefree.cli.main import main; main()"]
+_GRACE_SECONDS = 240.0  # for the step in progress and its state
+
+
+class OutOfTime(Exception):
+    """The stage stopped because the time was up; it goes on the next time."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where everything is, and when to stop."""
+
+    work: Path
+    model: str
+    documentation: Path | None
+    scale: Scale
+    deadline: float
+
+    def command(self, *words: str | Path) -> None:
+        """Run a command to its end, or stop it at the deadline.
+
+        Raises: OutOfTime, or SystemExit with the command's own exit code.
+        """
+        shown = ("wf", *words[len(_WF) :]) if words[: len(_WF)] == tuple(_WF) else words
+        print("$", " ".join(map(str, shown)), flush=True)
+        process = subprocess.Popen([str(word) for word in words])
+        try:
+            code = process.wait(timeout=max(self.deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(timeout=_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            if code:
+                raise OutOfTime from None
+        if code:
+            raise SystemExit(code)
+
+    def wf(self, *words: str | Path) -> None:
+        self.command(*_WF, *words)
+
+
+def documentation(run: Run) -> None:
+    out = run.work / "documentation.jsonl"
+    if run.documentation is None:
+        raise SystemExit("--documentation: needed once; a directory of unpacked packages, or a .jsonl file")
+    if run.documentation.is_dir():
+        write_documents(run.documentation, out)
+    else:
+        shutil.copy(run.documentation, out)
+
+
+def chats(run: Run) -> None:
+    """The original answers prompts. A chats.jsonl that is there already is taken as it is."""
+    out, scale = run.work / "chats.jsonl", run.scale
+    if out.exists():
+        return
+    asked = run.work / "prompts.txt"
+    asked.write_text("\n".join(prompts.prompts(3000, scale.seed)) + "\n", encoding="utf-8")
+    run.wf(
+        "corpus", run.model, out, "--prompts", asked, "--chat", "--tokens", f"{scale.chat_tokens}",
+        "--max-tokens", "160", "--temperature", "0.9", "--top-p", "0.95", "--seed", f"{scale.seed}",
+        "--together", f"{scale.together}", "--dtype", "bfloat16",
+    )  # fmt: skip
+
+
+def texts(run: Run) -> None:
+    scale, out = run.scale, run.work / "corpus"
+    sizes = corpus.build(
+        run.work / "chats.jsonl", run.work / "documentation.jsonl", out, scale.held_chats, scale.held_docs,
+        scale.docs_characters, scale.seed,
+    )  # fmt: skip
+    corpus.mixed(out, out / "calibration.jsonl", scale.seed)
+    (out / "characters.json").write_text(json.dumps(sizes) + "\n", encoding="utf-8")
+
+
+def calibrated(run: Run) -> None:
+    tokens = f"{run.scale.calibration_tokens}"
+    if (run.work / "calibrated").exists():  # it appears whole or not at all
+        return
+    text = run.work / "corpus" / "calibration.jsonl"
+    report = run.work / "calibrated.json"
+    run.wf(
+        "convert", run.model, run.work / "calibrated", "--calibration", text, "--tokens", tokens, "--no-check",
+        "--json", report,
+    )  # fmt: skip
+
+
+def ar(run: Run) -> None:
+    scale = run.scale
+    train(run, "ar", "quick_distill", run.work / "calibrated", 0.6, scale.ar_step, scale.ar_micro_batch, [
+        f"budget.total_tokens={scale.ar_tokens}", "budget.max_seconds=null", f"optimizer.lr={scale.rate}",
+        "schedule.warmup_ratio=0.12", "schedule.decay_ratio=0.4",
+    ])  # fmt: skip
+
+
+def dlm(run: Run) -> None:
+    diffusion(run, "dlm", run.work / "ar", run.scale.rate, [])
+
+
+def fp(run: Run) -> None:
+    """The same tokens and noise at strength 0 of the quantisation, from the original's weights."""
+    diffusion(run, "fp", run.model, run.scale.full_rate, ["strength.end=0", "model.subln=none"])
+
+
+def diffusion(run: Run, name: str, model: str | Path, rate: float, more: list[str]) -> None:
+    scale = run.scale
+    train(run, name, "causal_diffusion", model, 0.7, scale.dlm_step, scale.dlm_micro_batch, [
+        f"budget.total_tokens={scale.dlm_tokens}", f"optimizer.lr={rate}", f"diffusion.block_size={scale.block}",
+        f"diffusion.min_ratio={scale.min_ratio}", "schedule.warmup_ratio=0.06", "schedule.decay_ratio=0.3",
+        "log.log_every=16", *more,
+    ])  # fmt: skip
+
+
+def train(
+    run: Run, name: str, recipe: str, model: str | Path, chat: float, step: int, micro: int, more: list[str]
+) -> None:
+    """Train on ``chat`` parts of chats and the rest documentation; resumes from the state in the same directory."""
+    scale, data = run.scale, []
+    for kind, weight in zip(corpus.KINDS, (chat, 1.0 - chat), strict=True):
+        path = run.work / "corpus" / f"train-{kind}.jsonl"
+        data += [f"+data.sources.{kind}.kind=jsonl", f"+data.sources.{kind}.path={path}"]
+        data += [f"+data.sources.{kind}.weight={weight:.2f}"]
+    run.wf(
+        "train", f"training={recipe}", f"model={model}", f"out={run.work / name}", *data, "~data.sources.python-docs",
+        "data.held_out_share=0", f"data.sequence_length={scale.sequence}", f"batch.micro_batch={micro}",
+        f"batch.accumulation={step // micro}", f"device.accelerator={scale.accelerator}",
+        "device.precision=bf16-mixed", "teacher.dtype=bfloat16", "optimizer.weight_decay=0", "optimizer.scale_lr=0.3",
+        "optimizer.norm_lr=3.0", f"checkpoint.save_every={scale.save_every}", "checkpoint.keep_last=1",
+        "log.ternary_every=0", "log.tracker=none", f"seed={scale.seed}", *more,
+    )  # fmt: skip
+
+
+def packed(run: Run) -> None:
+    """Export, which reads back and compares; and pieces of it that a transfer takes."""
+    out, parts = run.work / "packed", run.work / "returned"
+    shutil.rmtree(out, ignore_errors=True)
+    run.wf("export", run.work / "dlm", out, "--json", run.work / "packed.json")
+    for file in sorted(path for path in out.iterdir() if path.is_file()):
+        pieces.split(file, parts)
+
+
+def figures(run: Run) -> None:
+    out, scale = run.work / "figures", run.scale
+    out.mkdir(exist_ok=True)
+    models: dict[str, str | Path] = {
+        "teacher": run.model,
+        **{name: run.work / name for name in ("calibrated", "ar", "dlm", "fp")},
+    }
+    for name, model in models.items():
+        if not (out / f"{name}.json").exists():
+            run.command(
+                sys.executable, HERE / "measure.py", model, run.work / "corpus", out / f"{name}.json", "--strength",
+                "0" if name == "fp" else "1", "--tokens", f"{scale.measured_tokens}", "--greedy",
+                f"{scale.greedy_tokens}", "--device", scale.accelerator,
+            )  # fmt: skip
+
+
+def report(run: Run) -> None:
+    run.command(sys.executable, HERE / "report.py", run.work)
+
+
+RUN: dict[str, Callable[[Run], None]] = dict(
+    zip(STAGES, (documentation, chats, texts, calibrated, ar, dlm, fp, packed, figures, report), strict=True)
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", required=True, help="the original: a GGUF file, a directory or a Hugging Face id")
+    parser.add_argument("--documentation", type=Path)
+    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--stages", default=",".join(STAGES))
+    a = parser.parse_args()
+    if unknown := set(a.stages.split(",")) - set(STAGES):
+        parser.error(f"--stages: {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    work = a.work.resolve()
+    (work / "done").mkdir(parents=True, exist_ok=True)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    run = Run(work, a.model, a.documentation, SCALES[a.scale], time.monotonic() + 60.0 * a.minutes)
+    for stage in (stage for stage in STAGES if stage in a.stages.split(",")):
+        done = work / "done" / stage
+        if done.exists():
+            continue
+        started = time.monotonic()
+        try:
+            RUN[stage](run)
+        except OutOfTime:
+            print(f"time is up in stage {stage}; the same command goes on", flush=True)
+            return MORE_TO_DO
+        done.write_text(f"{time.monotonic() - started:.1f} seconds in its last piece\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
