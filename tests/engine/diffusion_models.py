@@ -27,12 +27,25 @@ def marker_of(kind: str, block_size: int | None) -> DiffusionMarker:
     return DiffusionMarker(MASK, block_size, shift, variant, clean)
 
 
-def make_diffusion_toy(directory: Path, kind: str, block_size: int | None = 8, seed: int = 0, **config: Any) -> Path:
-    """Write a packed toy with a marker; its logits are spread out, so that some guesses are confident."""
-    write_toy(directory, {**BASE, "pad_token_id": PAD, **config}, "row", 64, seed)
+def make_diffusion_toy(
+    directory: Path,
+    kind: str,
+    block_size: int | None = 8,
+    seed: int = 0,
+    packing: tuple[str, int, dict[str, Any]] = ("row", 64, {}),
+    **config: Any,
+) -> Path:
+    """Write a packed toy with a marker; its logits are spread out, so that some guesses are confident.
+
+    ``packing``: granularity, group size and options of `write_toy`. MASK is the last token of the vocabulary.
+    """
+    granularity, group_size, options = packing
+    config = {**BASE, "pad_token_id": PAD, **config}
+    write_toy(directory, config, granularity, group_size, seed, **options)
     path = directory / "config.json"
     found = json.loads(path.read_text())
-    found["wrinklefree"]["dlm"] = marker_of(kind, block_size).to_json()
+    mask = config["vocab_size"] - 1
+    found["wrinklefree"]["dlm"] = {**marker_of(kind, block_size).to_json(), "mask_token_id": mask}
     path.write_text(json.dumps(found))
-    add_tokenizer(directory)
+    add_tokenizer(directory, config["vocab_size"])
     return directory

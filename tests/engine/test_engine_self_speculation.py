@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from wrinklefree import _native
 from wrinklefree.engine.decoding import Decided, Decoder
 from wrinklefree.engine.rows import Rows
-from wrinklefree.engine.self_speculation import SelfSpeculation, speculation_marker
+from wrinklefree.engine.self_speculation import SelfSpeculation
 from wrinklefree.engine.windows import FixedWindow, MeasuredWindow, Window
-from wrinklefree.errors import InputError
 
 LEVEL = 1e-3
 Model = Callable[[Sequence[int]], Any]  # text -> logits float32 [V] for what comes next; MASK at minus infinity
@@ -245,17 +244,3 @@ def test_logprobs_and_guesses() -> None:
             text.append(token.token)
         assert [guess.position for guess in decoder.waiting()] == [len(text) + i for i in range(len(decoder.waiting()))]
     assert decoder.accepted > 0
-
-
-CAUSAL = {"mask_token_id": 4, "block_size": 32, "token_shift": True, "variant": "causal", "clean_half": "causal"}
-
-
-def test_t16_models_that_cannot_verify_themselves_are_refused() -> None:
-    assert speculation_marker(CAUSAL, "here").mask_token_id == 4
-    with pytest.raises(InputError, match="here: was not trained for block diffusion"):
-        speculation_marker(None, "here")
-    for wrong in ({"variant": "fast_dllm"}, {"clean_half": "block_causal"}, {"token_shift": False}):
-        with pytest.raises(
-            InputError, match=r"here: found a diffusion model .* needs variant causal, .* use mode block"
-        ):
-            speculation_marker({**CAUSAL, **wrong}, "here")

@@ -27,7 +27,7 @@ class DecodingSettings:
     positions of a block that are open at a time, a grid from the block's start; None takes 8, or the block if smaller.
 
     Of speculative mode: ``window``: masked positions in a pass; None chooses by the measured cost of rows and by what
-    was accepted so far.
+    was accepted so far. With temperature above 0 a seed gives the same text again only with the same window.
 
     Sources: arXiv 2509.26328 (blocks, sub-blocks, threshold); arXiv 2505.24857, section 3 (entropy bound);
     arXiv 2604.11035 (verified proposals).

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.diffusion_marker import DiffusionMarker
+from wrinklefree.artifact.diffusion_marker import AttentionRule, DiffusionMarker
 from wrinklefree.engine.autoregressive import TokenByToken
 from wrinklefree.engine.block_decoding import BlockDecoder, Sampling
 from wrinklefree.engine.decoding import Decoder
@@ -16,7 +17,7 @@ from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.native import load_native
 from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.engine.self_speculation import SelfSpeculation
-from wrinklefree.engine.windows import FixedWindow
+from wrinklefree.engine.windows import FixedWindow, promises_gain
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def plan_decoding(
     Raises: InputError for a mode that the model was not trained for, and for a prompt that leaves no position.
     """
     marker = read_marker(engine.config)
-    mode = choose_mode(marker, settings)
+    mode = choose_mode(marker, settings, engine.row_costs)
     if marker is not None and mode != "ar" and marker.mask_token_id in prompt:
         raise InputError(f"prompt: found the MASK token {marker.mask_token_id}, which stands for an open position; "
                          "remove it")  # fmt: skip
@@ -110,12 +111,19 @@ def read_marker(config: Any) -> DiffusionMarker | None:
     return marker
 
 
-def choose_mode(marker: DiffusionMarker | None, settings: DecodingSettings) -> str:
-    """Return ar, block or speculative. Raises: InputError when the model cannot do what was asked for."""
+def choose_mode(
+    marker: DiffusionMarker | None, settings: DecodingSettings, row_costs: Callable[[], NDArray[np.float64]]
+) -> str:
+    """Return ar, block or speculative; ``row_costs`` as `Engine.row_costs`, called where the choice depends on it.
+
+    Raises: InputError when the model cannot do what was asked for.
+    """
     mode = settings.mode
     if mode == "auto":
-        if marker is None or marker.variant == "causal":
+        if marker is None:
             return "ar"
+        if marker.variant == "causal":
+            return "speculative" if _verifies_itself(marker) and promises_gain(row_costs()) else "ar"
         mode = "block"
     if mode == "ar":
         return mode
@@ -130,9 +138,13 @@ def choose_mode(marker: DiffusionMarker | None, settings: DecodingSettings) -> s
 
 
 def _check_speculative(marker: DiffusionMarker) -> None:
-    if marker.variant != "causal" or marker.clean_half != "causal" or not marker.token_shift:
+    if not _verifies_itself(marker):
         shift = "on" if marker.token_shift else "off"
         raise InputError(
             "mode speculative: needs variant causal with a causal clean half and token shift; this one is of "
             f"variant {marker.variant}, clean half {marker.clean_half}, token shift {shift}; use mode block or ar"
         )
+
+
+def _verifies_itself(marker: DiffusionMarker) -> bool:
+    return marker.rule == AttentionRule("causal", "causal") and marker.token_shift

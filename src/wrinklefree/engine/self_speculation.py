@@ -18,32 +18,14 @@ past alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.diffusion_marker import AttentionRule, DiffusionMarker
 from wrinklefree.engine.decoding import Decided, Request
 from wrinklefree.engine.rows import Rows
 from wrinklefree.engine.windows import Window
-from wrinklefree.errors import InputError
-
-
-def speculation_marker(raw: Mapping[str, Any] | None, place: str) -> DiffusionMarker:
-    """Return the checked marker of a model that can verify its own proposals; ``raw`` as in `DiffusionMarker.of`.
-
-    Raises: InputError when it was not trained for diffusion, or not with causal attention and token shift.
-    """
-    marker = DiffusionMarker.of(raw, place)
-    if marker.rule != AttentionRule("causal", "causal") or not marker.token_shift:
-        raise InputError(
-            f"{place}: found a diffusion model of variant {marker.variant} with clean_half {marker.clean_half} and "
-            f"token_shift {str(marker.token_shift).lower()}; speculative decoding needs variant causal, clean_half "
-            "causal and token_shift true; use mode block, or train with variant causal"
-        )
-    return marker
 
 
 class SelfSpeculation:
