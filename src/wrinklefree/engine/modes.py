@@ -17,14 +17,13 @@ from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.native import load_native
 from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.engine.self_speculation import SelfSpeculation
-from wrinklefree.engine.windows import FixedWindow, promises_gain
+from wrinklefree.engine.windows import FixedWindow, MeasuredWindow, Window, promises_gain
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
     from wrinklefree.engine.engine import Engine
 
 VARIANTS = ("fast_dllm", "llada", "causal")
-DEFAULT_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def plan_decoding(
     assert marker is not None
     if mode == "speculative":
         limit = min(params.max_tokens, engine.context - len(prompt) + 1)
-        window = FixedWindow(DEFAULT_WINDOW if settings.window is None else settings.window)
+        fixed = settings.window
+        window: Window = MeasuredWindow(engine.row_costs()) if fixed is None else FixedWindow(fixed)
         speculation = SelfSpeculation(
             prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs
         )
@@ -84,6 +84,9 @@ def _plan_blocks(
     assert size is not None
     if settings.sub_block is not None and settings.sub_block > size:
         raise InputError(f"sub_block: found {settings.sub_block}, this model's blocks have {size} positions")
+    if size > engine._model.pass_rows:
+        raise InputError(f"mode block: this model's blocks of {size} positions do not fit into a pass, which has "
+                         f"{engine._model.pass_rows} rows; use mode ar")  # fmt: skip
     room = engine.context // size * size - len(prompt)
     if room < 1:
         raise InputError(
