@@ -51,7 +51,7 @@ class MeasuredWindow:
     """What the costs of rows and the acceptance so far recommend.
 
     Where nothing is to be gained there are no MASKs, but for a try now and then: each refusal doubles the time to the
-    next, and after a success the next pass tries again.
+    next, and after a success the next pass tries again, as long as the acceptance may be high enough for a gain.
     """
 
     def __init__(self, costs: NDArray[np.float64], most: int = AUTOMATIC_WINDOW) -> None:
@@ -60,7 +60,8 @@ class MeasuredWindow:
         self._tried = np.zeros(most)
         self._accepted = np.zeros(most)
         self._windows, _ = plan(self.acceptance, costs)
-        self._pause, self._idle = _PROBES[0], 0
+        self._hope = self._hoped()
+        self._pause, self._idle = _PROBES[0] if self._hope else _PROBES[1], 0
 
     @property
     def acceptance(self) -> NDArray[np.float64]:
@@ -73,7 +74,7 @@ class MeasuredWindow:
         return chances
 
     def choose(self, drafts: int) -> int:
-        """Return the planned number, or 1 when it is time for a try."""
+        """Return the planned number; for a try 1, or while there is hope what would be planned with some luck."""
         planned = int(self._windows[min(drafts, len(self._tried))])
         if planned or drafts:
             self._idle = 0
@@ -82,7 +83,7 @@ class MeasuredWindow:
         if self._idle < self._pause:
             return 0
         self._idle = 0
-        return 1
+        return max(1, self._hope) if self._pause < _PROBES[1] else 1
 
     def record(self, drafts: int, accepted: int) -> None:
         """Count the drafts up to the first that was rejected; plan anew."""
@@ -91,8 +92,17 @@ class MeasuredWindow:
         tested = min(accepted + 1, drafts, len(self._tried))
         self._tried[:tested] = self._tried[:tested] * _MEMORY + 1
         self._accepted[:tested] = self._accepted[:tested] * _MEMORY + (np.arange(tested) < accepted)
-        self._pause = 1 if accepted else min(max(2 * self._pause, _PROBES[0]), _PROBES[1])
         self._windows, _ = plan(self.acceptance, self._costs)
+        if not self._windows[0]:
+            self._hope = self._hoped()
+            later = min(max(2 * self._pause, _PROBES[0]), _PROBES[1])
+            self._pause = later if not accepted else 1 if self._hope else _PROBES[1]
+
+    def _hoped(self) -> int:
+        """The window beside the last token alone, if the acceptance was two standard errors above its estimate."""
+        chances = self.acceptance
+        errors = np.sqrt(chances * (1 - chances) / (self._tried + _PRIOR_WEIGHT))
+        return int(plan(np.minimum(chances + 2 * errors, 0.99), self._costs)[0][0])
 
 
 def promises_gain(costs: NDArray[np.float64]) -> bool:
