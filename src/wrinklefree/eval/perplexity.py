@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.errors import InputError, MissingDependencyError
@@ -149,7 +150,6 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
 
 def _open_diffusion(plain: OpenModel, model: Any, tokenizer: Any, dlm: dict[str, Any]) -> OpenModel:
     from wrinklefree.eval.masked_losses import torch_masked_losses
-    from wrinklefree.models.mask_token import DiffusionMarker
 
     marker = DiffusionMarker.of(dlm, plain.name)
     ends = model.generation_config.eos_token_id
@@ -164,7 +164,14 @@ def _open_packed(source: str, threads: int | None) -> OpenModel:
     from wrinklefree.engine import Engine
 
     engine = Engine.load(source, threads=threads)
-    return OpenModel(source, "engine", engine_logits(engine), engine.tokenizer.encode, engine.context)
+    opened = OpenModel(source, "engine", engine_logits(engine), engine.tokenizer.encode, engine.context)
+    dlm = (engine.config.get("wrinklefree") or {}).get("dlm")
+    if dlm is None:
+        return opened
+    from wrinklefree.eval.masked_engine import engine_masked_losses
+
+    marker = DiffusionMarker.of(dlm, source)
+    return replace(opened, dlm=dlm, masked=engine_masked_losses(engine, marker), never=(marker.mask_token_id,))
 
 
 def hugging_face_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
