@@ -247,6 +247,8 @@ void bind_model(nb::module_& module) {
           "last token, 2 all, or an int32 array of rising indices; logits [rows asked for, V], in order, or None; "
           "starts: position of the first token or -1; blocks: 1 causal, B by blocks; choices: (token int32, "
           "probability float32, entropy float32), each [rows asked for].")
+      .def("allow_tokens", &Model::allow_tokens, "ends"_a,
+           "Tokens that end a text are no padding: they are not banned.")
       .def("length", &Model::length, "slot"_a)
       .def("truncate", &Model::truncate, "slot"_a, "length"_a)
       .def("time_prefill", &time_prefill, "count"_a, "Seconds for a prompt of count tokens in slot 0.")
@@ -260,7 +262,7 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("slots", &Model::slots)
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("pass_rows", &Model::pass_rows)
-      .def_prop_ro("banned_tokens", [](const Model& model) { return model.config().banned_tokens; })
+      .def_prop_ro("banned_tokens", &Model::banned_tokens)
       .def_prop_ro("kernels_name", &Model::kernels_name)
       .def_prop_ro("kernels_reason", &Model::kernels_reason)
       .def_prop_ro("layout", [](const Model& model) { return layout_name(model.layout()); })

@@ -4,6 +4,7 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "runtime/errors.h"
 #include "runtime/model.h"
@@ -40,6 +41,18 @@ wf::KvType kv_type_of(const std::string& name) {
 
 void require(bool fact, const char* message) {
   if (!fact) throw wf::InputError(message);
+}
+
+wf::BatchItem item_of(const wf_item& item) {
+  require(item.tokens != nullptr, "tokens: found null");
+  require(item.row_count >= 0 && (item.row_count == 0 || item.rows != nullptr), "rows: found null or fewer than none");
+  wf::BatchItem found{item.slot, item.tokens, item.count, wf::LogitsOf::kRows};
+  found.start = item.start;
+  found.block = item.block;
+  found.alone = item.alone != 0;
+  found.rows = item.rows;
+  found.row_count = item.row_count;
+  return found;
 }
 
 }  // namespace
@@ -83,6 +96,31 @@ int wf_forward(wf_model* model, int32_t slot, const int32_t* tokens, int64_t cou
     return 0;
   });
 }
+
+void wf_default_item(wf_item* item) { *item = {0, 0, nullptr, 0, -1, 1, nullptr, 0}; }
+
+int wf_forward_rows(wf_model* model, const wf_item* items, int64_t count, const wf_rows* out) {
+  return guarded(1, [&] {
+    require(items != nullptr && count > 0, "items: found none, at least one is needed");
+    std::vector<wf::BatchItem> batch;
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      batch.push_back(item_of(items[i]));
+      rows += items[i].row_count;
+    }
+    const wf_rows none{};
+    const wf_rows& wanted = out == nullptr ? none : *out;
+    require((wanted.token == nullptr) == (wanted.probability == nullptr) &&
+                (wanted.token == nullptr) == (wanted.entropy == nullptr),
+            "out: token, probability and entropy must be given together");
+    require(rows == 0 || wanted.logits != nullptr || wanted.token != nullptr,
+            "out: found null, and rows are asked for");
+    model->model->forward_batch(batch, wanted.logits, {wanted.token, wanted.probability, wanted.entropy});
+    return 0;
+  });
+}
+
+int32_t wf_pass_rows(const wf_model* model) { return model->model->pass_rows(); }
 
 int32_t wf_length(wf_model* model, int32_t slot) {
   return guarded(-1, [&] { return model->model->length(slot); });

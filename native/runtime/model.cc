@@ -133,6 +133,16 @@ KvCache& Model::checked_slot(int32_t slot) const {
   return *slots_[static_cast<size_t>(slot)];
 }
 
+std::vector<int32_t> Model::banned_tokens() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return config_.banned_tokens;
+}
+
+void Model::allow_tokens(const std::vector<int32_t>& ends) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  wf::allow_tokens(ends, "the tokenizer", config_);
+}
+
 int32_t Model::length(int32_t slot) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return checked_slot(slot).length();

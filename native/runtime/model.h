@@ -97,6 +97,11 @@ class Model {
   void set_profiling(bool on);
   Profile profile() const;
 
+  // Tokens whose logits are -infinity: MASK of a diffusion model, and its padding.
+  std::vector<int32_t> banned_tokens() const;
+  // Bans no token that ends a text; for those that the files read here do not name. Throws FormatError for MASK.
+  void allow_tokens(const std::vector<int32_t>& ends);
+
   int32_t length(int32_t slot) const;
   // Forgets the positions from `length` on. Throws InputError when the slot holds fewer.
   void truncate(int32_t slot, int32_t length);

@@ -295,18 +295,6 @@ void check_name(const Fields& marker, const char* key, std::initializer_list<std
   throw FormatError(message(marker.place(), ": ", key, ": found ", quoted(found), ", this engine knows ", names));
 }
 
-// End tokens are no padding, though they fill up batches in many models.
-void allow(const std::vector<int32_t>& ends, const std::string& place, ModelConfig& config) {
-  for (const int32_t end : ends) {
-    const auto found = std::find(config.banned_tokens.begin(), config.banned_tokens.end(), end);
-    if (found == config.banned_tokens.end()) continue;
-    if (found == config.banned_tokens.begin()) {
-      throw FormatError(message(place, ": eos_token_id: found ", end, ", which is the model's MASK"));
-    }
-    config.banned_tokens.erase(found);
-  }
-}
-
 // What a diffusion model must never give out: MASK stands for what is not known yet, and padding that ends no text for
 // nothing at all.
 void parse_diffusion(const Fields& fields, const Fields& marker, ModelConfig& config) {
@@ -323,7 +311,7 @@ void parse_diffusion(const Fields& fields, const Fields& marker, ModelConfig& co
   if (static_cast<size_t>(config.vocab_size) <= config.banned_tokens.size()) {
     throw FormatError(message(marker.place(), ": a vocabulary of ", config.vocab_size, " leaves no token to choose"));
   }
-  allow(end_tokens(fields), fields.place(), config);
+  allow_tokens(end_tokens(fields), fields.place(), config);
 }
 
 }  // namespace
@@ -363,8 +351,19 @@ ModelConfig parse_model_config(const JsonValue& root, const std::string& place) 
   return config;
 }
 
+void allow_tokens(const std::vector<int32_t>& ends, const std::string& place, ModelConfig& config) {
+  for (const int32_t end : ends) {
+    const auto found = std::find(config.banned_tokens.begin(), config.banned_tokens.end(), end);
+    if (found == config.banned_tokens.end()) continue;
+    if (found == config.banned_tokens.begin()) {
+      throw FormatError(message(place, ": the end token ", end, " is the model's MASK; one of them is wrong"));
+    }
+    config.banned_tokens.erase(found);
+  }
+}
+
 void allow_end_tokens(const JsonValue& root, const std::string& place, ModelConfig& config) {
-  allow(end_tokens(Fields(root, place)), place, config);
+  allow_tokens(end_tokens(Fields(root, place)), place, config);
 }
 
 std::string layout_name(TernaryLayout layout) {

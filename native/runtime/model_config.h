@@ -58,7 +58,10 @@ struct ModelConfig {
 
 // Throws FormatError for a missing, unknown or out-of-range entry; `place` is the file's name.
 ModelConfig parse_model_config(const JsonValue& root, const std::string& place);
-// Takes the end tokens of a generation_config.json out of the banned ones.
+// Takes end tokens out of the banned ones: they are no padding, though they fill up batches in many models. Throws
+// FormatError for MASK.
+void allow_tokens(const std::vector<int32_t>& ends, const std::string& place, ModelConfig& config);
+// The same with those of a generation_config.json.
 void allow_end_tokens(const JsonValue& root, const std::string& place, ModelConfig& config);
 // The "wrinklefree" object: format, version and layout must be the ones this build reads.
 PackingConfig parse_packing_config(const JsonValue& root, const std::string& place);

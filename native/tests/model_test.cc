@@ -73,6 +73,50 @@ void check_joint(wf::Model& model, const std::string& what) {
   require(slots_of(model, true) == slots_of(model, false), "joint passes, " + what);
 }
 
+// A block model's steps in two slots: a prompt by blocks, a whole block, some of its rows anew, the finished block with
+// the next one, tokens alone; what the rows' softmax says.
+std::vector<float> blocks_of(wf::Model& model) {
+  constexpr int32_t kBlock = 8, kMask = 5;
+  const auto width = static_cast<size_t>(model.config().vocab_size);
+  std::vector<int32_t> tokens(48), masks(kBlock, kMask);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(13 * i) % model.config().vocab_size;
+  for (int32_t slot : {0, 1}) model.truncate(slot, 0);
+  const int32_t rows[] = {1, 4, 7};
+  const auto item = [&](int32_t slot, const int32_t* from, int64_t count, int64_t start, int64_t block) {
+    wf::BatchItem found{slot, from, count, wf::LogitsOf::kLast};
+    found.start = start;
+    found.block = block;
+    return found;
+  };
+  wf::BatchItem some = item(1, masks.data(), kBlock, 16, kBlock);
+  some.want = wf::LogitsOf::kRows;
+  some.rows = rows;
+  some.row_count = 3;
+  wf::BatchItem alone = item(0, tokens.data() + 8, 5, -1, 1);
+  alone.want = wf::LogitsOf::kAll;
+  alone.alone = true;
+  const std::vector<std::vector<wf::BatchItem>> steps = {
+      {item(0, tokens.data(), 7, -1, 1), item(1, tokens.data(), 16, -1, kBlock)},
+      {some, alone},
+      {item(1, tokens.data() + 1, 1, 20, kBlock), item(0, tokens.data(), 3, 2, 1)},
+      {item(1, tokens.data() + 2, kBlock, 16, 1), item(0, tokens.data(), 1, -1, 1),
+       item(1, masks.data(), kBlock, 24, kBlock)},
+      {item(1, masks.data(), 1, 30, kBlock)},
+  };
+  std::vector<float> found;
+  for (const auto& step : steps) {
+    std::vector<float> logits(9 * width), probability(9), entropy(9);
+    std::vector<int32_t> token(9);
+    model.forward_batch(step, step.size() == 2 ? logits.data() : nullptr,
+                        {token.data(), probability.data(), entropy.data()});
+    found.insert(found.end(), logits.begin(), logits.end());
+    found.insert(found.end(), probability.begin(), probability.end());
+    found.insert(found.end(), entropy.begin(), entropy.end());
+    for (int32_t id : token) found.push_back(static_cast<float>(id));
+  }
+  return found;
+}
+
 void check_random() {
   for (const char* layout : {"t2-r16c64", "t1.6-r16c64"})
     for (const char* head : {"q8", "q6", "q4", "f16"}) {
@@ -82,6 +126,7 @@ void check_random() {
       const auto four = wf::Model::random(kConfig, packing, 1, with_threads(4));
       const std::string what = std::string("random model, ") + layout + ", " + head;
       require(logits_of(*one) == logits_of(*four), what);
+      require(blocks_of(*one) == blocks_of(*four), "blocks, " + what);
       if (std::string(head) != "f16") check_joint(*four, what);
     }
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wrinklefree.engine import Engine
+from wrinklefree.engine import Batch, BatchItem, Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -51,8 +51,11 @@ def test_a_c_program_gets_the_logits_of_python(library: Path, tmp_path: Path) ->
     first, *values = _run(str(program), str(directory), *map(str, tokens)).split("\n")[:-1]
     engine = Engine.load(directory, threads=2)
     assert first == f"{engine.kernels_name} {engine.vocab_size}"
-    found = np.array([float.fromhex(value) for value in values], np.float32).reshape(len(tokens), -1)
-    np.testing.assert_array_equal(found, engine.logits(tokens))
+    found = np.array([float.fromhex(value) for value in values], np.float32).reshape(-1, engine.vocab_size)
+    np.testing.assert_array_equal(found[: len(tokens)], engine.logits(tokens))
+    with Batch(engine) as batch:  # and then three rows of a block of four
+        (wanted,) = batch.step([BatchItem(batch.open(), tokens[:4], [0, 2, 3], block=4)])
+    np.testing.assert_array_equal(found[len(tokens) :], wanted)
 
 
 def test_symbols_are_those_of_the_header(library: Path) -> None:

@@ -90,7 +90,10 @@ class Engine:
             raise unknown_name("layout", layout, ("stored", *LAYOUTS))
         model = load_native().Model.load(str(directory), keep_mapped=keep_mapped, layout=layout, **options)
         config = json.loads((directory / "config.json").read_bytes())  # the loader above has checked it
-        return cls(model, config, directory)
+        engine = cls(model, config, directory)
+        if len(model.banned_tokens) > 1 and engine.has_tokenizer:
+            model.allow_tokens(engine.tokenizer.eos_ids)
+        return engine
 
     @classmethod
     def random(
@@ -123,6 +126,11 @@ class Engine:
             text, granularity, group_size, seed, layout=LAYOUTS[layout], head=head, **options
         )
         return cls(model, config)
+
+    @property
+    def banned_tokens(self) -> tuple[int, ...]:
+        """Tokens whose logits are always minus infinity: a diffusion model's MASK, and padding that ends no text."""
+        return tuple(self._model.banned_tokens)
 
     @property
     def has_tokenizer(self) -> bool:

@@ -171,7 +171,7 @@ def _open_packed(source: str, threads: int | None) -> OpenModel:
     from wrinklefree.eval.masked_engine import engine_masked_losses
 
     marker = DiffusionMarker.of(dlm, source)
-    return replace(opened, dlm=dlm, masked=engine_masked_losses(engine, marker), never=(marker.mask_token_id,))
+    return replace(opened, dlm=dlm, masked=engine_masked_losses(engine, marker), never=engine.banned_tokens)
 
 
 def hugging_face_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
