@@ -209,11 +209,11 @@ def test_full_context_is_an_error_and_writes_nothing(toys: dict[str, Path]) -> N
     tokens = np.arange(8, dtype=np.int32)
     row, again = np.empty((2, model.vocab_size), np.float32)
     model.forward(0, tokens[:7], row)
-    with pytest.raises(InputError, match="2 tokens behind position 7 exceed the context of 8"):
+    with pytest.raises(InputError, match="2 tokens from position 7 on exceed the context of 8"):
         model.forward(0, tokens[:2])
     assert model.length(0) == 7
     model.forward(0, tokens[7:], row)
-    with pytest.raises(InputError, match="1 tokens behind position 8"):
+    with pytest.raises(InputError, match="1 tokens from position 8 on"):
         model.forward(0, tokens[:1], row)
     model.truncate(0, 7)
     model.forward(0, tokens[7:], again)
