@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from reference_model import ReferenceModel
+from safetensors.numpy import load_file
 from test_engine_logits import EXACT, FLIPPED, KERNELS, relative_errors
-from toy_models import TOYS, make_toy
+from toy_models import TOYS, make_toy, toy_config, write_toy
 
 from wrinklefree import _native
+from wrinklefree.artifact.safetensors_file import write_safetensors
 from wrinklefree.engine import Batch, BatchItem, Engine
+from wrinklefree.errors import FormatError
 
 WINDOWED = ("mistral_window", "gemma3", "gemma3_subln")
 PLAIN = [name for name in TOYS if name not in WINDOWED]
@@ -220,3 +223,49 @@ def test_choices_are_those_of_the_softmax(toys: dict[str, Path], name: str, kern
                 strict=True,
             ):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_choices_do_not_depend_on_threads_or_company(tmp_path: Path) -> None:
+    # a vocabulary of several pieces, the last one short; more rows than are held at once; equal logits
+    config = {**toy_config("llama_tensor"), "vocab_size": 2500}
+    directory = write_toy(tmp_path, config, "tensor", 64, seed=0)
+    tokens = some_tokens(90, 20, 2500)
+    found = []
+    for threads, others in ((1, 0), (3, 0), (2, 7), (1, 40)):
+        engine = Engine.load(directory, threads=threads, slots=2)
+        with Batch(engine) as batch:
+            items = [BatchItem(batch.open(), tokens, "all", block=32)]
+            if others:
+                items.insert(0, BatchItem(batch.open(), tokens[:others], "all"))
+            found.append(batch.choose(items)[-1])
+            slot = items[-1].slot
+            batch.truncate(slot, 0)
+            (logits,) = batch.step([items[-1]])
+    for rows in found:
+        np.testing.assert_array_equal(rows.tokens, logits.argmax(axis=1))
+        np.testing.assert_array_equal(rows.probability, found[0].probability)
+        np.testing.assert_array_equal(rows.entropy, found[0].entropy)
+    assert len(set(found[0].tokens.tolist())) > 30 and (found[0].tokens >= 2048).any()
+
+
+@pytest.mark.parametrize("place", [0, 5, 1023, 1024])
+def test_of_equal_logits_the_lower_token_is_best(tmp_path: Path, place: int) -> None:
+    # two equal rows of the embedding, in one piece of the vocabulary or in two, have equal logits
+    config = {**toy_config("llama_tensor"), "vocab_size": 1100}
+    directory = write_toy(tmp_path, config, "tensor", 64, seed=0, equal=(place, 1050))
+    engine = Engine.load(directory, threads=1)
+    with Batch(engine) as batch:
+        (rows,) = batch.choose([BatchItem(batch.open(), np.arange(1100)[-400:], "all")], logits=True)
+    assert rows.logits is not None
+    np.testing.assert_array_equal(rows.logits[:, place], rows.logits[:, 1050])
+    assert (rows.tokens == place).any() and not (rows.tokens == 1050).any()
+    np.testing.assert_array_equal(rows.tokens, rows.logits.argmax(axis=1))
+
+
+def test_weights_that_give_no_numbers_are_named(tmp_path: Path) -> None:
+    directory = make_toy(tmp_path, "untied_f16_head")
+    tensors = {**load_file(directory / "model.safetensors")}
+    tensors["model.norm.weight"][:] = 3e38
+    write_safetensors(directory / "model.safetensors", tensors)
+    with Batch(Engine.load(directory, threads=1)) as batch, pytest.raises(FormatError, match="no numbers"):
+        batch.choose([BatchItem(batch.open(), [1, 2, 3])])

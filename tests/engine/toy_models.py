@@ -106,10 +106,12 @@ def write_toy(
     subln: str = "none",
     layout: Layout = LAYOUT,
     low_rank: int = 0,
+    equal: tuple[int, int] | None = None,
 ) -> Path:
     """Write a packed directory with random weights.
 
     Logits have a spread of about one; the layers outweigh the embedding, so that greedy text does not soon repeat.
+    ``equal``: two tokens of one large embedding, so that their logits are the best or the worst, and equal.
     ``low_rank``: the largest rank of the linears' corrections; theirs differ, and o_proj of the last layer has none.
     """
     rng = np.random.default_rng(seed)
@@ -121,6 +123,8 @@ def write_toy(
 
     def table(name: str) -> None:
         weight = rng.normal(size=(config["vocab_size"], hidden)).astype(np.float32) / np.float32(np.sqrt(hidden))
+        if equal:
+            weight[equal[0]] = weight[equal[1]] = 3 * weight[equal[1]]
         if embedding == "f16":
             tensors[name + ".weight"] = weight.astype(np.float16)
         else:

@@ -76,6 +76,16 @@ def test_engine_follows_its_source(tmp_path: Path, case: str) -> None:
     assert changed_files(tmp_path / "out", open_packed(tmp_path / "out").info) == []
 
 
+def test_a_diffusion_model_is_compared_without_its_mask(tmp_path: Path) -> None:
+    """The engine's logits of MASK are minus infinity, torch's are numbers: all others must agree."""
+    marker = {"mask_token_id": 255, "block_size": 8, "token_shift": True, "variant": "causal", "clean_half": "causal"}
+    report = export(toys.write(tmp_path / "src", dlm=marker), tmp_path / "out", threads=1, greedy_tokens=48)
+    assert Engine.load(tmp_path / "out", threads=1).banned_tokens == (255,)
+    assert report.agreement is not None and report.agreement.passed
+    assert report.agreement.logit_cosine_min > 0.999 and report.agreement.noise_cosine_min > 0.99
+    assert np.isfinite(report.agreement.logit_max_abs_difference)
+
+
 @pytest.mark.parametrize("embedding", TABLE_FORMATS)
 def test_bytes_are_the_sources(tmp_path: Path, embedding: Any) -> None:
     source = toys.write(tmp_path / "src", subln="identity", tie_word_embeddings=False)

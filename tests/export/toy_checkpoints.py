@@ -53,6 +53,7 @@ def write(
     spec: TernarySpec = GROUPS,
     subln: str = "none",
     dtype: torch.dtype = torch.float32,
+    dlm: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Write a converted checkpoint directory and return it."""
@@ -65,5 +66,5 @@ def write(
             layer.set_scale(layer.ternary()[1] * 1.25)
     tokenizer_toys.write(out.with_name(out.name + "-tokenizer"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out.with_name(out.name + "-tokenizer"))
-    save_checkpoint(toy, tokenizer, out, CheckpointInfo("stage1_subln", spec=spec, subln=subln))
+    save_checkpoint(toy, tokenizer, out, CheckpointInfo("stage1_subln", spec=spec, subln=subln, dlm=dlm))
     return out

@@ -72,6 +72,27 @@ def test_integer_products_are_exact(
         np.testing.assert_array_equal(dots, _products(ternary, q), err_msg=name)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("table", TABLES)
+def test_t19_sums_of_activations_are_computed_once(table: str, layout: packing.Layout) -> None:
+    # The product with the codes 0, 1, 2 is that with -1, 0, 1 plus the sum of the activations, which quantisation gives
+    # once for all rows and layers that read them. The kernel takes that sum as given: with another one every row is off
+    # by the difference (or none, where the instruction takes signed codes), with the true one by nothing.
+    rng = np.random.default_rng(5)
+    rows, columns = 40, 700
+    ternary = _random_ternary(rng, rows, columns)
+    packed = packing.pack_codes(ternary, layout)
+    for tokens in (1, 3, 20):
+        x = rng.normal(size=(tokens, columns)).astype(np.float32)
+        q, sums, _ = kernels.quantize(table, x)
+        np.testing.assert_array_equal(sums, q.reshape(tokens, -1, 64).sum(axis=2, dtype=np.int32))
+        wanted = _products(ternary, q)
+        np.testing.assert_array_equal(kernels.ternary_dots(table, packed, rows, columns, q, sums, layout), wanted)
+        off = wanted - kernels.ternary_dots(table, packed, rows, columns, q, sums + 1, layout)
+        assert (off == off[0, 0]).all() and off[0, 0] in (0, sums.shape[1])
+        assert (off[0, 0] == 0) == (table == "reference" or "neon" in table)
+
+
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 70), columns=st.integers(1, 1400), seed=st.integers(0, 2**32 - 1))
 def test_one_layout_becomes_the_other_byte_for_byte(rows: int, columns: int, seed: int) -> None:
