@@ -1,6 +1,6 @@
-"""The toy tokenizers and packed directories of tests/artifact are used here too."""
+"""The toy tokenizers and packed directories of tests/artifact are used here too, and the diffusion models of tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "artifact"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "artifact"), str(Path(__file__).parents[1])]

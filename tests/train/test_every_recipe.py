@@ -102,3 +102,6 @@ def test_it_trains_resumes_exactly_and_the_engine_agrees_with_torch(name: str, t
         return
     report = export(tmp_path / "straight", tmp_path / "packed", threads=1, greedy_tokens=16)
     assert report.agreement is not None and all(each.explained for each in report.agreement.differences)
+    # A diffusion model is decoded by blocks too, each pass of the engine beside the torch reference.
+    assert (report.blocks is not None) == recipe.diffuses
+    assert report.blocks is None or report.blocks.passed

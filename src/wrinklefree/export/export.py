@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from wrinklefree.artifact.config import parse_config
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
@@ -19,9 +20,10 @@ from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable, TableForm
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
+from wrinklefree.export.block_replay import BlockAgreement, compare_block_decoding
 from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
-from wrinklefree.export.verify import Agreement, CodesCheck, check_codes, compare_engine_with_torch
+from wrinklefree.export.verify import PROMPTS, Agreement, CodesCheck, check_codes, compare_engine_with_torch
 from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 from wrinklefree.quant.low_rank import low_rank_linears
@@ -48,6 +50,7 @@ class ExportReport:
     tensors: tuple[TensorChange, ...]
     codes: CodesCheck | None
     agreement: Agreement | None
+    blocks: BlockAgreement | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class ExportReport:
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "codes": None if self.codes is None else asdict(self.codes),
             "agreement": None if self.agreement is None else self.agreement.to_json(),
+            "blocks": None if self.blocks is None else self.blocks.to_json(),
             "seconds": self.seconds,
         }
 
@@ -104,12 +108,16 @@ def export(
         moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None
         tables = quantized_tables(model, embedding, moments)
         tensors = FORMATS[format](directory, source, config, info, walk(model), tables)
-        codes = agreement = None
+        codes = agreement = blocks = None
         if verify:
             show(0.4, "reading back")
             codes = check_codes(directory, model, tables)
             show(0.6, "comparing with the source")
-            agreement = _compare(directory, model, tables, threads, greedy_tokens)
+            engine = Engine.load(directory, threads=threads, kv_type="float32")
+            agreement = _compare(engine, model, tables, greedy_tokens)
+            if checkpoint.dlm is not None:
+                show(0.8, "decoding blocks beside the source")
+                blocks = _compare_blocks(engine, model, tables, greedy_tokens, checkpoint.dlm)
         ternary_bytes = sum(change.written_bytes for change in tensors if change.name in ternary)
         ternary_weights = sum(rows * columns for rows, columns in ternary.values())
         written = sum(change.written_bytes for change in tensors)
@@ -126,6 +134,7 @@ def export(
             tensors=tuple(tensors),
             codes=codes,
             agreement=agreement,
+            blocks=blocks,
             seconds=time.perf_counter() - start,
         )
 
@@ -163,18 +172,9 @@ def _packed_info(checkpoint: CheckpointInfo, embedding: TableFormat, layout: Lay
 
 
 def _compare(
-    directory: Path,
-    model: torch.nn.Module,
-    tables: Mapping[str, QuantizedTable],
-    threads: int | None,
-    greedy_tokens: int,
+    engine: Engine, model: torch.nn.Module, tables: Mapping[str, QuantizedTable], greedy_tokens: int
 ) -> Agreement:
-    agreement = compare_engine_with_torch(
-        Engine.load(directory, threads=threads, kv_type="float32"),
-        model,
-        greedy_tokens=greedy_tokens,
-        tables=tables,
-    )
+    agreement = compare_engine_with_torch(engine, model, greedy_tokens=greedy_tokens, tables=tables)
     if not agreement.passed:
         unexplained = [d for d in agreement.differences if not d.explained]
         raise VerificationError(
@@ -183,6 +183,30 @@ def _compare(
             f"{agreement.greedy_tokens}, differences without a tie: {len(unexplained)}; nothing was written"
         )
     return agreement
+
+
+def _compare_blocks(
+    engine: Engine,
+    model: torch.nn.Module,
+    tables: Mapping[str, QuantizedTable],
+    num_tokens: int,
+    dlm: Mapping[str, Any],
+) -> BlockAgreement | None:
+    """Return how a text decoded by blocks agrees; None for a model that the engine does not decode so."""
+    marker = DiffusionMarker.of(dlm, "config.json")
+    if marker.block_size is None or engine.context < 2 * marker.block_size:
+        return None
+    room = engine.context // marker.block_size * marker.block_size
+    prompt = engine.tokenizer.encode(PROMPTS[0])[: room // 2]
+    blocks = compare_block_decoding(engine, model, marker, prompt, num_tokens, tables=tables)
+    if not blocks.passed:
+        unexplained = next((d.what for d in blocks.differences if not d.explained), "none")
+        raise VerificationError(
+            f"the engine does not decode blocks like the source: probabilities differ by "
+            f"{blocks.confidence_difference:.2g} (rounding noise makes {blocks.confidence_noise:.2g}), first "
+            f"unexplained difference: {unexplained}; nothing was written"
+        )
+    return blocks
 
 
 def _total_bytes(directory: Path) -> int:

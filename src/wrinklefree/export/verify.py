@@ -27,6 +27,7 @@ from wrinklefree.artifact.manifest import PackedModel, open_packed
 from wrinklefree.artifact.packing import unpack_codes, unpack_group_scales
 from wrinklefree.artifact.tables import QuantizedTable, unpack_table
 from wrinklefree.engine import Engine, SamplingParams
+from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.errors import VerificationError
 from wrinklefree.export.tables import quantized_tables
 from wrinklefree.export.walk import Table, TernaryLayer, walk
@@ -44,7 +45,7 @@ NOISE_FACTOR = 3.0
 # Relative standard deviations: reordering a float32 sum of about a thousand terms, and rounding to float16.
 SUM_NOISE = 2.0**-20
 CACHE_NOISE = 2.0**-12
-_NOISE_RUNS = 2
+NOISE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def compare_engine_with_torch(
     comparison the torch model carries the ``tables`` that were written (None: its own in 8 bits), and its low-rank
     factors as they were written. Load the engine with ``kv_type="float32"`` for the sharpest answer.
     """
-    half_cache = _has_half_cache(engine)
+    half_cache = has_half_cache(engine)
     cosine, noise_cosine, largest, equal, same, total = 1.0, 1.0, 0.0, 0, 0, 0
     differences = []
     banned = list(engine.banned_tokens)  # a diffusion model's MASK
@@ -234,7 +235,8 @@ def exported_factors(model: nn.Module) -> Iterator[None]:
             factor.data = data
 
 
-def _has_half_cache(engine: Engine) -> bool:
+def has_half_cache(engine: Engine) -> bool:
+    """Whether an engine keeps keys and values in 16 bits or fewer."""
     config = parse_config(engine.config, "config.json")
     values = 2 * engine.context * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return engine.kv_bytes < 3 * values
@@ -242,7 +244,7 @@ def _has_half_cache(engine: Engine) -> bool:
 
 def _greedy(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
     params = SamplingParams(max_tokens=num_tokens, temperature=0.0, top_p=1.0, seed=0, ignore_eos=True)
-    return engine.generate(prompt, params).run().tokens
+    return engine.generate(prompt, params, DecodingSettings("ar")).run().tokens
 
 
 def _source_logits(model: nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -261,7 +263,13 @@ def _lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> fl
 
 def _noisy_logits(model: nn.Module, tokens: Sequence[int], half_cache: bool) -> list[NDArray[np.float32]]:
     """Return the source's logits under rounding noise, from independent draws."""
-    generator = torch.Generator().manual_seed(0)
+    with rounding_noise(model, half_cache, torch.Generator().manual_seed(0)):
+        return [_source_logits(model, tokens) for _ in range(NOISE_RUNS)]
+
+
+@contextmanager
+def rounding_noise(model: nn.Module, half_cache: bool, generator: torch.Generator) -> Iterator[None]:
+    """Let ``model`` compute with rounding noise: sums in another order, keys and values in float16."""
 
     def perturbed(values: Tensor, size: float) -> Tensor:
         return values * (1 + size * torch.randn(values.shape, generator=generator).to(values))
@@ -272,7 +280,7 @@ def _noisy_logits(model: nn.Module, tokens: Sequence[int], half_cache: bool) -> 
         if half_cache and name.endswith(("k_proj", "v_proj")):
             handles.append(layer.register_forward_hook(lambda _, x, y: perturbed(y, CACHE_NOISE)))
     try:
-        return [_source_logits(model, tokens) for _ in range(_NOISE_RUNS)]
+        yield
     finally:
         for handle in handles:
             handle.remove()
