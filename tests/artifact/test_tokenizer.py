@@ -21,8 +21,8 @@ MESSAGES = [{"role": "user", "content": "Where is the café?"}]
 
 @pytest.mark.parametrize("post_processor_bos", [True, False])
 @pytest.mark.parametrize("declared", [True, False, None])
-def test_bos_exactly_once(tmp_path: Path, post_processor_bos: bool, declared: bool | None) -> None:
-    """T23: whoever writes BOS (post-processor, add_bos_token, template, caller), it is there once."""
+def test_t23_bos_exactly_once(tmp_path: Path, post_processor_bos: bool, declared: bool | None) -> None:
+    """Whoever writes BOS (post-processor, add_bos_token, template, caller), it is there once."""
     extra = {} if declared is None else {"add_bos_token": declared}
     tokenizer = Tokenizer.load(toys.write(tmp_path, post_processor_bos=post_processor_bos, **extra))
     expected = declared if declared is not None else post_processor_bos

@@ -24,7 +24,7 @@ from wrinklefree.artifact.packing import pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
 from wrinklefree.artifact.tables import TABLE_FORMATS, pack_table, quantize_table
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.engine import Engine
+from wrinklefree.engine import Engine, greedy
 from wrinklefree.errors import FormatError, InputError, VerificationError
 from wrinklefree.export import export as export_module
 from wrinklefree.export.export import ExportReport, export
@@ -297,6 +297,33 @@ def test_checkpoint_zeros_are_the_exported_ones(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     assert shares[name] == pytest.approx(float((unpack_codes(weights.array(name), 64, 160) == 0).mean()))
     assert report.bits_per_ternary_weight < 2.5
+
+
+def test_t18_latents_are_ternarised_before_they_are_packed_and_as_many_are_zero_as_in_torch(tmp_path: Path) -> None:
+    """The source's weights are latents, none of them zero: what is packed is what the training graph multiplied by."""
+    source = toys.write(tmp_path / "src")
+    report = export(source, tmp_path / "out", verify=False)
+    report_codes = check_codes(tmp_path / "out", load_checkpoint(source)[0])
+    assert report.agreement is None and report_codes.zeros_written == report_codes.zeros_source
+    model, weights = load_checkpoint(source)[0], open_packed(tmp_path / "out").weights
+    for name, layer in bit_linears(model):
+        assert bool((layer.weight != 0).all())
+        codes = unpack_codes(weights.array(f"{name}.weight"), layer.out_features, layer.in_features)
+        assert set(np.unique(codes)) == {-1, 0, 1}
+        assert np.count_nonzero(codes == 0) == int((layer.ternary()[0] == 0).sum())
+
+
+def test_t23_a_text_begins_with_bos_once_however_it_reaches_the_engine(tmp_path: Path) -> None:
+    """As a prompt, through the chat template, and already encoded."""
+    source = toys.write(tmp_path / "src")
+    export(source, tmp_path / "out", verify=False)
+    engine = Engine.load(tmp_path / "out", threads=1)
+    tokenizer = engine.tokenizer
+    chat = tokenizer.encode_chat([{"role": "user", "content": "ab"}])
+    assert chat[0] == tokenizer.bos_id and chat.count(tokenizer.bos_id) == 1
+    for prompt in (tokenizer.encode("ab"), tokenizer.encode("ab", bos=True)):
+        assert prompt.count(tokenizer.bos_id) <= 1
+    assert engine.generate("ab", greedy(1)).run().prompt_tokens == len(tokenizer.encode("ab"))
 
 
 def test_a_layer_left_in_full_precision_is_refused(tmp_path: Path) -> None:
