@@ -12,7 +12,7 @@ from diffusion_models import KINDS, MASK, PAD, make_diffusion_toy, marker_of
 
 from wrinklefree.engine import Batch, BatchItem, DecodingSettings, Engine, SamplingParams
 from wrinklefree.engine.block_decoding import BlockDecoder
-from wrinklefree.engine.decoding import JointPasses
+from wrinklefree.engine.decoding import JointPasses, Turn
 from wrinklefree.engine.generation import Generation
 from wrinklefree.errors import InputError
 
@@ -160,6 +160,43 @@ def test_finished_blocks_are_as_computed_from_nothing(engines: dict[str, Engine]
         one, other = batch.step([BatchItem(slot, row, "all", 48, SIZE) for slot, row in zip((used, fresh), rows,
                                                                                              strict=True)])  # fmt: skip
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("rule", ["one", "three"])
+@pytest.mark.parametrize("kind", ["fast_dllm", "fast_dllm_causal_text", "llada"])
+def test_a_pass_computes_the_open_sub_block(engines: dict[str, Engine], kind: str, rule: str) -> None:
+    # The rows of each pass, worked out from what was known before it: 19 tokens, sub-blocks of 3 in blocks of 8.
+    turns: list[Turn] = []
+    settings = block(sub_block=3, **RULES[rule])
+    engines[kind].generate(PROMPT, plain(40), settings, lambda turn, _: turns.append(turn)).run()
+    shift = int(marker_of(kind, SIZE).token_shift)
+    known, before = set(range(len(PROMPT))), (-1, -1)
+    for turn in turns:
+        waiting = min(set(range(len(PROMPT) + 40)) - known)
+        start = waiting // SIZE * SIZE
+        sub = start + (waiting - start) // 3 * 3
+        first, end = max(start, sub - shift), min(sub + 3, start + SIZE)
+        if (start, sub) != before:
+            first, end = start, start + SIZE
+        if start != before[0]:
+            first = 0 if before[0] < 0 else start - SIZE
+        assert (turn.first, turn.last) == (first, end - 1)
+        assert all(sub <= one.position < sub + 3 for one in turn.decided)
+        known |= {one.position for one in turn.decided}
+        before = (start, sub)
+
+
+def test_causal_blocks_compute_what_changed_and_never_one_row(engines: dict[str, Engine]) -> None:
+    # One row alone goes through attention in another way, and would leave other bits in a finished block.
+    for rule in ("one", "three"):
+        turns: list[Turn] = []
+        settings = block(sub_block=4, **RULES[rule])
+        engines["causal"].generate(PROMPT, plain(60), settings, lambda turn, _, to=turns: to.append(turn)).run()
+        changed = 0
+        for turn in turns:
+            assert turn.last > turn.first and turn.first >= changed - 1
+            changed = min(one.position for one in turn.decided)
+        assert sum(turn.last - turn.first + 1 for turn in turns) < 6 * len(turns)
 
 
 @pytest.mark.parametrize("kind", KINDS)
