@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusion_models import make_diffusion_toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toy_models import make_toy
 
 from wrinklefree.engine import DecodingSettings, Engine, Generation, SamplingParams, greedy
-from wrinklefree.engine.decoding import PIECE_TOKENS, Decided, JointPasses, Request
+from wrinklefree.engine.decoding import PIECE_TOKENS, Decided, JointPasses, Request, _piece_end
 from wrinklefree.engine.rows import Rows
 from wrinklefree.errors import FormatError, InputError
 
@@ -174,6 +176,23 @@ def test_pieces_end_on_blocks_and_give_all_wanted_rows(engine: Engine) -> None:
                                     [False, False])  # fmt: skip
     np.testing.assert_array_equal(decoder.found[0][:, :-1], logits)
     assert decoder.found[0][:, -1].tolist() == logits.argmax(axis=1).tolist()
+
+
+@given(st.integers(0, 60), st.sampled_from([1, 5, 12, 32, 256, 300]), st.booleans(), st.booleans(), st.integers(1, 300))
+@settings(max_examples=200, deadline=None)
+def test_no_piece_cuts_a_block_or_is_one_row(blocks: int, size: int, head: bool, tail: bool, more: int) -> None:
+    finished = blocks * size
+    count = finished + (size if tail and size > 1 else more)
+    request = Request(np.zeros(count, np.int32), "none", 0, size if tail else 1, head=finished,
+                      head_block=size if head else 1)  # fmt: skip
+    begin = 0
+    while begin < count:
+        end = _piece_end(request, begin)
+        assert begin < end <= min(count, begin + max(PIECE_TOKENS, size))
+        cut = (request.head_block if end <= finished else request.block) if end < count else 1
+        assert end == finished or end % cut == 0
+        assert end - begin > 1 or count == 1 or end == finished or begin == finished or size > PIECE_TOKENS
+        begin = end
 
 
 def test_a_decoder_that_fails_leaves_and_the_others_go_on(plain: Engine) -> None:
