@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 from diffusion_models import KINDS, make_diffusion_toy
+from distributions import chi_square_chance, filtered
 from toy_models import TOYS
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
@@ -115,6 +117,26 @@ def test_greedy_answers_with_a_penalty(engine: Engine) -> None:
         params = greedy(80, repetition_penalty=penalty)
         wanted = engine.generate(prompt_of(12), params, AR).run()
         assert engine.generate(prompt_of(12), params, speculative(4)).run().tokens == wanted.tokens
+
+
+@pytest.mark.parametrize("filters", [{"top_p": 1.0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.02}])
+def test_sampled_answers_have_the_exact_distribution(filters: dict[str, Any], tmp_path: Any) -> None:
+    """Texts of three tokens out of seven, behind the first one, against the products of the model's probabilities."""
+    toy = make_diffusion_toy(tmp_path, "causal", seed=1, vocab_size=8, pad_token_id=None)
+    loaded, prompt, draws, accepted = Engine.load(toy, threads=1, context=32), [1, 2, 3, 4], 1200, 0
+    counts, wanted = np.zeros((8, 8, 8), np.int64), np.ones((8, 8, 8))
+    for text in itertools.product(range(7), repeat=2):
+        rows = loaded.logits([*prompt, *text])[-3:]
+        chances = [filtered(row, temperature=1.5, **filters) for row in rows]
+        wanted[text] = chances[0][text[0]] * chances[1][text[1]] * chances[2]
+    wanted[7], wanted[:, 7], wanted[..., 7] = 0, 0, 0
+    for seed in range(draws):
+        params = SamplingParams(max_tokens=6, temperature=1.5, seed=seed, ignore_eos=True, **filters)
+        answer = loaded.generate(prompt, params, speculative(2)).run()
+        counts[tuple(answer.tokens[:3])] += 1
+        accepted += answer.accepted or 0
+    assert accepted > 200  # or there would be nothing to test
+    assert chi_square_chance(counts.ravel(), wanted.ravel()) > 1e-3
 
 
 def test_a_seed_gives_the_same_text_with_the_same_window(engine: Engine) -> None:
