@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from wrinklefree.engine.windows import AUTOMATIC_WINDOW
 
 ROWS = 2 * AUTOMATIC_WINDOW + 1  # one token, its drafts, and as many MASKs
-_MEASURED = (1, 2, 3, 4, 5, 7, 9, 13, ROWS)
-_SECONDS = 0.2  # to spend, but at least _LEAST rounds
-_LEAST, _MOST = 4, 12
+_MEASURED = (2, 3, 4, 5, 7, 9, 13, ROWS)  # and one row before each of them: all is divided by its time
+_SECONDS = 0.25  # to spend, but at least _LEAST rounds
+_LEAST, _MOST = 2, 12
 
 
 def measure_row_costs(model: Any, slot: int) -> NDArray[np.float64]:
@@ -24,12 +24,15 @@ def measure_row_costs(model: Any, slot: int) -> NDArray[np.float64]:
     """
     sizes = [size for size in _MEASURED if size <= model.context]
     logits = np.empty((ROWS, model.vocab_size), np.float32)
-    rounds: list[list[float]] = []
-    began = time.perf_counter()
-    while len(rounds) < _LEAST or (len(rounds) < _MOST and time.perf_counter() - began < _SECONDS):
-        rounds.append([_pass_seconds(model, slot, size, logits[:size]) for size in sizes])
-    seconds = np.maximum.accumulate(np.min(rounds, axis=0))
-    return np.asarray(np.interp(np.arange(1, ROWS + 1), sizes, seconds / seconds[0]), np.float64)
+    order = [each for size in sizes for each in (1, size)] or [1]
+    least = dict.fromkeys([1, *sizes], np.inf)
+    began, rounds = time.perf_counter(), 0
+    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - began < _SECONDS):
+        for size in order:
+            least[size] = min(least[size], _pass_seconds(model, slot, size, logits[:size]))
+        rounds += 1
+    seconds = np.maximum.accumulate(list(least.values()))
+    return np.asarray(np.interp(np.arange(1, ROWS + 1), list(least), seconds / seconds[0]), np.float64)
 
 
 def _pass_seconds(model: Any, slot: int, rows: int, logits: NDArray[np.float32]) -> float:
