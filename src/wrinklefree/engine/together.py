@@ -74,7 +74,7 @@ class Together:
             return False
         try:
             turns = self._passes.run()
-        except Exception:
+        except BaseException:  # also Ctrl-C
             self._dismiss()
             raise
         now = time.perf_counter()
