@@ -37,7 +37,7 @@ from wrinklefree.export.verify import (
     rounding_noise,
 )
 from wrinklefree.models.block_decoding import BlockDecoder, DecodingSettings, Look, chosen
-from wrinklefree.quant.bitlinear import full_strength
+from wrinklefree.quant.bitlinear import full_strength, held_codes
 
 # Probabilities beyond these log odds are all the same to float32, within a thousandth of their distance from 1.
 _CERTAIN = 10.0
@@ -147,7 +147,8 @@ def compare_block_decoding(
     answer = engine.generate(list(prompt), params, ours, keep).run()
     ends = () if ignore_eos else tuple(engine.tokenizer.eos_ids)
     tables = quantized_tables(model, "q8") if tables is None else tables
-    with exported_tables(model, tables), exported_factors(model), full_strength(model), torch.no_grad():
+    exported = exported_tables(model, tables), exported_factors(model)
+    with exported[0], exported[1], full_strength(model), held_codes(model), torch.no_grad():
 
         def decoder() -> BlockDecoder:
             return BlockDecoder(model, marker, prompt, num_tokens, settings, ends, engine.context)
