@@ -19,8 +19,9 @@ TOKENS_PER_FORWARD = (1.5, 2.0, 2.5, 3.0, 4.0)
 def row_costs(engine: Engine, repeats: int, rows: Sequence[int] = ROWS) -> list[dict[str, Any]]:
     """Return for each number of rows the median time of a pass that wants a choice of every row, round by round.
 
-    Each row of the result has ``rows``, ``milliseconds``, ``relative`` to one row (median of the rounds' ratios), and
-    the least and most of these ratios.
+    Each row of the result has ``rows``, ``milliseconds``, ``relative`` to one row (median of the rounds' ratios), the
+    quarters of these ratios (``low``, ``high``), and ``undisturbed``: the ratio of the least times of all rounds, which
+    other work on the machine changes least.
     """
     times: dict[int, list[float]] = {number: [] for number in rows}
     with Batch(engine) as batch:
@@ -39,9 +40,11 @@ def row_costs(engine: Engine, repeats: int, rows: Sequence[int] = ROWS) -> list[
     found = []
     for number in rows:
         ratios = [seconds / one for seconds, one in zip(times[number], ones, strict=True)]
+        low, high = np.quantile(ratios, (0.25, 0.75))
         found.append({
             "rows": number, "milliseconds": 1e3 * statistics.median(times[number]),
-            "relative": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+            "relative": statistics.median(ratios), "low": float(low), "high": float(high),
+            "undisturbed": min(times[number]) / min(ones),
         })  # fmt: skip
     return found
 

@@ -20,9 +20,12 @@ def markdown(record: dict[str, Any], name: str) -> str:
         "",
         "## What a pass costs",
         "",
-        "Time of a pass by its rows, relative to one row (median over rounds, least and most).",
+        "Time of a pass by its rows, relative to one row: median over rounds, lower and upper quarter, and ratio of "
+        "the least times, which other work on the machine disturbs least.",
         "",
-        *_table(("rows", "ms", "relative", "least", "most"), _cost_rows(record["costs"])),
+        *_table(
+            ("rows", "ms", "relative", "lower quarter", "upper quarter", "least times"), _cost_rows(record["costs"])
+        ),
         "",
         "A model with so many tokens per forward would gain, with passes of so many rows:",
         "",
@@ -47,7 +50,7 @@ def _cost_rows(costs: Sequence[dict[str, Any]]) -> Iterable[tuple[str, ...]]:
     for cost in costs:
         yield (
             str(cost["rows"]), f"{cost['milliseconds']:.2f}",
-            *(f"{cost[key]:.2f}" for key in ("relative", "least", "most")),
+            *(f"{cost[key]:.2f}" for key in ("relative", "low", "high", "undisturbed")),
         )  # fmt: skip
 
 
@@ -170,7 +173,7 @@ def _costs(axis: Any, costs: Sequence[dict[str, Any]]) -> None:
     rows = [cost["rows"] for cost in costs]
     relative = [cost["relative"] for cost in costs]
     axis.plot(rows, relative, marker="o", color="tab:green", label="measured")
-    axis.fill_between(rows, [c["least"] for c in costs], [c["most"] for c in costs], color="tab:green", alpha=0.2)
+    axis.fill_between(rows, [c["low"] for c in costs], [c["high"] for c in costs], color="tab:green", alpha=0.2)
     axis.plot(rows, rows, color="black", linestyle=":", label="as many single rows")
     axis.set(xlabel="rows of a pass", ylabel="time relative to one row", ylim=(0, 1.3 * max(relative)))
     axis.legend()

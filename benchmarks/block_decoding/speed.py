@@ -20,6 +20,7 @@ SUB_BLOCKS = (4, 16, 32)
 TOKENS_PER_FORWARD = (2, 4)
 ENTROPY_BOUNDS = (0.1, 0.5)
 WINDOWS = (1, 2, 3, 4, 6)
+_BETWEEN_BASES = 3  # ways between two runs of AR, with whose mean they are compared
 Say = Callable[[str], None]
 
 
@@ -55,6 +56,11 @@ class _Run:
     counted: int
     seconds: float
 
+    @property
+    def speed(self) -> float:
+        """Tokens a second; only where ``seconds`` is not 0."""
+        return self.counted / self.seconds
+
 
 def possible(engine: Engine, prompt: Prompt, candidates: Sequence[Way]) -> tuple[list[Way], dict[str, str]]:
     """Return the ways that the model can be decoded in, and of the others why not."""
@@ -79,18 +85,34 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return for each way its figures and its answers; ``candidates[0]`` is what the others are compared with.
 
+    It runs again after every few ways, and each is compared with its runs just before and after.
+
     Greedy; an answer that is not the same in every repeat is an error, because nothing here is random.
     """
+    base, others = candidates[0], candidates[1:]
     runs: dict[str, list[_Run]] = {way.name: [] for way in candidates}
+    ratios: dict[str, list[float]] = {way.name: [] for way in candidates}
+    _run(engine, prompts[:1], base, max_tokens)  # warms up
     for repeat in range(repeats):
-        order = candidates if repeat % 2 == 0 else list(reversed(candidates))
-        for way in order:
-            say(f"repeat {repeat + 1} of {repeats}: {way.name}")
-            runs[way.name].append(_run(engine, prompts, way, max_tokens))
+        order = others if repeat % 2 == 0 else list(reversed(others))
+        before = _run(engine, prompts, base, max_tokens)
+        runs[base.name].append(before)
+        for at in range(0, len(order), _BETWEEN_BASES):
+            say(f"repeat {repeat + 1} of {repeats}: {order[at].name} and what follows")
+            group = order[at : at + _BETWEEN_BASES]
+            found_now = [_run(engine, prompts, way, max_tokens) for way in group]
+            after = _run(engine, prompts, base, max_tokens)
+            runs[base.name].append(after)
+            for way, run in zip(group, found_now, strict=True):
+                runs[way.name].append(run)
+                if run.seconds and before.seconds and after.seconds:
+                    ratios[way.name].append(2 * run.speed / (before.speed + after.speed))
+            before = after
+    ratios[base.name] = [1.0]
     found = []
     for way in candidates:
         rows = _rows_of_passes(engine, prompts, way, max_tokens)
-        found.append(_figures(way, runs[way.name], runs[candidates[0].name], rows, costs))
+        found.append(_figures(way, runs[way.name], ratios[way.name], rows, costs))
     return found
 
 
@@ -127,12 +149,11 @@ def _rows_of_passes(engine: Engine, prompts: Sequence[Prompt], way: Way, max_tok
 
 
 def _figures(
-    way: Way, runs: Sequence[_Run], base: Sequence[_Run], rows: Counter[int], costs: Sequence[dict[str, Any]]
+    way: Way, runs: Sequence[_Run], ratios: list[float], rows: Counter[int], costs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     if any(run.answers != runs[0].answers for run in runs):
         raise RuntimeError(f"{way.name}: greedy answers differ between repeats")
-    speeds = [run.counted / run.seconds for run in runs if run.seconds]
-    ratios = [_speed(run) / _speed(one) for run, one in zip(runs, base, strict=True) if one.seconds and run.seconds]
+    speeds = [run.speed for run in runs if run.seconds]
     tokens = sum(map(len, runs[0].answers))
     passes = rows.total()
     cost = sum(relative_cost(costs, number) * count for number, count in rows.items()) / passes if passes else 1.0
@@ -146,7 +167,3 @@ def _figures(
         "mean_pass_cost": cost, "speed_up_by_arithmetic": per_forward / cost,
         "answers": runs[0].answers, "texts": runs[0].texts,
     }  # fmt: skip
-
-
-def _speed(run: _Run) -> float:
-    return run.counted / run.seconds

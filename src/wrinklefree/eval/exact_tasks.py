@@ -53,8 +53,8 @@ class _Draws:
 
 
 def _copy_list(draws: _Draws) -> tuple[str, str]:
-    a, b = draws.words(10)[:5], draws.words(5)
-    return f"List: {', '.join(a)}\nCopy: {', '.join(a)}\n\nList: {', '.join(b)}\nCopy:", ", ".join(b)
+    *shown, asked = (", ".join(draws.words(4)) for _ in range(3))
+    return "".join(f"List: {words}\nCopy: {words}\n\n" for words in shown) + f"List: {asked}\nCopy:", asked
 
 
 def _copy_sentence(draws: _Draws) -> tuple[str, str]:
@@ -71,7 +71,7 @@ def _count_on(draws: _Draws) -> tuple[str, str]:
 
 def _pattern(draws: _Draws) -> tuple[str, str]:
     words = draws.words(draws.integer(2, 3))
-    return " ".join(words * 4), " ".join(words * 2)
+    return f"{', '.join(words * 4)},", ", ".join(words * 2)
 
 
 def _python_list(draws: _Draws) -> tuple[str, str]:

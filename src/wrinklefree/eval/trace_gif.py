@@ -72,9 +72,9 @@ class _Painter:
         self._draw.rectangle((width - _MARGIN - longest, 8, width, _HEAD - 6), fill=_PAPER)
         self.text(round(width - _MARGIN - self._font.getlength(caption)), 12, caption, _INK)
         for cell in layout.cells:
-            self._cell(cell, frame)
+            self._cell(cell, frame, layout.blocks)
 
-    def _cell(self, cell: Cell, frame: int) -> None:
+    def _cell(self, cell: Cell, frame: int, blocks: bool) -> None:
         x, y = _MARGIN + cell.column * self._character, _HEAD + cell.line * _LINE
         box = (round(x), y, round(x + cell.width * self._character + 4), y + 18)
         if cell.is_prompt:
@@ -90,7 +90,7 @@ class _Painter:
                 self._draw.rounded_rectangle(box, 3, fill=_MASK)
                 if guess is not None:
                     self.text(box[0] + 2, y + 1, guess, _GUESS)
-        if frame == cell.finished:
+        if blocks and frame == cell.finished:
             self._draw.line((box[0], y + 20, box[2], y + 20), fill=_INK, width=2)
 
     def text(self, x: int, y: int, text: str, fill: tuple[int, int, int]) -> None:

@@ -53,6 +53,7 @@ class Layout:
     frames: int
     captions: tuple[str, ...]
     title: str
+    blocks: bool
 
 
 def lay_out(trace: Trace) -> Layout:
@@ -86,7 +87,9 @@ def lay_out(trace: Trace) -> Layout:
         column += width + 1
         if "\n" in mark.text:
             line, column = line + 1, 0
-    return Layout(tuple(cells), line + 1, len(trace.passes) + 1, _captions(trace), _title(trace))
+    return Layout(
+        tuple(cells), line + 1, len(trace.passes) + 1, _captions(trace), _title(trace), trace.block_size is not None
+    )
 
 
 def shown(mark: Mark) -> str:

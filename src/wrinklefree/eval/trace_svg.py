@@ -21,7 +21,8 @@ def svg(trace: Trace, seconds: float = 0.35) -> str:
     times = _Times(layout.frames, seconds)
     width = round(2 * _MARGIN + (COLUMNS + 1) * _CHARACTER)
     height = _HEAD + layout.lines * _LINE + _FOOT
-    body = [_captions(layout, times), *(_cell(cell, times) for cell in layout.cells), _legend(width, height)]
+    body = [_captions(layout, times), *(_cell(cell, times, layout.blocks) for cell in layout.cells)]
+    body.append(_legend(height, layout.blocks))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -85,7 +86,7 @@ def _captions(layout: Layout, times: _Times) -> str:
     )
 
 
-def _cell(cell: Cell, times: _Times) -> str:
+def _cell(cell: Cell, times: _Times, blocks: bool) -> str:
     x, y = _MARGIN + cell.column * _CHARACTER, _HEAD + cell.line * _LINE
     width = cell.width * _CHARACTER + 5
     tip = f"<title>{escape(cell.tip)}</title>"
@@ -94,7 +95,7 @@ def _cell(cell: Cell, times: _Times) -> str:
     box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="20" rx="3"'
     guesses = "".join(_text(label, x, y, f"g {times.shown(first, until)}") for first, until, label in cell.guesses)
     rgb = "#{:02x}{:02x}{:02x}".format(*colour(cell.confidence))
-    line = f'<path d="M{x:.1f} {y + 22}h{width:.1f}" class="c {times.shown(cell.finished)}"/>'
+    line = "" if not blocks else f'<path d="M{x:.1f} {y + 22}h{width:.1f}" class="c {times.shown(cell.finished)}"/>'
     return (
         f'<g class="{times.shown(cell.opened)}">{tip}<rect {box} class="m"/>{guesses}'
         f'<g class="{times.shown(cell.decided)}"><rect {box} fill="{rgb}"/>{_text(cell.label, x, y, "")}</g>{line}</g>'
@@ -106,7 +107,7 @@ def _text(label: str, x: float, y: float, classes: str) -> str:
     return f'<text x="{x + 2.5:.1f}" y="{y + 15}"{kind} xml:space="preserve">{escape(label)}</text>'
 
 
-def _legend(width: int, height: int) -> str:
+def _legend(height: int, blocks: bool) -> str:
     y = height - 22
     steps = 10
     boxes = "".join(
@@ -114,11 +115,15 @@ def _legend(width: int, height: int) -> str:
         f'fill="#{"{:02x}{:02x}{:02x}".format(*colour(i / steps))}"/>'
         for i in range(steps + 1)
     )
+    finished = (
+        f'<path d="M{_MARGIN + 450} {y + 9}h22" class="c"/>'
+        f'<text x="{_MARGIN + 478}" y="{y + 11}" class="s">its block is finished</text>'
+    )
     return (
         f'<g class="s"><text x="{_MARGIN}" y="{y + 11}" class="s">confidence 0</text>{boxes}'
         f'<text x="{_MARGIN + 92 + 14 * (steps + 1) + 6}" y="{y + 11}" class="s">1</text>'
         f'<rect x="{_MARGIN + 290}" y="{y}" width="22" height="12" rx="3" class="m"/>'
         f'<text x="{_MARGIN + 318}" y="{y + 11}" class="s">not decided yet</text>'
-        f'<path d="M{_MARGIN + 450} {y + 9}h22" class="c"/>'
-        f'<text x="{_MARGIN + 478}" y="{y + 11}" class="s">its block is finished</text></g>'
+        + (finished if blocks else "")
+        + "</g>"
     )
