@@ -102,6 +102,7 @@ std::vector<float> blocks_of(wf::Model& model) {
       {item(1, tokens.data() + 2, kBlock, 16, 1), item(0, tokens.data(), 1, -1, 1),
        item(1, masks.data(), kBlock, 24, kBlock)},
       {item(1, masks.data(), 1, 30, kBlock)},
+      {item(0, tokens.data() + 5, 1, -1, 1), item(0, tokens.data() + 6, 1, -1, 1)},
   };
   std::vector<float> found;
   for (const auto& step : steps) {

@@ -20,6 +20,7 @@ from toy_models import TOYS, make_toy, toy_config, write_toy
 from wrinklefree import _native
 from wrinklefree.artifact.safetensors_file import write_safetensors
 from wrinklefree.engine import Batch, BatchItem, Engine
+from wrinklefree.engine.rows import Rows
 from wrinklefree.errors import FormatError
 
 WINDOWED = ("mistral_window", "gemma3", "gemma3_subln")
@@ -194,12 +195,25 @@ def test_wanted_rows(toys: dict[str, Path]) -> None:
         assert (batch.length(a), batch.length(b)) == (300, 9)
 
 
+def check_choices(rows: Rows, found: Any) -> None:
+    """Against float64's softmax of the same logits.
+
+    2e-5: a sum over a piece of the vocabulary has chains of at most 64 float32 additions, 4e-6 of it, beside the
+    exponential's 2e-7. The entropy is ln Z - S / Z with such an error in Z and in S, and -S / Z is at most itself.
+    """
+    logits = found.astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    entropy = -(shares * np.log(shares)).sum(axis=1)
+    np.testing.assert_array_equal(rows.tokens, logits.argmax(axis=1))
+    np.testing.assert_allclose(rows.probability, shares.max(axis=1), rtol=2e-5)
+    np.testing.assert_allclose(rows.entropy, entropy, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "kernels"), pairs(["llama_tensor", "untied_q4_head", "llama_group_64", "untied_f16_head"])
 )
 def test_choices_are_those_of_the_softmax(toys: dict[str, Path], name: str, kernels: str) -> None:
-    # Against float64 softmax of the logits of the same pass. 2e-5: a piece's sums have at most 64 terms in a chain of
-    # float32, each with the exponential's 2e-7 and roundings of the difference to the peak.
     engine = Engine.load(toys[name], slots=2, kernels=kernels, threads=1)
     with Batch(engine) as batch:
         a, b = batch.open(), batch.open()
@@ -209,13 +223,7 @@ def test_choices_are_those_of_the_softmax(toys: dict[str, Path], name: str, kern
         again = batch.choose(items)
     for rows, without in zip(found, again, strict=True):
         assert rows.logits is not None and without.logits is None
-        logits = rows.logits.astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares = weights / weights.sum(axis=1, keepdims=True)
-        entropy = -(shares * np.log(shares)).sum(axis=1)
-        np.testing.assert_array_equal(rows.tokens, logits.argmax(axis=1))
-        np.testing.assert_allclose(rows.probability, shares.max(axis=1), rtol=2e-5)
-        np.testing.assert_allclose(rows.entropy, entropy, rtol=2e-5, atol=2e-5)
+        check_choices(rows, rows.logits)
         if not name.endswith("f16_head"):
             for one, other in zip(
                 (rows.tokens, rows.probability, rows.entropy),
@@ -242,7 +250,7 @@ def test_choices_do_not_depend_on_threads_or_company(tmp_path: Path) -> None:
             batch.truncate(slot, 0)
             (logits,) = batch.step([items[-1]])
     for rows in found:
-        np.testing.assert_array_equal(rows.tokens, logits.argmax(axis=1))
+        check_choices(rows, logits)
         np.testing.assert_array_equal(rows.probability, found[0].probability)
         np.testing.assert_array_equal(rows.entropy, found[0].entropy)
     assert len(set(found[0].tokens.tolist())) > 30 and (found[0].tokens >= 2048).any()
