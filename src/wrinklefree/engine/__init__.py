@@ -5,5 +5,16 @@ from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.engine import Engine
 from wrinklefree.engine.generation import Generation, Step
 from wrinklefree.engine.sampling import SamplingParams, greedy
+from wrinklefree.engine.together import Together
 
-__all__ = ["Batch", "BatchItem", "DecodingSettings", "Engine", "Generation", "SamplingParams", "Step", "greedy"]
+__all__ = [
+    "Batch",
+    "BatchItem",
+    "DecodingSettings",
+    "Engine",
+    "Generation",
+    "SamplingParams",
+    "Step",
+    "Together",
+    "greedy",
+]

@@ -200,7 +200,7 @@ class Engine:
         for; while iterating, InputError when every slot is in use, FormatError when the weights give logits that are no
         numbers.
         """
-        return self._join(Together(self), prompt, params, decoding, observer)
+        return Together(self).add(prompt, params, decoding, observer)
 
     def generate_together(
         self,
@@ -222,7 +222,7 @@ class Engine:
             raise InputError(f"generate_together: found {len(prompts)} prompts, {len(each_params)} params and "
                              f"{len(each_decoding)} decoding; give one for all, or one for each prompt")  # fmt: skip
         each = zip(prompts, each_params, each_decoding, strict=True)
-        return [self._join(together, prompt, param, setting) for prompt, param, setting in each]
+        return [together.add(*one) for one in each]
 
     def _join(
         self,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wrinklefree.engine.decoding import Decided, Decoder, JointPasses, Turn
-from wrinklefree.engine.generation import Answer, Step
+from wrinklefree.engine.decoding_settings import DecodingSettings
+from wrinklefree.engine.generation import Answer, Generation, Step
+from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,8 +52,21 @@ class Together:
         self._queue: deque[Seat] = deque()
         self._seats: dict[int, Seat] = {}
 
+    def add(
+        self,
+        prompt: Sequence[int] | NDArray[np.integer[Any]] | str,
+        params: SamplingParams | None = None,
+        decoding: DecodingSettings | None = None,
+        observer: Observer | None = None,
+    ) -> Generation:
+        """Return a further answer, which takes part from the next pass on; arguments and errors as `Engine.generate`.
+
+        Either iterate over it, or call `run` until it is False and ask for its ``ready()`` steps in between.
+        """
+        return self._engine._join(self, prompt, params, decoding, observer)
+
     def enter(self, seat: Seat) -> None:
-        """Let an answer take part from the next pass on."""
+        """Let a seat take part from the next pass on."""
         seat.entered = time.perf_counter()
         self._queue.append(seat)
 
