@@ -7,7 +7,7 @@ from wrinklefree.engine import DecodingSettings, Engine, SamplingParams, greedy
 from wrinklefree.engine.native import load_native
 from wrinklefree.export.tables import quantized_tables
 from wrinklefree.export.verify import exported_tables
-from wrinklefree.models.block_decoding import decode_blocks
+from wrinklefree.models import block_decoding as blocks
 from wrinklefree.models.self_speculation import decode_speculatively
 
 
@@ -17,11 +17,14 @@ def test_tokens_drawn_in_blocks_are_those_of_the_reference_with_the_same_random_
     filters = {"temperature": 1.5, "top_k": 20, "top_p": 0.95, "min_p": 0.01, "seed": 5}
     sampler = load_native().Sampler(engine.vocab_size, repetition_penalty=1.0, **filters)
     params = SamplingParams(max_tokens=24, ignore_eos=True, **filters)  # type: ignore[arg-type]
-    answer = engine.generate(text(2, 11), params, DecodingSettings("block")).run()
+    answer = engine.generate(text(2, 11), params, DecodingSettings("block", threshold=0.05)).run()
     with exported_tables(model, quantized_tables(model, "q8")):
-        out = decode_blocks(
-            model, marker, text(2, 11), 24, draw=lambda logits, known: int(sampler.sample(logits.numpy(), -1)[0])
+        settings = blocks.DecodingSettings(0.05)
+        best = blocks.decode_blocks(model, marker, text(2, 11), 24, settings)
+        out = blocks.decode_blocks(
+            model, marker, text(2, 11), 24, settings, draw=lambda logits, _: int(sampler.sample(logits.numpy(), -1)[0])
         )
+    assert out.ids != best.ids
     assert answer.tokens == out.ids and answer.forwards <= out.forwards
 
 
