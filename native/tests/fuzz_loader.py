@@ -151,6 +151,19 @@ def damage(source: Path, target: Path, rng: random.Random) -> None:
     (target / "model.safetensors").write_bytes(weights)
 
 
+def mark(directory: Path) -> None:
+    """Make a toy a diffusion model."""
+    config = json.loads((directory / "config.json").read_text())
+    config["wrinklefree"]["dlm"] = {
+        "mask_token_id": 5,
+        "block_size": 4,
+        "token_shift": True,
+        "variant": "fast_dllm",
+        "clean_half": "causal",
+    }
+    (directory / "config.json").write_text(json.dumps({**config, "pad_token_id": 6, "eos_token_id": [1, 2]}))
+
+
 def load_and_run(directory: Path, layout: str, keep_mapped: bool) -> str:
     """Load a directory and compute a few tokens; return what happened."""
     try:
@@ -165,7 +178,21 @@ def load_and_run(directory: Path, layout: str, keep_mapped: bool) -> str:
         token = _native.Sampler(model.vocab_size, temperature=1.0).sample(logits)[0]
     except FormatError:
         return "no numbers"
-    assert 0 <= token < model.vocab_size
+    assert 0 <= token < model.vocab_size and token not in model.banned_tokens
+    return choose_in_a_block(model, tokens)
+
+
+def choose_in_a_block(model: Any, tokens: np.ndarray) -> str:
+    """Compute the tokens again as a block; return what happened."""
+    count = len(tokens)
+    choices = np.empty(count, np.int32), np.empty(count, np.float32), np.empty(count, np.float32)
+    try:
+        model.forward_batch([0], [tokens], [2], None, starts=[0], blocks=[4], choices=choices)
+    except InputError as error:  # windows
+        assert str(error), "an error without a message"
+        return "ran without blocks"
+    assert model.length(0) == count
+    assert all(-1 <= token < model.vocab_size and token not in model.banned_tokens for token in choices[0])
     return "ran"
 
 
@@ -180,6 +207,8 @@ def run_cases(seed: int, cases: int, seconds: float) -> dict[str, int]:
     outcomes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as root:
         sources = [make_toy(Path(root) / name, name) for name in TOYS]
+        for source in sources[::2]:
+            mark(source)
         target = Path(root) / "damaged"
         target.mkdir()
         end = time.monotonic() + seconds
