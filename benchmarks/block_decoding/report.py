@@ -145,6 +145,8 @@ def picture(record: dict[str, Any], path: Path) -> None:
     for axis, (label, values) in zip(axes[0], panels, strict=False):
         _points(axis, [way for way in ways if way["name"] in values], values)
         axis.set(xlabel="speed relative to AR (measured)", ylabel=label)
+        if label.startswith("tasks"):
+            axis.set_ylim(-0.03, 1.05)
     _costs(axes[0][-1], record["costs"])
     machine = record["machine"]
     figure.suptitle(f"{record['model']} on {machine['cpu']}, {machine['threads']} threads")
@@ -163,7 +165,7 @@ def _points(axis: Any, ways: Sequence[dict[str, Any]], values: dict[str, float])
         axis.scatter(way["speed_up"], values[way["name"]], color=colours[kind], zorder=2)
         axis.annotate(
             way["name"].removeprefix("block "), (way["speed_up"], values[way["name"]]), fontsize=7,
-            xytext=(4, 4), textcoords="offset points",
+            xytext=(2, 4), textcoords="offset points", rotation=40,
         )  # fmt: skip
     axis.axvline(1.0, color="black", linestyle=":", linewidth=0.8)
     axis.grid(alpha=0.3)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import toy_checkpoints
 
+from wrinklefree.cli.main import main
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError
 from wrinklefree.eval.diffusion import block_numbers, draw
 from wrinklefree.eval.likelihood import block_likelihood
 from wrinklefree.eval.masked_engine import engine_masked_losses
 from wrinklefree.eval.masked_losses import torch_masked_losses
+from wrinklefree.eval.trace import read_trace
 from wrinklefree.export.export import export
 from wrinklefree.models.io import load_checkpoint
 from wrinklefree.models.mask_token import DiffusionMarker
@@ -69,6 +71,16 @@ def test_eval_of_a_packed_model_and_its_checkpoint(root: Path) -> None:
     assert packed.block.loss == pytest.approx(plain.block.loss, rel=0.01)
     assert packed.ar is not None and plain.ar is not None
     assert packed.ar.loss == pytest.approx(plain.ar.loss, rel=0.01) and packed.ar.tokens == packed.block.tokens
+
+
+def test_what_generate_traces_can_be_drawn(root: Path) -> None:
+    for mode in ("ar", "block"):
+        words = ["--prompt", TEXT, "--mode", mode, "--max-tokens", "12", "--temperature", "0", "--threads", "1"]
+        assert main(["generate", str(root / "fast_dllm-packed"), *words, "--trace", str(root / "trace.jsonl")]) == 0
+        assert main(["trace", str(root / "trace.jsonl"), str(root / "trace.svg")]) == 0
+        found = read_trace(root / "trace.jsonl")
+        assert found.mode == mode and found.decided >= 1 and found.block_size == (8 if mode == "block" else None)
+        assert "".join(found.prompt) == TEXT and mode in (root / "trace.svg").read_text()
 
 
 def test_windows_beyond_the_context_and_models_without_blocks_are_refused(root: Path) -> None:
