@@ -134,6 +134,7 @@ WF_ALWAYS_INLINE void unpack_five_trits(const uint8_t* codes, const TileOf& tile
 constexpr int32_t kRingSteps = 8;    // a superblock of five and kUnpackAhead: what is unpacked and not yet used
 constexpr int32_t kUnpackAhead = 3;  // steps: the stores of a tile have reached the cache when it is loaded
 
+static_assert((kRingSteps & (kRingSteps - 1)) == 0 && ((kUnpackAhead + 1) & kUnpackAhead) == 0, "places are masked");
 using RingTiles = uint8_t[kRingSteps][kPanelBlocks][kTileBytes];
 
 // Its numbers stay in registers: the tiles, whose address the tile instructions take, are the caller's.
@@ -143,6 +144,7 @@ struct Ring {
   int32_t unpacked = 0, steps;  // so far, in all
   int32_t column = 0;           // of its row block, the next to unpack
   int32_t in_fives, columns, prefetch;
+  int32_t mask;  // of the places used: without superblocks half of them, which leaves more of the cache to others
 
   // `count` row blocks from each of `blocks` on.
   Ring(RingTiles& memory, const TernaryMatrix* w, const int32_t* blocks, int32_t count)
@@ -152,9 +154,10 @@ struct Ring {
         steps(count * w->column_blocks),
         in_fives(w->layout == TernaryLayout::kFiveTrits ? w->column_blocks / kBlocksPerFive * kBlocksPerFive : 0),
         columns(w->column_blocks),
-        prefetch(w->prefetch) {}
+        prefetch(w->prefetch),
+        mask(in_fives > 0 ? kRingSteps - 1 : kUnpackAhead) {}
 
-  WF_ALWAYS_INLINE const uint8_t* tile(int32_t b, int32_t step) const { return tiles[step % kRingSteps][b]; }
+  WF_ALWAYS_INLINE const uint8_t* tile(int32_t b, int32_t step) const { return tiles[step & mask][b]; }
 
   WF_ALWAYS_INLINE void ask_for(const uint8_t* codes, int32_t bytes) const {
     for (int32_t i = 0; i < bytes; i += 64)
@@ -169,14 +172,14 @@ struct Ring {
       if (column < in_fives) {
         ask_for(one, kBytesPerFive);
         ask_for(two, kBytesPerFive);
-        unpack_five_trits<kValues>(one, [&](int32_t p) { return tiles[(unpacked + p) % kRingSteps][0]; });
-        unpack_five_trits<kValues>(two, [&](int32_t p) { return tiles[(unpacked + p) % kRingSteps][1]; });
+        unpack_five_trits<kValues>(one, [&](int32_t p) { return tiles[(unpacked + p) & mask][0]; });
+        unpack_five_trits<kValues>(two, [&](int32_t p) { return tiles[(unpacked + p) & mask][1]; });
         advance(kBlocksPerFive, kBytesPerFive);
       } else {
         ask_for(one, kBytesPerBlock);
         ask_for(two, kBytesPerBlock);
-        unpack_two_bits<kValues>(one, tiles[unpacked % kRingSteps][0]);
-        unpack_two_bits<kValues>(two, tiles[unpacked % kRingSteps][1]);
+        unpack_two_bits<kValues>(one, tiles[unpacked & mask][0]);
+        unpack_two_bits<kValues>(two, tiles[unpacked & mask][1]);
         advance(1, kBytesPerBlock);
       }
     }

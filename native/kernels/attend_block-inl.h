@@ -25,14 +25,15 @@ WF_ALWAYS_INLINE F scaled_part(const Cache* memory, const float* scales, int64_t
   return sizeof(Cache) == 1 ? V::mul(part, V::set1(scales[t])) : part;
 }
 
-// keys[d][t] and values[t][d] of `count` positions from `first` on; zeros for the missing ones of the tile of keys.
+// keys[d][t] and values[t][d] of `count` positions from `first` on. Keys are filled up with zeros to whole registers;
+// what lies behind them is never read.
 template <class Cache>
 inline void load_tile(AttendBlock& s, const KvView* kv, int32_t first, int32_t count) {
   const Cache* k = static_cast<const Cache*>(kv->k) + first * kv->stride;
   const Cache* v = static_cast<const Cache*>(kv->v) + first * kv->stride;
   const float* k_scales = kv->k_scales ? kv->k_scales + first : nullptr;
   const float* v_scales = kv->v_scales ? kv->v_scales + first : nullptr;
-  for (int32_t t = 0; t < kTileKeys; t += kLanes)
+  for (int32_t t = 0; t < count; t += kLanes)
     for (int32_t d = 0; d < s.head_dim; d += kLanes) {
       F block[kLanes];
       for (int32_t i = 0; i < kLanes; ++i)
@@ -45,23 +46,23 @@ inline void load_tile(AttendBlock& s, const KvView* kv, int32_t first, int32_t c
       V::store(s.values + t * s.head_dim + d, scaled_part(v, v_scales, kv->stride, t, d));
 }
 
-// Scores of R rows with 4 registers of keys.
-template <int32_t R>
+// Scores of R rows with N registers of keys.
+template <int32_t R, int32_t N>
 WF_ALWAYS_INLINE void score_tile(const AttendBlock& s, int32_t row, int32_t t, float* weights) {
-  F sums[R][4];
+  F sums[R][N];
   for (int32_t r = 0; r < R; ++r)
-    for (int32_t j = 0; j < 4; ++j) sums[r][j] = V::zero();
+    for (int32_t j = 0; j < N; ++j) sums[r][j] = V::zero();
   const float* q = s.q + row * s.head_dim;
   for (int32_t d = 0; d < s.head_dim; ++d) {
     F part[R];
     for (int32_t r = 0; r < R; ++r) part[r] = V::set1(q[r * s.head_dim + d]);
-    for (int32_t j = 0; j < 4; ++j) {
+    for (int32_t j = 0; j < N; ++j) {
       const F keys = V::load(s.keys + d * kTileKeys + t + j * kLanes);
       for (int32_t r = 0; r < R; ++r) sums[r][j] = V::fma(keys, part[r], sums[r][j]);
     }
   }
   for (int32_t r = 0; r < R; ++r)
-    for (int32_t j = 0; j < 4; ++j) V::store(weights + r * kTileKeys + t + j * kLanes, sums[r][j]);
+    for (int32_t j = 0; j < N; ++j) V::store(weights + r * kTileKeys + t + j * kLanes, sums[r][j]);
 }
 
 // Adds `count` values under the weights to N registers of R rows' mixtures.
@@ -88,10 +89,10 @@ inline void weigh_row(AttendBlock& s, int32_t row, int32_t seen, float* weights)
   for (int32_t t = seen > 0 ? seen : 0; t < kTileKeys; ++t) weights[t] = kNoScore;
   if (seen > 0) raise_peak(weights, s.head_dim, s.peak + row, s.total + row, s.out + row * s.head_dim);
   F sums = V::zero();
-  for (int32_t t = 0; t < kTileKeys; t += kLanes) {
+  for (int32_t t = 0; t < seen; t += kLanes) {
     const F weight = exp_up_to_88(V::sub(V::load(weights + t), V::set1(s.peak[row])));
     V::store(weights + t, weight);
-    if (t < seen) sums = V::add(sums, weight);  // behind `seen` e^-87, which changes no sum of 1 or more
+    sums = V::add(sums, weight);  // behind `seen` e^-87, which changes no sum of 1 or more
   }
   s.total[row] += V::sum(sums);
   for (int32_t t = seen > 0 ? seen : 0; t < kTileKeys; ++t) weights[t] = 0.0f;
@@ -104,7 +105,9 @@ inline void attend_rows(AttendBlock& s, int32_t row, int32_t first, int32_t coun
   for (; row + R <= s.rows; row += R) {
     const int32_t seen = min_of(count, s.visible[row + R - 1] - first);  // later rows see no fewer
     if (seen <= 0) continue;
-    for (int32_t t = 0; t < seen; t += 4 * kLanes) score_tile<R>(s, row, t, weights);
+    int32_t t = 0;
+    for (; t + 3 * kLanes < seen; t += 4 * kLanes) score_tile<R, 4>(s, row, t, weights);
+    for (; t < seen; t += kLanes) score_tile<R, 1>(s, row, t, weights);
     for (int32_t r = 0; r < R; ++r)
       weigh_row(s, row + r, min_of(seen, s.visible[row + r] - first), weights + r * kTileKeys);
     int32_t d = 0;

@@ -9,7 +9,9 @@
 namespace wf {
 
 namespace {
+// Fewer where few tasks would leave threads waiting; in long runs the conversion of the keys counts, once a task.
 constexpr int32_t kQueriesOfATask = 32;
+int32_t queries_of_a_task(const Run& run) { return run.count <= 64 ? kQueriesOfATask / 2 : kQueriesOfATask; }
 }  // namespace
 
 void Pass::attention(Worker& worker, int32_t index, const Layer& layer) noexcept {
@@ -96,7 +98,10 @@ bool Pass::attends_in_blocks(int32_t index, const Run& run) const noexcept {
 int32_t Pass::tasks_of(int32_t index, const Run& run) const noexcept {
   const int32_t heads = c_.config.num_key_value_heads;
   if (split_between_threads(run)) return heads * range_of(index, run, run.first).splits;
-  if (attends_in_blocks(index, run)) return heads * ((run.count + kQueriesOfATask - 1) / kQueriesOfATask);
+  if (attends_in_blocks(index, run)) {
+    const int32_t queries = queries_of_a_task(run);
+    return heads * ((run.count + queries - 1) / queries);
+  }
   return heads * run.count;
 }
 
@@ -107,9 +112,10 @@ Pass::Task Pass::task_of(int32_t index, const Run& run, int32_t number) const no
   if (split_between_threads(run)) return {&run, run.first, 1, head, part, false};
   if (!attends_in_blocks(index, run)) return {&run, run.first + part, 1, head, -1, false};
   // the last queries see the most keys: first, so that a thread does not start on them when the others are done
-  const int32_t blocks = (run.count + kQueriesOfATask - 1) / kQueriesOfATask;
-  const int32_t first = (blocks - 1 - part) * kQueriesOfATask;
-  return {&run, run.first + first, std::min(kQueriesOfATask, run.count - first), head, -1, true};
+  const int32_t queries = queries_of_a_task(run);
+  const int32_t blocks = (run.count + queries - 1) / queries;
+  const int32_t first = (blocks - 1 - part) * queries;
+  return {&run, run.first + first, std::min(queries, run.count - first), head, -1, true};
 }
 
 void Pass::attend_block(Worker& worker, int32_t index, const Task& task) noexcept {

@@ -182,7 +182,7 @@ struct SharedScratch {
   std::vector<Run> runs;        // in the order of rows
   bool alone = false;           // rows are to get the logits of a pass of their own, to the last bit
   // Grown before a pass that needs them.
-  std::vector<float> logits;       // [kHeadRows or fewer, V]
+  LineVector<float> logits;        // [kHeadRows or fewer, V]
   std::vector<SoftmaxPart> parts;  // [kHeadRows or fewer, softmax_pieces]
 };
 

@@ -28,7 +28,11 @@ inline void relax() {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads)
-    : size_(threads), owner_(::getpid()), active_(threads), starts_(static_cast<size_t>(threads)) {
+    : size_(threads),
+      owner_(::getpid()),
+      active_(threads),
+      starts_(static_cast<size_t>(threads)),
+      shares_(static_cast<size_t>(threads)) {
   try {
     for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker_loop(i); });
   } catch (...) {
@@ -111,6 +115,7 @@ void Worker::wait_at_barrier() noexcept {
   if (pool.arrived_.fetch_add(1, std::memory_order_acq_rel) == active - 1) {
     pool.arrived_.store(0, std::memory_order_relaxed);
     pool.next_.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < active; ++i) pool.shares_[static_cast<size_t>(i)].taken.store(0, std::memory_order_relaxed);
     pool.epoch_.store(epoch + 1, std::memory_order_release);
     pool.epoch_.notify_all();
   } else if (ThreadPool::wait_for_change(pool.epoch_, epoch, kBarrierSpins)) {

@@ -48,6 +48,12 @@ class Worker {
   template <typename F>
   void chunks(int64_t total, int64_t grain, int64_t most, F&& f) noexcept;
 
+  // The same for passes of some rows, whose results other threads read: each thread has a range of its own, which a
+  // call with the same total finds in its cache again, and takes it in a few pieces; what a slower one has not begun,
+  // those who are done take over.
+  template <typename F>
+  void shares(int64_t total, int64_t grain, F&& f) noexcept;
+
   // From now on `profile` counts what this worker waits; null: nobody.
   void watch(Profile* profile) { profile_ = profile; }
 
@@ -82,9 +88,12 @@ class ThreadPool {
   friend class Worker;
   using Job = void (*)(void* context, Worker& worker);
 
-  // The number of the last job a thread was asked to join; each on its own cache line.
+  // Of one thread, on a cache line of its own.
   struct alignas(64) Start {
-    std::atomic<int> job{0};
+    std::atomic<int> job{0};  // the number of the last one it was asked to join
+  };
+  struct alignas(64) Share {
+    std::atomic<int> taken{0};  // pieces of its range
   };
 
   void run_erased(int active, Job job, void* context);
@@ -99,6 +108,7 @@ class ThreadPool {
   Job job_ = nullptr;
   void* context_ = nullptr;
   std::vector<Start> starts_;  // by thread; the caller's is not used
+  std::vector<Share> shares_;  // by thread
   std::vector<std::thread> threads_;
   std::atomic<bool> stopping_{false};
   std::atomic<int64_t> stalls_{0};
@@ -129,6 +139,31 @@ void Worker::chunks(int64_t total, int64_t grain, int64_t most, F&& f) noexcept 
     if (begin >= total) break;
     f(begin, std::min(begin + piece, total));
     begin += piece;
+  }
+  barrier();
+}
+
+template <typename F>
+void Worker::shares(int64_t total, int64_t grain, F&& f) noexcept {
+  constexpr int kPieces = 3;  // a half and two quarters of a range
+  const int active = pool_.active_;
+  if (active == 1) {
+    if (total > 0) f(int64_t{0}, total);
+    return;
+  }
+  const auto place = [&](int64_t quarter) {  // of the ranges one behind the other
+    const int64_t grains = (total + grain - 1) / grain;
+    return std::min(total, grains * quarter / (4 * active) * grain);
+  };
+  for (int turn = 0; turn < active; ++turn) {
+    const int owner = (index_ + turn) % active;
+    std::atomic<int>& taken = pool_.shares_[static_cast<size_t>(owner)].taken;
+    while (taken.load(std::memory_order_relaxed) < kPieces) {
+      const int piece = taken.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= kPieces) break;
+      const int64_t begin = place(4 * owner + (piece == 0 ? 0 : piece + 1)), end = place(4 * owner + piece + 2);
+      if (begin < end) f(begin, end);
+    }
   }
   barrier();
 }

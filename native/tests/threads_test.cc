@@ -30,11 +30,16 @@ void check(int threads, int64_t size, int64_t grain, int layers) {
       for (int layer = 0; layer < layers; ++layer) {
         const auto& last = values[static_cast<size_t>(layer)];
         auto& next = values[static_cast<size_t>(layer) + 1];
-        worker.chunks(size, grain, job % 2 == 0 ? size : grain, [&](int64_t begin, int64_t end) {
+        const auto add = [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             next[static_cast<size_t>(i)] += last[static_cast<size_t>(i)] + last[static_cast<size_t>(size - 1 - i)];
           }
-        });
+        };
+        if (job % 4 < 2) {
+          worker.shares(size, grain, add);
+        } else {
+          worker.chunks(size, grain, job % 2 == 0 ? size : grain, add);
+        }
       }
     });
     // the sum of mirrored elements is constant and doubles with every layer

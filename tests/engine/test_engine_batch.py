@@ -8,6 +8,7 @@ tile for several, so the last logits differ by roundings.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,11 @@ def test_the_profile_of_a_token_adds_up(toys: dict[str, Path]) -> None:
     assert all(value >= 0 for value in seconds.values())
     assert seconds["head"] > 0
     assert waits <= 1  # the end of the pass; one thread waits for nobody
+
+
+def test_the_profile_of_a_pass_adds_up(toys: dict[str, Path]) -> None:
+    engine = Engine.load(toys["qwen3"], threads=1)
+    start = time.perf_counter()
+    seconds = engine.pass_profile(3, start=4, passes=5)
+    assert 0 < 5 * sum(seconds.values()) <= time.perf_counter() - start
+    assert seconds["rotate and store"] > 0  # a stage of its own with several rows

@@ -88,7 +88,7 @@ class Batch:
         behind the end of the sequence, a sequence beyond the context, or a block that does not fit into a pass.
         """
         work = [self._checked_item(item) for item in items]
-        logits = np.empty((sum(each.rows for each in work), self._engine.vocab_size), np.float32)
+        logits = _logits(sum(each.rows for each in work), self._engine.vocab_size)
         self._forward(items, work, logits if len(logits) else None, None)
         return np.split(logits, np.cumsum([each.rows for each in work])[:-1])
 
@@ -101,7 +101,7 @@ class Batch:
         work = [self._checked_item(item) for item in items]
         count = sum(each.rows for each in work)
         found = (np.empty(count, np.int32), np.empty(count, np.float32), np.empty(count, np.float32))
-        out = np.empty((count, self._engine.vocab_size), np.float32) if logits else None
+        out = _logits(count, self._engine.vocab_size) if logits else None
         self._forward(items, work, out if count else None, found)
         if (found[0] < 0).any():
             raise FormatError("the weights give logits that are no numbers; export the model again")
@@ -162,3 +162,11 @@ class Batch:
         if slot not in self._held:
             raise InputError(f"slot: found {slot}, open are {sorted(self._held) or 'none'}; `open` gives one")
         return slot
+
+
+def _logits(rows: int, width: int) -> NDArray[np.float32]:
+    """Uninitialised [rows, width] that begins at a cache line: vectors astride two make many rows a fifth slower."""
+    line = 64
+    memory = np.empty(rows * width * 4 + line, np.uint8)
+    start = -memory.ctypes.data % line
+    return memory[start : start + rows * width * 4].view(np.float32).reshape(rows, width)

@@ -277,6 +277,28 @@ class Engine:
                 self._model.set_profiling(False)
         return {part: value / tokens for part, value in seconds.items()}, waits / tokens
 
+    def pass_profile(self, rows: int, start: int = 64, passes: int = 10) -> dict[str, float]:
+        """Return where the time of a pass of ``rows`` rows and all their logits goes, as `decode_profile` does.
+
+        Seconds a pass behind ``start`` tokens, means over ``passes`` of them.
+        """
+        _check_int("start", start, 1, self.context)
+        _check_int("rows", rows, 1, self.context - start)
+        ids = np.arange(rows, dtype=np.int32) % self.vocab_size
+        logits = np.zeros((rows, self.vocab_size), np.float32)
+        with self._slot(0):
+            self._model.time_prefill(start)
+            self._model.forward(0, ids, logits)
+            self._model.set_profiling(True)
+            try:
+                for _ in range(passes):
+                    self._model.truncate(0, start)
+                    self._model.forward(0, ids, logits)
+                seconds, _ = self._model.profile()
+            finally:
+                self._model.set_profiling(False)
+        return {part: value / passes for part, value in seconds.items()}
+
     def pass_seconds(self, tokens: int, all_logits: bool = True) -> float:
         """Return the seconds of one pass over ``tokens`` tokens from an empty cache, with all logits or the last."""
         _check_int("tokens", tokens, 1, self.context)
