@@ -18,7 +18,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.eval.diffusion import Ids, Losses, Masks, block_numbers, block_values, bound, draw
 from wrinklefree.eval.masked_losses import torch_masked_losses
 from wrinklefree.eval.text import EvaluationText, Window
-from wrinklefree.models.block_decoding import decoding_batch
+from wrinklefree.models.block_states import decoding_batch
 from wrinklefree.models.forward import forward
 from wrinklefree.models.mask_token import DiffusionMarker
 
