@@ -96,7 +96,7 @@ def chats(run: Run) -> None:
     asked.write_text("\n".join(prompts.prompts(3000, scale.seed)) + "\n", encoding="utf-8")
     run.wf(
         "corpus", run.model, out, "--prompts", asked, "--chat", "--tokens", f"{scale.chat_tokens}",
-        "--max-tokens", "160", "--temperature", "0.9", "--top-p", "0.95", "--seed", f"{scale.seed}",
+        "--max-tokens", f"{scale.chat_length}", "--temperature", "0.9", "--top-p", "0.95", "--seed", f"{scale.seed}",
         "--together", f"{scale.together}", "--dtype", "bfloat16",
     )  # fmt: skip
 

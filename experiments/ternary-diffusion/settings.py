@@ -9,14 +9,16 @@ from dataclasses import dataclass
 class Scale:
     """One machine's settings; tokens are tokens of text, also where a token costs two positions.
 
-    ``chat_tokens``: sampled by the original. ``docs_characters``: of documentation to train on. ``sequence``: tokens.
-    ``step``: sequences of a step, ``micro_batch`` of them in one forward. ``block``: of the diffusion; ``min_ratio``:
-    the least share of a block that is masked. Rates are AdamW's; the full-precision model's is smaller, because its
-    weights need not cross a threshold to matter and are good already.
+    ``chat_tokens``: sampled by the original, ``chat_length`` at most in one answer, ``together`` answers at once.
+    ``docs_characters``: of documentation to train on. ``sequence``: tokens. ``..._step``: sequences of a step,
+    ``..._micro_batch`` of them in one forward. ``block``: of the diffusion; ``min_ratio``: the least share of a block
+    that is masked. Rates are AdamW's; the full-precision model's is smaller, because its weights need not cross a
+    threshold to matter and are good already.
     """
 
     accelerator: str
     chat_tokens: int
+    chat_length: int
     docs_characters: int
     held_chats: int
     held_docs: int
@@ -41,12 +43,22 @@ class Scale:
 
 SCALES = {
     # Minutes: does the command run, stop, resume and report? The figures mean nothing.
-    "smoke": Scale("cpu", 200, 60_000, 4, 2, 8, 512, 64, 2, 2, 512, 1, 1, 384, 2, 256, 64),
+    "smoke": Scale(
+        accelerator="cpu", chat_tokens=120, chat_length=24, docs_characters=40_000, held_chats=2, held_docs=2,
+        together=6, calibration_tokens=512, sequence=64, ar_step=2, ar_micro_batch=2, ar_tokens=512, dlm_step=1,
+        dlm_micro_batch=1, dlm_tokens=384, save_every=2, measured_tokens=256, greedy_tokens=64,
+    ),
     # The dress rehearsal: two threads, about two hours.
-    "cpu": Scale("cpu", 50_000, 1_000_000, 40, 12, 48, 20_480, 256, 2, 2, 81_920, 1, 1, 98_304, 48, 2048, 512),
+    "cpu": Scale(
+        accelerator="cpu", chat_tokens=50_000, chat_length=160, docs_characters=1_000_000, held_chats=40, held_docs=12,
+        together=48, calibration_tokens=20_480, sequence=256, ar_step=2, ar_micro_batch=2, ar_tokens=81_920, dlm_step=1,
+        dlm_micro_batch=1, dlm_tokens=98_304, save_every=48, measured_tokens=2048, greedy_tokens=512,
+    ),
     # One lent GPU. Steps of 16,384 tokens; chats are made beforehand (they are an input there).
     "gpu": Scale(
-        "cuda", 1_000_000, 60_000_000, 200, 60, 256, 131_072, 512, 32, 32, 33_554_432, 32, 32, 100_663_296, 200,
-        32_768, 8192,
+        accelerator="cuda", chat_tokens=1_000_000, chat_length=512, docs_characters=60_000_000, held_chats=200,
+        held_docs=60, together=256, calibration_tokens=131_072, sequence=512, ar_step=32, ar_micro_batch=32,
+        ar_tokens=33_554_432, dlm_step=32, dlm_micro_batch=32, dlm_tokens=100_663_296, save_every=200,
+        measured_tokens=32_768, greedy_tokens=8192,
     ),
 }  # fmt: skip
