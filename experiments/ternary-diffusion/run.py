@@ -33,7 +33,7 @@ from settings import SCALES, Scale  # noqa: E402
 MORE_TO_DO = 75
 STAGES = ("documentation", "chats", "corpus", "calibrated", "ar", "dlm", "fp", "packed", "figures", "report")
 # The wf of this interpreter, whether or not its script is on the PATH.
-_WF = [sys.executable, "-c", "import sys; sys.argv[0] = 'wf'; from wrinklefree.cli.main import main; main()"]
+_WF = [sys.executable, "-c", "import sys; sys.argv[0] = 'wf'; from wrinklefree.cli.main import main; sys.exit(main())"]
 _GRACE_SECONDS = 240.0  # for the step in progress and its state
 
 

@@ -92,3 +92,13 @@ def test_a_wrong_stage_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "run.py"), str(tmp_path), "--model", "none", "--stages", "corpus,nope"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "nope" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_ends_the_run_and_its_stage_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"text": "a"}\n')
+    command = [sys.executable, str(HERE / "run.py"), str(tmp_path), "--model", str(tmp_path / "none.gguf")]
+    (tmp_path / "corpus").mkdir()
+    result = subprocess.run([*command, "--stages", "chats,dlm"], capture_output=True, text=True)
+    assert result.returncode not in (0, 75) and (tmp_path / "done" / "chats").exists()
+    assert not (tmp_path / "done" / "dlm").exists()
