@@ -262,6 +262,7 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("slots", &Model::slots)
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("pass_rows", &Model::pass_rows)
+      .def_prop_ro("has_windows", &Model::has_windows)
       .def_prop_ro("banned_tokens", &Model::banned_tokens)
       .def_prop_ro("kernels_name", &Model::kernels_name)
       .def_prop_ro("kernels_reason", &Model::kernels_reason)

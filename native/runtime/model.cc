@@ -203,12 +203,16 @@ void Model::check_rows(const BatchItem& item) const {
   }
 }
 
+bool Model::has_windows() const {
+  return std::any_of(config_.windows.begin(), config_.windows.end(), [](int32_t window) { return window != 0; });
+}
+
 void Model::check_block(const BatchItem& item, const Place& place) const {
   if (item.block < 1 || item.block > std::numeric_limits<int32_t>::max()) {
     throw InputError(message("block: found ", item.block, ", allowed are 1 (causal) and more"));
   }
   if (item.block == 1) return;
-  if (std::any_of(config_.windows.begin(), config_.windows.end(), [](int32_t window) { return window != 0; })) {
+  if (has_windows()) {
     throw InputError(message("block: found ", item.block,
                              ", this model has layers with a sliding window, which have no rule for blocks; allowed is "
                              "1 (causal)"));

@@ -92,6 +92,8 @@ class Model {
   // The rows of a block go through the layers together: throws InputError for more of them than pass_rows().
   void forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices = {});
   int32_t pass_rows() const { return shared_.chunk; }
+  // Whether layers attend within a sliding window, which has no rule for blocks.
+  bool has_windows() const;
 
   // While on, passes add to profile(), which starts at zero.
   void set_profiling(bool on);

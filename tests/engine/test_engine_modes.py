@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusion_models import KINDS, MASK, make_diffusion_toy
-from toy_models import make_toy
+from toy_models import GEMMA3, make_toy
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams, greedy
 from wrinklefree.errors import InputError
@@ -70,6 +70,18 @@ def test_t16_what_a_model_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         mode_of(engines[model], **settings)
+
+
+def test_blocks_that_look_ahead_need_whole_attention(tmp_path: Path) -> None:
+    for kind in ("fast_dllm", "causal"):
+        directory = make_diffusion_toy(tmp_path / kind, kind, **GEMMA3, vocab_size=256)
+        engine = Engine.load(directory, threads=1)
+        if kind == "causal":
+            nine = SamplingParams(max_tokens=9, temperature=0, ignore_eos=True)
+            assert len(engine.generate([3], nine, DecodingSettings(mode="block")).run().tokens) == 9
+            continue
+        with pytest.raises(InputError, match="mode block: this model has layers with a sliding window"):
+            engine.generate([3], greedy(1), DecodingSettings(mode="block"))
 
 
 def test_mask_in_a_prompt_is_refused(engines: dict[str, Engine]) -> None:

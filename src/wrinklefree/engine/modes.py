@@ -82,6 +82,9 @@ def _plan_blocks(
 ) -> Plan:
     size = marker.block_size
     assert size is not None
+    if engine._model.has_windows and (marker.variant != "causal" or marker.clean_half != "causal"):
+        raise InputError("mode block: this model has layers with a sliding window, which have no rule for blocks that "
+                         "look ahead; use mode ar, or train with variant causal")  # fmt: skip
     if settings.sub_block is not None and settings.sub_block > size:
         raise InputError(f"sub_block: found {settings.sub_block}, this model's blocks have {size} positions")
     if size > engine._model.pass_rows:
