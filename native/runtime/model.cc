@@ -16,6 +16,10 @@ namespace wf {
 namespace {
 
 constexpr int32_t kDefaultContext = 4096;
+// Passes of so many rows may be left to fewer threads when others take the cores. What a further row costs, about (of
+// one row's time): makes passes of different numbers of rows comparable.
+constexpr int32_t kFewRows = 32;
+constexpr double kRowCost = 0.12;
 constexpr int32_t kMostThreads = 256;
 constexpr int32_t kMostSlots = 1024;
 constexpr size_t kLargestConfig = 4 << 20;
@@ -111,6 +115,7 @@ Model::Model(ModelConfig config, const PackingConfig& packing, std::unique_ptr<T
       pool_(choose_threads(options)),
       most_active_(options.oversubscribe ? pool_.size() : std::min(pool_.size(), choose_cores().cpus)),
       decode_threads_(most_active_),
+      few_rows_threads_(most_active_),
       shared_(config_, weights_.low_width) {
   const char* reason = nullptr;
   kernels_ = select_kernels(options.kernels.c_str(), &reason);
@@ -159,15 +164,16 @@ void Model::truncate(int32_t slot, int32_t length) {
 
 void Model::run_job(Pass& pass, size_t rows) {
   const auto job = [&pass](Worker& worker) { pass.run(worker); };
-  if (rows > 1) {  // pieces of work long enough to wait for
+  if (rows > static_cast<size_t>(kFewRows)) {  // pieces of work long enough to wait for
     pool_.run(most_active_, job);
     return;
   }
+  ActiveThreads& threads = rows == 1 ? decode_threads_ : few_rows_threads_;
   const int64_t stalls = pool_.stalls();
   const auto start = std::chrono::steady_clock::now();
-  pool_.run(decode_threads_.count(), job);
+  pool_.run(threads.count(), job);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-  decode_threads_.record(taken.count(), pool_.stalls() - stalls);
+  threads.record(taken.count() / (1 + kRowCost * static_cast<double>(rows - 1)), pool_.stalls() - stalls);
 }
 
 void Model::run_pass(float*& logits, Choices& choices) {

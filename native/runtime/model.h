@@ -139,7 +139,7 @@ class Model {
   std::vector<std::unique_ptr<KvCache>> slots_;
   ThreadPool pool_;
   const int most_active_;  // threads of a pass: more than CPUs would wait for each other
-  ActiveThreads decode_threads_;
+  ActiveThreads decode_threads_, few_rows_threads_;
   SharedScratch shared_;
   std::vector<ThreadScratch> own_;  // by thread
   std::unique_ptr<Profile> profile_;
