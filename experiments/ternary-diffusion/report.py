@@ -16,6 +16,7 @@ NAMES = {
     "calibrated": "ternary, calibrated",
     "ar": "ternary, distilled",
     "dlm": "ternary, block diffusion",
+    "drafts": "ternary, drafting in its own text",
     "fp": "full precision, block diffusion",
 }
 _SMOOTHED = 16  # steps of the curves' moving average
@@ -28,7 +29,7 @@ def main() -> None:
     lines = [*losses(figures), "", *drafts(figures), "", *taxes(figures)]
     (work / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    curves = {name: curve(work / name / "metrics.jsonl") for name in ("dlm", "fp")}
+    curves = {name: curve(work / name / "metrics.jsonl") for name in ("dlm", "drafts", "fp")}
     picture({name: points for name, points in curves.items() if points}, figures, work / "report.png")
 
 

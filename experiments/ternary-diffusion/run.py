@@ -2,9 +2,9 @@
 
 python run.py WORK --model MODEL --documentation DIR_OR_JSONL --scale cpu|gpu|smoke [--minutes M] [--stages a,b]
 
-Stages: documentation, chats, corpus, calibrated, ar, dlm, fp, packed, figures, report. A stage that is finished is not
-run again. After ``--minutes`` the stage in progress is asked to stop; it saves its state, and exit code 75 says that
-there is more to do.
+Stages: documentation, chats, corpus, calibrated, ar, dlm, fp, own, drafts, packed, figures, report. A stage that is
+finished is not run again. After ``--minutes`` the stage in progress is asked to stop; it saves its state, and exit code
+75 says that there is more to do.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ from documentation import write_documents  # noqa: E402
 from settings import SCALES, Scale  # noqa: E402
 
 MORE_TO_DO = 75
-STAGES = ("documentation", "chats", "corpus", "calibrated", "ar", "dlm", "fp", "packed", "figures", "report")
+STAGES = (
+    "documentation", "chats", "corpus", "calibrated", "ar", "dlm", "fp", "own", "drafts", "packed", "figures", "report"
+)  # fmt: skip
 # The wf of this interpreter, whether or not its script is on the PATH.
 _WF = [sys.executable, "-c", "import sys; sys.argv[0] = 'wf'; from wrinklefree.cli.main import main; sys.exit(main())"]
+Sources = dict[str, tuple[Path, float]]  # name -> JSON lines, share of the sequences
+OWN_TEXTS = {"own-greedy": "0", "own-sampled": "0.8"}  # name -> temperature
 _GRACE_SECONDS = 240.0  # for the step in progress and its state
 
 
@@ -92,13 +96,18 @@ def chats(run: Run) -> None:
     out, scale = run.work / "chats.jsonl", run.scale
     if out.exists():
         return
-    asked = run.work / "prompts.txt"
-    asked.write_text("\n".join(prompts.prompts(3000, scale.seed)) + "\n", encoding="utf-8")
     run.wf(
-        "corpus", run.model, out, "--prompts", asked, "--chat", "--tokens", f"{scale.chat_tokens}",
+        "corpus", run.model, out, "--prompts", _prompts(run), "--chat", "--tokens", f"{scale.chat_tokens}",
         "--max-tokens", f"{scale.chat_length}", "--temperature", "0.9", "--top-p", "0.95", "--seed", f"{scale.seed}",
         "--together", f"{scale.together}", "--dtype", "bfloat16",
     )  # fmt: skip
+
+
+def _prompts(run: Run) -> Path:
+    asked = run.work / "prompts.txt"
+    if not asked.exists():
+        asked.write_text("\n".join(prompts.prompts(3000, run.scale.seed)) + "\n", encoding="utf-8")
+    return asked
 
 
 def texts(run: Run) -> None:
@@ -125,43 +134,84 @@ def calibrated(run: Run) -> None:
 
 def ar(run: Run) -> None:
     scale = run.scale
-    train(run, "ar", "quick_distill", run.work / "calibrated", 0.6, scale.ar_step, scale.ar_micro_batch, [
+    sources = _corpus(run, 0.6)
+    train(run, "ar", "quick_distill", run.work / "calibrated", sources, (scale.ar_step, scale.ar_micro_batch), [
         f"budget.total_tokens={scale.ar_tokens}", "budget.max_seconds=null", f"optimizer.lr={scale.rate}",
         "schedule.warmup_ratio=0.12", "schedule.decay_ratio=0.4",
     ])  # fmt: skip
 
 
 def dlm(run: Run) -> None:
-    diffusion(run, "dlm", run.work / "ar", run.scale.rate, [])
+    scale = run.scale
+    tokens = f"budget.total_tokens={scale.dlm_tokens}"
+    diffusion(
+        run, "dlm", run.work / "ar", _corpus(run, 0.7), (scale.dlm_step, scale.dlm_micro_batch), scale.rate, [tokens]
+    )
 
 
 def fp(run: Run) -> None:
     """The same tokens and noise at strength 0 of the quantisation, from the original's weights."""
-    diffusion(run, "fp", run.model, run.scale.full_rate, ["strength.end=0", "model.subln=none"])
-
-
-def diffusion(run: Run, name: str, model: str | Path, rate: float, more: list[str]) -> None:
     scale = run.scale
-    train(run, name, "causal_diffusion", model, 0.7, scale.dlm_step, scale.dlm_micro_batch, [
-        f"budget.total_tokens={scale.dlm_tokens}", f"optimizer.lr={rate}", f"diffusion.block_size={scale.block}",
+    diffusion(run, "fp", run.model, _corpus(run, 0.7), (scale.dlm_step, scale.dlm_micro_batch), scale.full_rate, [
+        f"budget.total_tokens={scale.dlm_tokens}", "strength.end=0", "model.subln=none",
+    ])  # fmt: skip
+
+
+def own(run: Run) -> None:
+    """What the ternary model writes itself, greedily and sampled, by the engine: the text that it will draft in."""
+    scale, packed_model = run.scale, run.work / "dlm-packed"
+    if not packed_model.exists():
+        run.wf("export", run.work / "dlm", packed_model)
+    for name, temperature in OWN_TEXTS.items():
+        out = run.work / "corpus" / f"{name}.jsonl"
+        if not out.exists():
+            run.wf(
+                "corpus", packed_model, out, "--prompts", _prompts(run), "--chat", "--tokens",
+                f"{scale.own_tokens // 2}", "--max-tokens", f"{scale.chat_length}", "--temperature", temperature,
+                "--top-p", "0.95", "--seed", f"{scale.seed + 1}", "--together", "16",
+            )  # fmt: skip
+
+
+def drafts(run: Run) -> None:
+    """More of the same on half its own text: what it drafts is judged by itself, on what it writes."""
+    scale = run.scale
+    sources = {name: (run.work / "corpus" / f"{name}.jsonl", 0.25) for name in OWN_TEXTS}
+    sources |= {kind: (path, 0.5 * weight) for kind, (path, weight) in _corpus(run, 0.6).items()}
+    diffusion(run, "drafts", run.work / "dlm", sources, (scale.drafts_step, scale.drafts_micro_batch), scale.rate, [
+        f"budget.total_tokens={scale.drafts_tokens}", "objectives.drafts.weight=2.0",
+    ])  # fmt: skip
+
+
+def diffusion(
+    run: Run, name: str, model: str | Path, sources: Sources, step: tuple[int, int], rate: float, more: list[str]
+) -> None:
+    scale = run.scale
+    train(run, name, "causal_diffusion", model, sources, step, [
+        f"optimizer.lr={rate}", f"diffusion.block_size={scale.block}",
         f"diffusion.min_ratio={scale.min_ratio}", "schedule.warmup_ratio=0.06", "schedule.decay_ratio=0.3",
         "log.log_every=16", *more,
     ])  # fmt: skip
 
 
+def _corpus(run: Run, chat: float) -> Sources:
+    """``chat`` parts of the original's chats, the rest documentation."""
+    weights = zip(corpus.KINDS, (chat, 1.0 - chat), strict=True)
+    return {kind: (run.work / "corpus" / f"train-{kind}.jsonl", weight) for kind, weight in weights}
+
+
 def train(
-    run: Run, name: str, recipe: str, model: str | Path, chat: float, step: int, micro: int, more: list[str]
+    run: Run, name: str, recipe: str, model: str | Path, sources: Sources, step: tuple[int, int], more: list[str]
 ) -> None:
-    """Train on ``chat`` parts of chats and the rest documentation; resumes from the state in the same directory."""
-    scale, data = run.scale, []
-    for kind, weight in zip(corpus.KINDS, (chat, 1.0 - chat), strict=True):
-        path = run.work / "corpus" / f"train-{kind}.jsonl"
+    """Train on ``sources``; resumes from the state in the same directory. ``step``: its sequences, and in a forward."""
+    scale, (sequences, micro) = run.scale, step
+    data: list[str] = []
+    for kind, (path, weight) in sources.items():
         data += [f"+data.sources.{kind}.kind=jsonl", f"+data.sources.{kind}.path={path}"]
         data += [f"+data.sources.{kind}.weight={weight:.2f}"]
     run.wf(
         "train", f"training={recipe}", f"model={model}", f"out={run.work / name}", *data, "~data.sources.python-docs",
         "data.held_out_share=0", f"data.sequence_length={scale.sequence}", f"batch.micro_batch={micro}",
-        f"batch.accumulation={step // micro}", f"device.accelerator={scale.accelerator}",
+        f"batch.accumulation={sequences // micro}", f"device.accelerator={scale.accelerator}",
         "device.precision=bf16-mixed", "teacher.dtype=bfloat16", "optimizer.weight_decay=0", "optimizer.scale_lr=0.3",
         "optimizer.norm_lr=3.0", f"checkpoint.save_every={scale.save_every}", "checkpoint.keep_last=1",
         "log.ternary_every=0", "log.tracker=none", f"seed={scale.seed}", *more,
@@ -172,7 +222,7 @@ def packed(run: Run) -> None:
     """Export, which reads back and compares; and pieces of it that a transfer takes."""
     out, parts = run.work / "packed", run.work / "returned"
     shutil.rmtree(out, ignore_errors=True)
-    run.wf("export", run.work / "dlm", out, "--json", run.work / "packed.json")
+    run.wf("export", run.work / "drafts", out, "--json", run.work / "packed.json")
     for file in sorted(path for path in out.iterdir() if path.is_file()):
         pieces.split(file, parts)
 
@@ -182,7 +232,7 @@ def figures(run: Run) -> None:
     out.mkdir(exist_ok=True)
     models: dict[str, str | Path] = {
         "teacher": run.model,
-        **{name: run.work / name for name in ("calibrated", "ar", "dlm", "fp")},
+        **{name: run.work / name for name in ("calibrated", "ar", "dlm", "drafts", "fp")},
     }
     for name, model in models.items():
         if not (out / f"{name}.json").exists():
@@ -197,9 +247,8 @@ def report(run: Run) -> None:
     run.command(sys.executable, HERE / "report.py", run.work)
 
 
-RUN: dict[str, Callable[[Run], None]] = dict(
-    zip(STAGES, (documentation, chats, texts, calibrated, ar, dlm, fp, packed, figures, report), strict=True)
-)
+_FUNCTIONS = (documentation, chats, texts, calibrated, ar, dlm, fp, own, drafts, packed, figures, report)
+RUN: dict[str, Callable[[Run], None]] = dict(zip(STAGES, _FUNCTIONS, strict=True))
 
 
 def main() -> int:
