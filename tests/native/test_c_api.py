@@ -21,16 +21,8 @@ from toy_models import make_toy  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared library, built by CMake without Python."""
-    for tool in ("cmake", "cc", "c++"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool}: the C interface was not built")
-    build = tmp_path_factory.mktemp("c_api")
-    options = ("-DWF_BUILD_PYTHON=OFF", "-DWF_BUILD_C_API=ON", "-DCMAKE_BUILD_TYPE=Release")
-    _run("cmake", "-S", str(ROOT), "-B", str(build), *options)
-    _run("cmake", "--build", str(build), "--target", "wrinklefree", "--parallel", "2")
-    (found,) = [path for end in ("so", "dylib") for path in build.glob(f"libwrinklefree.{end}")]
+def library(native_build: Path) -> Path:
+    (found,) = [path for end in ("so", "dylib") for path in native_build.glob(f"libwrinklefree.{end}")]
     return found
 
 

@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "tests"  # kept between runs: ignored by git
-NEEDED = ("cmake", "nm")
 
 
 def _run(*command: str | Path) -> str:
@@ -20,22 +19,14 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def native_build() -> Path:
-    if any(shutil.which(tool) is None for tool in NEEDED):
-        pytest.skip("C++ kernel tests: cmake or nm is missing, not run")
-    build = BUILD / platform.machine()
-    _run("cmake", "-S", ROOT, "-B", build, "-DWF_BUILD_PYTHON=OFF", "-DWF_BUILD_TESTS=ON")
-    _run("cmake", "--build", build, "--target", "kernel_test")
-    return build
-
-
 def test_every_runnable_table_equals_the_reference(native_build: Path) -> None:
     assert "reference: run" in _run(native_build / "kernel_test", "50")
 
 
 def test_kernel_files_export_only_their_table(native_build: Path) -> None:
     """A weak or global function compiled with wider instructions could be the copy that other files link to."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm: the symbols of the kernels were not checked")
     exported = {
         "reference": "kReferenceKernels",
         "avx2": "kAvx2Kernels",
