@@ -189,7 +189,7 @@ class _Replay:
         while left and set(left) & set(self.source.waiting):
             look = self._look()
             looks += 1
-            taken = self._compare(number, look, left)
+            taken = self._compare(number, look, left, engine.waiting)
             if looks == 1 and not self._causal:  # a causal row may be of an earlier pass
                 self._compare_confidence(look, engine.waiting)
             for each in (self.source, *self._noisy):
@@ -230,12 +230,18 @@ class _Replay:
                 self.noise.measure(look, each.look())
         return look
 
-    def _compare(self, number: int, look: Look, left: Mapping[int, tuple[int, float]]) -> dict[int, int]:
+    def _compare(
+        self, number: int, look: Look, left: Mapping[int, tuple[int, float]], waiting: Mapping[int, tuple[int, float]]
+    ) -> dict[int, int]:
         """Return what is taken over from the engine after a look; note what the source would have done otherwise."""
         engine = {position: token for position, (token, _) in left.items() if position in look.positions}
         ours = chosen(look, self._settings)
         later = engine.keys() - ours.keys()
-        if ours.keys() <= engine.keys() and all(map(self._independent, later)):
+        if self._causal and self._settings.entropy_bound is None:
+            # Which of them it decided first matters: what lies behind a decided token is predicted anew.
+            first = _surest({**waiting, **left}, look.positions, self._settings)
+            engine = {position: engine[position] for position in first if position in engine} or engine
+        elif ours.keys() <= engine.keys() and all(map(self._independent, later)):
             engine = {position: engine[position] for position in ours}
         elif self._causal:
             engine = {position: engine[position] for position in chosen(_only(look, engine.keys()), self._settings)}
@@ -257,6 +263,15 @@ class _Replay:
             if token is not None:
                 source = float(look.logits[place].double().softmax(dim=-1)[token])
                 self.confidence = max(self.confidence, abs(source - probability))
+
+
+def _surest(
+    reported: Mapping[int, tuple[int, float]], positions: Sequence[int], settings: DecodingSettings
+) -> list[int]:
+    """Return the positions that the rule decides first by the probabilities that the engine reported."""
+    order = sorted((each for each in positions if each in reported), key=lambda each: -reported[each][1])
+    sure = sum(reported[each][1] > settings.threshold for each in order)
+    return order[: settings.tokens_per_forward or max(1, sure)]
 
 
 def _slack(look: Look, decided: Any, settings: DecodingSettings) -> tuple[float, str]:
