@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <tuple>
 #include <vector>
 
 #include "runtime/errors.h"
@@ -42,19 +41,6 @@ nb::object sample(BoundSampler& self, const Array<const float, 1>& logits, int32
     result = self.sampler.sample(logits.data(), logprobs);
   }
   return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
-}
-
-void draw(BoundSampler& self, const Array<const float, 2>& logits, const Array<int32_t, 1>& tokens,
-          const Array<float, 1>& chances) {
-  check_width(self, logits.shape(1));
-  const size_t rows = logits.shape(0);
-  if (tokens.shape(0) != rows || chances.shape(0) != rows) {
-    throw InputError(message("tokens and probabilities: arrays [", rows, "] are needed, one entry for each row"));
-  }
-  const nb::gil_scoped_release release;
-  for (size_t row = 0; row < rows; ++row) {
-    std::tie(tokens.data()[row], chances.data()[row]) = self.sampler.draw(logits.data() + row * logits.shape(1));
-  }
 }
 
 Proposal propose(BoundSampler& self, const Array<const float, 1>& logits) {
@@ -108,8 +94,6 @@ void bind_sampler(nb::module_& module) {
           },
           "tokens"_a)
       .def("sample", &sample, "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])")
-      .def("draw", &draw, "logits"_a, "tokens"_a, "probabilities"_a,
-           "A token for each row of logits [R, V] and its probability in their softmax, into int32 and float32 [R].")
       .def("propose", &propose, "logits"_a, "A token drawn from the filtered distribution, with that distribution.")
       .def("verify", &verify, "logits"_a, "proposal"_a, "logprobs"_a = -1,
            "(accepted, token, logprob, [(token, logprob), ...])");

@@ -66,13 +66,6 @@ Sample Sampler::sample(const float* logits, int32_t logprobs) {
   return result;
 }
 
-std::pair<int32_t, float> Sampler::draw(const float* logits) {
-  const int32_t token = choose(penalize(logits, false), kTokens);
-  const float peak = find_peak(logits, vocabulary_).first;
-  const double total = softmax(logits, peak);
-  return {token, static_cast<float>(weights_[static_cast<size_t>(token)] / total)};
-}
-
 Sampler::Penalized Sampler::penalize(const float* logits, bool guesses) {
   const float* used = logits;
   auto [peak, best] = find_peak(logits, vocabulary_);

@@ -52,9 +52,6 @@ class Sampler {
   // first. Throws FormatError when the logits hold NaN or have no finite maximum.
   Sample sample(const float* logits, int32_t logprobs);
 
-  // The same choice as sample() without logprobs, and the token's probability in the softmax of the unmodified logits.
-  std::pair<int32_t, float> draw(const float* logits);
-
   // A token drawn from q, what the filters make of `logits`. Until the next accept(), the repetition penalty of
   // further proposals applies to it too. (speculative.cc)
   Proposal propose(const float* logits);

@@ -208,21 +208,6 @@ def test_verification_reports_logprobs_of_the_unmodified_logits() -> None:
         assert [t for t, _ in best] == np.argsort(-logits)[:2].tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_drawn_rows(temperature: float) -> None:
-    logits = np.random.default_rng(4).normal(size=(6, 30)).astype(np.float32) * 2
-    logits[:, 7] = -np.inf  # a banned token
-    options = {"temperature": temperature, "top_k": 5, "repetition_penalty": 1.3, "seed": 9}
-    one, many = (_native.Sampler(30, **options) for _ in range(2))
-    for sampler in (one, many):
-        sampler.accept(np.array([1, 2, 3], np.int32))
-    tokens, chances = np.empty(6, np.int32), np.empty(6, np.float32)
-    many.draw(logits, tokens, chances)
-    assert tokens.tolist() == [one.sample(row)[0] for row in logits]
-    weights = np.exp(logits.astype(np.float64))
-    np.testing.assert_allclose(chances, (weights / weights.sum(1, keepdims=True))[range(6), tokens], rtol=1e-5)
-
-
 def test_banned_tokens_are_never_proposed() -> None:
     logits = np.array([-np.inf, 0, 1, -np.inf], np.float32)
     sampler = _native.Sampler(4, temperature=100.0, repetition_penalty=3.0, seed=0)
@@ -258,5 +243,3 @@ def test_wrong_arguments() -> None:
             call(np.zeros(9, np.float32))
         with pytest.raises(FormatError, match="NaN or infinity"):
             call(np.full(8, np.nan, np.float32))
-    with pytest.raises(InputError, match=r"arrays \[2\] are needed"):
-        sampler.draw(np.zeros((2, 8), np.float32), np.empty(1, np.int32), np.empty(2, np.float32))

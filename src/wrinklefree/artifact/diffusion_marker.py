@@ -13,8 +13,10 @@ from wrinklefree.errors import InputError, unknown_name
 
 Noised = Literal["bidirectional", "causal"]
 Clean = Literal["block_causal", "causal"]
+Variant = Literal["fast_dllm", "llada", "causal"]
 NOISED: tuple[Noised, ...] = ("bidirectional", "causal")
 CLEANS: tuple[Clean, ...] = ("block_causal", "causal")
+VARIANTS: tuple[Variant, ...] = ("fast_dllm", "llada", "causal")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class DiffusionMarker:
             marker = cls(**{name: raw[name] for name in cls.__dataclass_fields__})
         except KeyError as error:
             raise InputError(f"{place}: its dlm marker has no {error}; train it again") from error
-        sizes = (marker.mask_token_id, 0 if marker.block_size is None else marker.block_size)
-        whole = all(type(size) is int and size >= 0 for size in sizes) and type(marker.token_shift) is bool
-        if not whole or marker.clean_half not in CLEANS:
+        mask, size = marker.mask_token_id, marker.block_size
+        whole = type(mask) is int and mask >= 0 and (size is None or (type(size) is int and size >= 1))
+        known = marker.variant in VARIANTS and marker.clean_half in CLEANS and type(marker.token_shift) is bool
+        if not (whole and known):
             raise InputError(f"{place}: its dlm marker is damaged ({dict(raw)})")
         return marker

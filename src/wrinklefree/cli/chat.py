@@ -52,9 +52,8 @@ def run(
     engine = Engine.load(model, threads=threads, context=context)
     opening = [{"role": "system", "content": system}] if system else []
     hello = engine.tokenizer.encode_chat([*opening, {"role": "user", "content": "Hello"}])  # a model without template
-    block = {"--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound}
     with engine.generate(hello, params, decoding) as trial:  # or a mode it was not trained for is refused at once
-        check_used(trial, {**block, "--sub-block": sub_block}, {"--window": window})
+        check_used(trial, threshold, tokens_per_forward, entropy_bound, sub_block, window)
     print(f"{model}: {engine.kernels_name}, {engine.threads} threads. {HELP}", file=sys.stderr)
     turns: list[dict[str, str]] = []
     while (question := _ask()) is not None:

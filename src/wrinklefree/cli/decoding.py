@@ -55,9 +55,23 @@ def decoding_settings(
     )
 
 
-def check_used(answer: Generation, block: dict[str, Any], speculative: dict[str, Any]) -> None:
+def check_used(
+    answer: Generation,
+    threshold: float | None,
+    tokens_per_forward: int | None,
+    entropy_bound: float | None,
+    sub_block: int | None,
+    window: int | None,
+) -> None:
     """Raise InputError for an option that the answer's mode does not have; the values are None where not given."""
-    for mode, options in (("block", block), ("speculative", speculative)):
+    given = {
+        "block": {
+            "--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound,
+            "--sub-block": sub_block,
+        },
+        "speculative": {"--window": window},
+    }  # fmt: skip
+    for mode, options in given.items():
         for name, value in options.items():
             if value is not None and answer.mode != mode:
                 raise InputError(f"{name}: is an option of mode {mode}, but this text is decoded in mode {answer.mode}")

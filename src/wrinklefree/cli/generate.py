@@ -75,8 +75,7 @@ def run(
     ids = tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text)
     recorder = None if trace is None else TraceRecorder(engine, ids, sub_block)
     answer = engine.generate(ids, params, decoding, recorder)
-    block = {"--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound}
-    check_used(answer, {**block, "--sub-block": sub_block}, {"--window": window})
+    check_used(answer, threshold, tokens_per_forward, entropy_bound, sub_block, window)
     try:
         for step in answer:
             if json != STANDARD_OUTPUT:

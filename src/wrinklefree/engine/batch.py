@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.engine import Engine
-from wrinklefree.engine.rows import Rows, Want
+from wrinklefree.engine.rows import NATIVE_WANTS, Rows, Want
 from wrinklefree.errors import FormatError, InputError
-
-_WANTS: dict[str, int] = {"none": 0, "last": 1, "all": 2}
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,12 @@ class Batch:
             ):
                 raise InputError(f"{place}: {name}: found {value!r}, an integer from {least} on is needed")
         if isinstance(item.want, str):
-            if item.want not in _WANTS:
-                raise InputError(f"want: found {item.want!r}, allowed are {', '.join(_WANTS)} or indices")
-            return _Work(ids, _WANTS[item.want], {"none": 0, "last": 1, "all": len(ids)}[item.want])
+            if item.want not in NATIVE_WANTS:
+                raise InputError(f"want: found {item.want!r}, allowed are {', '.join(NATIVE_WANTS)} or indices")
+            return _Work(ids, NATIVE_WANTS[item.want], {"none": 0, "last": 1, "all": len(ids)}[item.want])
         rows = np.asarray(item.want)
         if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iu"):
-            raise InputError(f"want: found {item.want!r}, allowed are {', '.join(_WANTS)} or indices")
+            raise InputError(f"want: found {item.want!r}, allowed are {', '.join(NATIVE_WANTS)} or indices")
         if len(rows) and (rows.min() < 0 or rows.max() >= len(ids) or (np.diff(rows) <= 0).any()):
             raise InputError(f"want: found {list(item.want)}, allowed are rising indices of the {len(ids)} tokens")
         return _Work(ids, np.ascontiguousarray(rows, np.int32), len(rows))

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.engine.rows import Rows, Want
+from wrinklefree.engine.rows import NATIVE_WANTS, Rows, Want
 
 PIECE_TOKENS = 256  # of a prompt, between two chances for Ctrl-C, and for all prompts of a pass
-_WANTS: dict[str, int] = {"none": 0, "last": 1, "all": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +225,7 @@ class JointPasses:
                 if chosen:
                     want, rows = np.array(chosen, np.int32), rows + len(chosen)
             elif last == len(request.tokens):
-                want = _WANTS[request.want]
+                want = NATIVE_WANTS[request.want]
                 rows += (0, 1, last - first)[want]
             call.slots.append(slot)
             call.tokens.append(request.tokens[first:last])

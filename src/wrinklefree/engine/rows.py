@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Want = Literal["none", "last", "all"]
+NATIVE_WANTS: dict[str, int] = {"none": 0, "last": 1, "all": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wrinklefree.artifact.diffusion_marker import VARIANTS, Variant
 from wrinklefree.data.batch import IGNORE_INDEX, PADDING_DOCUMENT, Rows, TokenBatch
 from wrinklefree.data.permutation import key, mix
 from wrinklefree.errors import InputError, unknown_name
@@ -41,8 +41,6 @@ NOISED_VIEW = "noised"
 MASKED = "masked"
 CLEAN_HALF = "clean_half"
 DRAFTS = "drafts"
-Variant = Literal["fast_dllm", "llada", "causal"]
-VARIANTS: tuple[Variant, ...] = ("fast_dllm", "llada", "causal")
 _PURPOSE = 0x6D61736B  # keeps these numbers apart from those of the data's order
 _LEAST_RATIO = 1e-3  # below it, 1/t is a weight of more than 1000 on a single token
 
