@@ -64,7 +64,7 @@ def check_used(
     window: int | None,
 ) -> None:
     """Raise InputError for an option that the answer's mode does not have; the values are None where not given."""
-    given = {
+    given: dict[str, dict[str, float | None]] = {
         "block": {
             "--threshold": threshold, "--tokens-per-forward": tokens_per_forward, "--entropy-bound": entropy_bound,
             "--sub-block": sub_block,

@@ -239,8 +239,8 @@ class _Replay:
         later = engine.keys() - ours.keys()
         if self._causal and self._settings.entropy_bound is None:
             # Which of them it decided first matters: what lies behind a decided token is predicted anew.
-            first = _surest({**waiting, **left}, look.positions, self._settings)
-            engine = {position: engine[position] for position in first if position in engine} or engine
+            order = _surest({**waiting, **left}, look.positions, self._settings)
+            engine = {position: engine[position] for position in order if position in engine} or engine
         elif ours.keys() <= engine.keys() and all(map(self._independent, later)):
             engine = {position: engine[position] for position in ours}
         elif self._causal:
