@@ -20,6 +20,7 @@ import toy_checkpoints as toys
 
 from wrinklefree.artifact.files import sha256
 from wrinklefree.artifact.manifest import changed_files, open_packed
+from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.packing import pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
 from wrinklefree.artifact.tables import TABLE_FORMATS, pack_table, quantize_table
@@ -28,10 +29,9 @@ from wrinklefree.engine import Engine, greedy
 from wrinklefree.errors import FormatError, InputError, VerificationError
 from wrinklefree.export import export as export_module
 from wrinklefree.export.export import ExportReport, export
-from wrinklefree.export.packed import write_packed
 from wrinklefree.export.tables import head_moments, quantized_tables
 from wrinklefree.export.verify import check_codes, compare_engine_with_torch, exported_tables
-from wrinklefree.export.walk import walk
+from wrinklefree.export.walk import model_parts, walk
 from wrinklefree.export.zeros import checkpoint_zeros
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.io import load_checkpoint
@@ -375,6 +375,6 @@ def test_golden_bytes(tmp_path: Path, layout: Any, embedding: Any) -> None:
     info = replace(packed_toys.INFO, subln="ones", layout=layout, embedding=embedding)
     config = {**packed_toys.CONFIG, **wide}
     tables = quantized_tables(model, embedding)
-    write_packed(tmp_path / "out", tmp_path / "src", config, info, walk(model), tables)
+    write_packed(tmp_path / "out", model_parts(model, tmp_path / "src", config, info), tables)
     found = {name: sha256(tmp_path / "out" / name) for name in ("model.safetensors", "config.json")}
     assert found == GOLDEN[layout, embedding]

@@ -15,23 +15,23 @@ from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
+from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
+from wrinklefree.artifact.parts import TensorChange, TernaryPart
 from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable, TableFormat
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError, unknown_name
 from wrinklefree.export.block_replay import BlockAgreement, compare_block_decoding
-from wrinklefree.export.packed import TensorChange, write_packed
 from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
 from wrinklefree.export.verify import PROMPTS, Agreement, CodesCheck, check_codes, compare_engine_with_torch
-from wrinklefree.export.walk import TernaryLayer, num_parameters, walk
+from wrinklefree.export.walk import model_parts
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
 from wrinklefree.quant.low_rank import low_rank_linears
 
 LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
 
-# A format writes a whole model directory from (directory, source, config.json, info, entries of the walk,
-# tables).
+# A format writes a whole model directory from (directory, parts, tables).
 FORMATS: dict[str, Callable[..., list[TensorChange]]] = {"packed": write_packed}
 
 
@@ -101,13 +101,13 @@ def export(
         tokenizer = Tokenizer.load(source)
         show(0.0, "loading the source")
         model, _, checkpoint = load_checkpoint(source)
-        ternary = {entry.name: entry.shape for entry in walk(model) if isinstance(entry, TernaryLayer)}
         ranks = {name: layer.rank for name, layer in low_rank_linears(model)}
         info = replace(_packed_info(checkpoint, embedding, LAYOUTS[bits]), low_rank=ranks)
+        parts = model_parts(model, source, config, info)
         show(0.2, "ternarising and writing")
         moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None
         tables = quantized_tables(model, embedding, moments)
-        tensors = FORMATS[format](directory, source, config, info, walk(model), tables)
+        tensors = FORMATS[format](directory, parts, tables)
         codes = agreement = blocks = None
         if verify:
             show(0.4, "reading back")
@@ -118,10 +118,11 @@ def export(
             if checkpoint.dlm is not None:
                 show(0.8, "decoding blocks beside the source")
                 blocks = _compare_blocks(engine, model, tables, greedy_tokens, checkpoint.dlm)
+        ternary = {part.name: part.shape for part in parts.parts if isinstance(part, TernaryPart)}
         ternary_bytes = sum(change.written_bytes for change in tensors if change.name in ternary)
         ternary_weights = sum(rows * columns for rows, columns in ternary.values())
         written = sum(change.written_bytes for change in tensors)
-        parameters = num_parameters(model)
+        parameters = parts.num_parameters
         return ExportReport(
             source=source,
             out=out,

@@ -1,20 +1,27 @@
-"""One walk over a converted model: what every export format is written from.
+"""One walk over a converted torch model: its parts, which every export format is written from.
 
 The walk names each parameter once, in the order of the model, as one of three kinds: a ternary layer, a table
-(embedding or untied head), a norm. A format decides how each kind becomes bytes. A parameter that is none of these
-is refused, so that nothing of a model can be left out of a file in silence.
+(embedding or untied head), a norm. A parameter that is none of these is refused, so that nothing of a model can be left
+out of a file in silence. `model_parts` gives the whole model as `artifact.parts` says it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wrinklefree.artifact.files import read_bytes
+from wrinklefree.artifact.manifest import WEIGHTS, PackedInfo
+from wrinklefree.artifact.packed_writer import FACTORS
+from wrinklefree.artifact.parts import ModelParts, NormPart, Part, Stored, TablePart, TernaryPart
+from wrinklefree.artifact.safetensors_file import SafetensorsFile, TensorInfo
+from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
 from wrinklefree.errors import InputError
 from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import BitLinear
@@ -22,6 +29,8 @@ from wrinklefree.quant.low_rank import LowRankBitLinear
 from wrinklefree.quant.ternary import TernarySpec
 
 TABLES = ("model.embed_tokens", "lm_head")
+MODEL_FILES = (*TOKENIZER_FILES, "generation_config.json")
+_SUFFIXES = ("weight", "weight_scale", "bias", "eps", *FACTORS)
 
 
 @dataclass(frozen=True)
@@ -144,16 +153,33 @@ def _gain_offset(norm: nn.Module, model: nn.Module) -> float:
     return 1.0 if family.startswith("gemma") and not isinstance(norm, SubLayerNorm) else 0.0
 
 
-def num_parameters(model: Any) -> int:
-    """Return how many numbers the walk covers (a tied table counts once)."""
-    total = 0
-    for entry in walk(model):
-        if isinstance(entry, TernaryLayer):
-            rows, columns = entry.shape
-            total += rows * columns + (0 if entry.layer.bias is None else rows) + entry.rank * (rows + columns)
-        else:
-            total += entry.parameter.numel()
-    return total
+def model_parts(model: nn.Module, source: Path, config: Mapping[str, Any], info: PackedInfo) -> ModelParts:
+    """Return a converted model as its parts.
+
+    ``source`` is the checkpoint directory it was loaded from: its tokenizer and generation settings go along byte for
+    byte, its file says what each tensor cost there; ``config`` is its config.json.
+
+    Raises: InputError for a parameter that no export format has a place for.
+    """
+    stored = SafetensorsFile(source / WEIGHTS).tensors
+    parts = tuple(_part(entry, _stored(entry.name, stored)) for entry in walk(model))
+    files = {name: read_bytes(source / name) for name in MODEL_FILES if (source / name).is_file()}
+    settings = {key: value for key, value in config.items() if key != "wrinklefree"}
+    return ModelParts(str(source), settings, info, parts, files)
+
+
+def _part(entry: Entry, stored: Stored) -> Part:
+    if isinstance(entry, Norm):
+        return NormPart(entry.name, entry.values(), None if entry.eps is None else float(entry.eps), stored)
+    if isinstance(entry, Table):
+        return TablePart(entry.name, entry.shape, entry.values, stored)
+    factors = entry.factors() if entry.rank else None
+    return TernaryPart(entry.name, entry.shape, entry.codes_and_scales, entry.bias(), factors, stored)
+
+
+def _stored(part: str, tensors: Mapping[str, TensorInfo]) -> Stored:
+    found = [tensors[name] for suffix in _SUFFIXES if (name := f"{part}.{suffix}") in tensors]
+    return Stored(found[0].dtype, sum(tensor.num_bytes for tensor in found)) if found else Stored()
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
