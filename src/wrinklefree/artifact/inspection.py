@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ModelConfig
 from wrinklefree.artifact.files import read_json
-from wrinklefree.artifact.gguf import GgufFile, is_gguf, read_gguf
+from wrinklefree.artifact.gguf.container import GgufFile, is_gguf, read_gguf
 from wrinklefree.artifact.manifest import (
     TABLES,
     WEIGHTS,
