@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.manifest import PackedInfo
+from wrinklefree.artifact.tables import QuantizedTable, quantize_table
 from wrinklefree.errors import FormatError
 
 
@@ -76,12 +77,16 @@ class TernaryPart:
 
 @dataclass(frozen=True)
 class TablePart:
-    """The embedding (``model.embed_tokens``) or an untied head (``lm_head``); ``read`` gives float32 ``[V, D]``."""
+    """The embedding (``model.embed_tokens``) or an untied head (``lm_head``); ``read`` gives float32 ``[V, D]``.
+
+    ``quantized`` gives the same values as a packed directory stores them, for a source that has them in such a form.
+    """
 
     name: str
     shape: tuple[int, int]
     read: Callable[[], NDArray[np.float32]]
     stored: Stored = Stored()
+    quantized: Callable[[], QuantizedTable] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -130,6 +135,21 @@ class ModelParts:
     def num_bytes(self) -> int:
         """Bytes of the parts in their source."""
         return sum(part.stored.num_bytes for part in self.parts)
+
+
+def stored_tables(model: ModelParts) -> dict[str, QuantizedTable]:
+    """Return each table in the precision of ``model.info.embedding``: as the source stores it, else rounded to it.
+
+    Raises: InputError when the values do not fit the precision.
+    """
+    tables = {}
+    for part in model.parts:
+        if not isinstance(part, TablePart):
+            continue
+        stored = None if part.quantized is None else part.quantized()
+        kept = stored is not None and stored.format == model.info.embedding
+        tables[part.name] = stored if stored and kept else quantize_table(part.read(), model.info.embedding)
+    return tables
 
 
 @dataclass(frozen=True)

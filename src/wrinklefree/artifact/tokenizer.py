@@ -7,7 +7,6 @@ appears exactly once, whether post-processor, configuration or chat template wou
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import tokenizers
 
 from wrinklefree.artifact.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
-from wrinklefree.artifact.files import read_bytes, read_json, space_errors
+from wrinklefree.artifact.files import parse_json, read_bytes, write_bytes
 from wrinklefree.errors import FormatError, InputError
 
 # What makes a tokenizer, in the order it is copied; only the first is required.
@@ -26,19 +25,30 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+# ... and what of a model besides its weights and its config.json: also the end-of-text tokens.
+MODEL_FILES = (*TOKENIZER_FILES, "generation_config.json")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 # A character of UTF-8 has at most four bytes, so a longer pending run is not an unfinished character.
 _MAX_PENDING_TOKENS = 16
 _REPLACEMENT = "�"
 
 
-class Tokenizer:
-    """Text to ids and back for one model. Build it with `Tokenizer.load`."""
+def read_model_files(directory: str | Path) -> dict[str, bytes]:
+    """Return the content of a directory's `MODEL_FILES`, by name. Raises: FormatError for one that cannot be read."""
+    paths = {name: Path(directory) / name for name in MODEL_FILES}
+    return {name: read_bytes(path) for name, path in paths.items() if path.is_file()}
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], directory: Path) -> None:
+
+class Tokenizer:
+    """Text to ids and back for one model. Build it with `Tokenizer.load` or `Tokenizer.from_files`."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: dict[str, Any], files: Mapping[str, bytes], place: str
+    ) -> None:
         self._backend = backend
         self._config = config
-        self._directory = directory
+        self._files = files
+        self._place = place
         self.special_tokens: dict[str, str] = _special_tokens(config)
         self.bos_id = self._optional_id("bos_token")
         self.pad_id = self._optional_id("pad_token")
@@ -51,19 +61,34 @@ class Tokenizer:
         Raises: FormatError when ``tokenizer.json`` is missing or one of the files is damaged.
         """
         directory = Path(directory)
-        path = directory / "tokenizer.json"
-        source = read_bytes(path)
+        read_bytes(directory / "tokenizer.json")
+        files = read_model_files(directory)
+        if (directory / "config.json").exists():
+            files["config.json"] = read_bytes(directory / "config.json")
+        return cls.from_files(files, str(directory))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], place: str) -> Tokenizer:
+        """Return the tokenizer of a model whose files' contents are given by name; ``place`` says where they are from.
+
+        Of ``config.json`` only the end-of-text tokens are read.
+
+        Raises: FormatError when ``tokenizer.json`` is missing or one of the files is damaged.
+        """
+        path = f"{place}/tokenizer.json"
+        if "tokenizer.json" not in files:
+            raise FormatError(f"{path}: found no such file")
         try:
-            backend = tokenizers.Tokenizer.from_buffer(source)
+            backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the Rust library is not an Exception
             raise FormatError(f"{path}: not a tokenizer ({_first_line(error)})") from error
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (directory / name).exists():
-                config.update(read_json(directory / name))
-        return cls(backend, config, directory)
+            if name in files:
+                config.update(parse_json(files[name], f"{place}/{name}"))
+        return cls(backend, config, files, place)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -115,10 +140,13 @@ class Tokenizer:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The compiled template, or None. Raises FormatError when there is one and it is not a template."""
-        path = self._directory / "chat_template.jinja"
-        if path.exists():
+        written = self._files.get("chat_template.jinja")
+        if written is not None:
+            path, most = f"{self._place}/chat_template.jinja", 4 * MAX_TEMPLATE_CHARACTERS
+            if len(written) > most:
+                raise FormatError(f"{path}: found {len(written)} bytes, at most {most} are allowed")
             try:
-                return ChatTemplate(read_bytes(path, 4 * MAX_TEMPLATE_CHARACTERS).decode())
+                return ChatTemplate(written.decode())
             except UnicodeDecodeError as error:
                 raise FormatError(f"{path}: found bytes that are not UTF-8 at offset {error.start}") from error
         source = self._config.get("chat_template")
@@ -138,9 +166,7 @@ class Tokenizer:
         Raises: InputError when the model has no chat template or the template refuses the messages.
         """
         if self.chat_template is None:
-            raise InputError(
-                f"{self._directory}: the model has no chat template (chat_template.jinja); use a plain prompt"
-            )
+            raise InputError(f"{self._place}: the model has no chat template (chat_template.jinja); use a plain prompt")
         return self.chat_template.render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, variables=self.special_tokens
         )
@@ -159,11 +185,9 @@ class Tokenizer:
 
         Raises: InputError when there is no space or no permission.
         """
-        directory = Path(directory)
-        with space_errors(directory):
-            for name in TOKENIZER_FILES:
-                if (self._directory / name).exists():
-                    shutil.copyfile(self._directory / name, directory / name)
+        for name in TOKENIZER_FILES:
+            if name in self._files:
+                write_bytes(Path(directory) / name, self._files[name])
 
     def _optional_id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
@@ -173,9 +197,9 @@ class Tokenizer:
         """Return the ids that end a text: generation_config.json's, config.json's, the tokenizer's own."""
         found: list[int] = []
         for name in ("generation_config.json", "config.json"):
-            path = self._directory / name
-            if path.exists():
-                found += _id_list(read_json(path).get("eos_token_id"), f"{path}: eos_token_id")
+            if name in self._files:
+                path = f"{self._place}/{name}"
+                found += _id_list(parse_json(self._files[name], path).get("eos_token_id"), f"{path}: eos_token_id")
         own = self._optional_id("eos_token")
         return tuple(dict.fromkeys(found if own is None else [*found, own]))
 

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wrinklefree.artifact.files import read_bytes
 from wrinklefree.artifact.manifest import WEIGHTS, PackedInfo
 from wrinklefree.artifact.packed_writer import FACTORS
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, Stored, TablePart, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, TensorInfo
-from wrinklefree.artifact.tokenizer import TOKENIZER_FILES
+from wrinklefree.artifact.tokenizer import read_model_files
 from wrinklefree.errors import InputError
 from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import BitLinear
@@ -29,7 +28,6 @@ from wrinklefree.quant.low_rank import LowRankBitLinear
 from wrinklefree.quant.ternary import TernarySpec
 
 TABLES = ("model.embed_tokens", "lm_head")
-MODEL_FILES = (*TOKENIZER_FILES, "generation_config.json")
 _SUFFIXES = ("weight", "weight_scale", "bias", "eps", *FACTORS)
 
 
@@ -163,9 +161,8 @@ def model_parts(model: nn.Module, source: Path, config: Mapping[str, Any], info:
     """
     stored = SafetensorsFile(source / WEIGHTS).tensors
     parts = tuple(_part(entry, _stored(entry.name, stored)) for entry in walk(model))
-    files = {name: read_bytes(source / name) for name in MODEL_FILES if (source / name).is_file()}
     settings = {key: value for key, value in config.items() if key != "wrinklefree"}
-    return ModelParts(str(source), settings, info, parts, files)
+    return ModelParts(str(source), settings, info, parts, read_model_files(source))
 
 
 def _part(entry: Entry, stored: Stored) -> Part:
