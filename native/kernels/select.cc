@@ -15,7 +15,7 @@ struct Table {
 
 // Best first. The reference runs everywhere and is last, so that "auto" always finds something.
 const Table kTables[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(WF_PORTABLE_KERNELS)
     {&kAmxKernels, [](const CpuFeatures& cpu) { return cpu.amx_int8; },
      "the processor has AMX-INT8, AVX-512 VNNI and GFNI and the system lets this process use the tile registers"},
     {&kAvx512VnniKernels, [](const CpuFeatures& cpu) { return cpu.avx512_vnni; },
@@ -25,7 +25,7 @@ const Table kTables[] = {
     {&kAvx2Kernels, [](const CpuFeatures& cpu) { return cpu.avx2_fma_f16c; },
      "the processor has AVX2, FMA and F16C and the system saves the 256-bit registers"},
 #endif
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(WF_PORTABLE_KERNELS)
     {&kNeonI8mmKernels, [](const CpuFeatures& cpu) { return cpu.neon_i8mm; },
      "the processor has NEON with the int8 matrix product, the dot product and half-precision instructions"},
     {&kNeonDotprodKernels, [](const CpuFeatures& cpu) { return cpu.neon_dotprod; },

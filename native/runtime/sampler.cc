@@ -150,7 +150,7 @@ void Sampler::drop_light() {
     const float weight = weights_[i];
     // the heaviest token has weight exp(0) = 1, so min_p is a bound on the weight itself
     const bool heavy = (weight > bound) | ((weight == bound) & (i <= last_equal));
-    weights_[i] = heavy & (weight >= options_.min_p) ? weight : 0.0f;
+    weights_[i] = (heavy & (weight >= options_.min_p)) ? weight : 0.0f;
   }
 }
 
