@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.errors import FormatError, InputError
 
 INDEX = "model.safetensors.index.json"
+# Metadata arrays longer than this are described, not listed.
+_MAX_LISTED = 16
 _SHOWN_KEYS = (
     "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "tie_word_embeddings", "max_position_embeddings",
@@ -193,12 +196,23 @@ def _inspect_packed(model: PackedModel, config: dict[str, Any]) -> Inspection:
 
 
 def _inspect_gguf(file: GgufFile) -> Inspection:
-    own = {key: value for key, value in file.metadata.items() if not key.startswith(("tokenizer.", "GGUF."))}
-    tokenizer = {key: _shortened(value) for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    own: dict[str, Any] = {}
+    tokenizer: dict[str, Any] = {}
+    for key in file.metadata:
+        (tokenizer if key.startswith("tokenizer.") else own)[key] = _listed(file, key)
     rows = tuple(
-        TensorRow(t.name, t.type_name, t.shape, t.num_bytes, int(np.prod(t.shape, dtype=object))) for t in file.tensors
+        TensorRow(t.name, t.type_name, t.shape, t.num_bytes, math.prod(t.shape)) for t in file.tensors.values()
     )
     return Inspection(file.path, "gguf", own, rows, tokenizer=tokenizer)
+
+
+def _listed(file: GgufFile, key: str) -> Any:
+    """A value as JSON can hold it: arrays that are long (vocabularies, merges) are described, not listed."""
+    length = file.metadata.length(key)
+    if length is not None and length > _MAX_LISTED:
+        return f"[{length} values]"
+    value = file.metadata[key]
+    return value.tolist() if isinstance(value, np.ndarray) else _shortened(value)
 
 
 def _file_rows(directory: Path) -> list[TensorRow]:
