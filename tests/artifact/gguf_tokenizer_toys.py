@@ -1,0 +1,113 @@
+"""Small tokenizers of every kind that GGUF can hold, trained on a paragraph, as the files of a model directory."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from wrinklefree.artifact.gguf.container import GgufFile, GgufWriter, read_gguf
+from wrinklefree.artifact.gguf.tokenizer import tokenizer_to_gguf
+
+TEXT = (
+    "It's a small town: 1234 people, 56 dogs and 7 cats. They've lived there since 1999, haven't they?\n\n"
+    "def f(x):\n    return x + 12345  # naïve café, Übermut\n\tWe'LL see what THEY'RE about... «où» ça!\n"
+    "Привет мир, 你好世界, こんにちは, שלום, नमस्ते 🦙🚀 ½ ² ٣\n" * 3
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _cut(expression: str) -> list[Any]:
+    split = pre_tokenizers.Split(Regex(expression), "isolated")
+    return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+# Name in GGUF -> steps, whether a normalizer composes characters, whether a piece that is a token is taken whole.
+BYTE_LEVEL: dict[str, tuple[list[Any], bool, bool]] = {
+    "gpt-2": ([_GPT2], False, False),
+    "smollm": ([pre_tokenizers.Digits(individual_digits=True), _GPT2], False, False),
+    "llama-bpe": (_cut(_LLAMA3), False, True),
+    "smaug-bpe": (_cut(_LLAMA3), False, False),
+    "qwen2": (_cut(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")), True, False),
+    "deepseek-r1-qwen": (_cut(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")), False, False),
+    "tekken": (_cut(_TEKKEN), False, True),
+    "olmo": ([_GPT2], True, False),
+    "command-r": ([pre_tokenizers.Digits(individual_digits=True), _GPT2], True, False),
+}
+
+
+@cache
+def byte_level(name: str) -> Tokenizer:
+    """Return a tokenizer trained with the steps of a name of GGUF."""
+    steps, composes, ignores = BYTE_LEVEL[name]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignores))
+    tokenizer.normalizer = normalizers.NFC() if composes else None  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
+    return tokenizer
+
+
+def files(
+    tokenizer: Tokenizer, *, bos: bool = False, template: str | None = TEMPLATE, **config: object
+) -> dict[str, bytes]:
+    """Return the files of a model directory around a tokenizer; ``bos`` is what its post-processor adds."""
+    if bos:
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        token = SPECIAL[0]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+        )
+    settings = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[2], **config}
+    found = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(settings).encode()}
+    if template is not None:
+        found["chat_template.jinja"] = template.encode()
+    return found
+
+
+def config(found: dict[str, bytes], more: int = 3) -> dict[str, int]:
+    """Return a config.json whose model has ``more`` ids than the tokenizer."""
+    tokenizer = Tokenizer.from_str(found["tokenizer.json"].decode())
+    return {"vocab_size": max(tokenizer.get_vocab().values()) + 1 + more}
+
+
+def gguf(path: Path, keys: dict[str, Any]) -> GgufFile:
+    """Write a file that holds these keys and no tensors, and read it."""
+    with GgufWriter(path, {"general.architecture": "llama", **keys}, []):
+        pass
+    return read_gguf(path)
+
+
+def written(path: Path, found: dict[str, bytes], **changes: Any) -> GgufFile:
+    """Write the keys of a tokenizer, some changed or (None) left out, and read them."""
+    keys = {**tokenizer_to_gguf(found, config(found)), **changes}
+    return gguf(path, {key: value for key, value in keys.items() if value is not None})
+
+
+def int32(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, np.int32)
