@@ -9,9 +9,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_MESSAGE_CHARACTERS = 2_000
+
 
 class InputError(ValueError):
-    """The user's input (argument, file, recipe, prompt) is wrong."""
+    """The user's input (argument, file, recipe, prompt) is wrong.
+
+    A message may quote a file, and a file is not to be trusted: what cannot be printed (control characters that a
+    terminal would obey, halves of surrogate pairs) is escaped, and a message longer than a screen loses its middle.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_printable(message))
+
+
+def _printable(message: str) -> str:
+    if len(message) > _MAX_MESSAGE_CHARACTERS:
+        half = _MAX_MESSAGE_CHARACTERS // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    if message.isprintable():
+        return message
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
 
 
 class FormatError(InputError):

@@ -63,7 +63,7 @@ _BAD_CONFIG: dict[str, dict[str, Any]] = {
     "num_attention_heads": {"num_attention_heads": None},
     "key-value heads": {"num_key_value_heads": 3},
     "head_dim": {"head_dim": 15},
-    "rms_norm_eps": {"rms_norm_eps": float("nan")},
+    "rms_norm_eps": {"rms_norm_eps": -1e-5},
     "hidden_act": {"hidden_act": "gelu"},
     "tie_word_embeddings": {"tie_word_embeddings": 1},
     "max_position_embeddings": {"max_position_embeddings": 1.5},

@@ -135,7 +135,7 @@ _DAMAGED: dict[str, tuple[bytes, str]] = {
     "header longer than file": (_file({}, length=1 << 40), "header length"),
     "header of all ones": (b"\xff" * 64, "header length"),
     "not json": (_file(b"not json at all"), "JSON"),
-    "not utf-8": (_file(b'{"\xff": 1}   '), "JSON"),
+    "not utf-8": (_file(b'{"\xff": 1}   '), "not UTF-8"),
     "a list": (_file([1, 2, 3, 4]), "an object is needed"),
     "deep": (_file(b"[" * 200_000), "JSON"),
     "duplicate": (_file(b'{"a": 1, "a": 2}'), "twice"),

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.errors import FormatError, InputError
 
 MAX_JSON_BYTES = 512 * 1024 * 1024
@@ -44,27 +45,9 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object in a file.
 
-    Raises: FormatError when the file is missing, too large, not UTF-8, not JSON, or not an object.
+    Raises: FormatError when the file is missing, too large, not strict JSON (`parse_json`), or not an object.
     """
     return parse_json(read_bytes(path, max_bytes), str(path))
-
-
-def parse_json(data: bytes, place: str) -> dict[str, Any]:
-    """Return the JSON object in the content of a file, which ``place`` names.
-
-    Raises: FormatError when it is not UTF-8, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{place}: found bytes that are not UTF-8 at offset {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{place}: not valid JSON, line {error.lineno}: {error.msg}") from error
-    except (RecursionError, ValueError) as error:
-        raise FormatError(f"{place}: not usable JSON ({type(error).__name__})") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{place}: found a JSON {type(value).__name__}, an object is needed")
-    return value
 
 
 def json_bytes(value: object) -> bytes:

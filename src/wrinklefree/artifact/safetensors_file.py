@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import space_errors
+from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.errors import FormatError, InputError
 
 ALIGNMENT = 64
@@ -236,12 +237,7 @@ def _read_header(stream: BinaryIO, path: Path, file_bytes: int) -> tuple[dict[st
             f"{path}: header length {length} exceeds the file ({file_bytes} bytes) or the limit of "
             f"{MAX_HEADER_BYTES}; not a safetensors file, or truncated"
         )
-    try:
-        header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the header is not usable JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: the header is a JSON {type(header).__name__}, an object is needed")
+    header = parse_json(stream.read(length), f"{path}: header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{path}: __metadata__ is not an object of strings")
@@ -260,13 +256,6 @@ def _read_header(stream: BinaryIO, path: Path, file_bytes: int) -> tuple[dict[st
 
 def _position(info: TensorInfo) -> tuple[int, int]:
     return info.begin, info.num_bytes
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a key appears twice")
-    return entries
 
 
 def _entry(path: Path, name: str, entry: Any) -> TensorInfo:

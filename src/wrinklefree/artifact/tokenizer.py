@@ -15,7 +15,8 @@ from typing import Any
 import tokenizers
 
 from wrinklefree.artifact.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
-from wrinklefree.artifact.files import parse_json, read_bytes, write_bytes
+from wrinklefree.artifact.files import read_bytes, write_bytes
+from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.errors import FormatError, InputError
 
 # What makes a tokenizer, in the order it is copied; only the first is required.
