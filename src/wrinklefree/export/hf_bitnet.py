@@ -1,0 +1,153 @@
+"""Writing Hugging Face directories: BitNet's packed layers, and plain floats. No torch, no transformers.
+
+`prepare_hf` gives the parts as they will stand in the directory: what is read back must equal those bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.files import json_bytes, write_bytes
+from wrinklefree.artifact.floats import holds
+from wrinklefree.artifact.hf_layout import ROWS_PER_BYTE, LinearClass, pack_rows, step_of, stored_scale
+from wrinklefree.artifact.manifest import CONFIG, WEIGHTS
+from wrinklefree.artifact.one_scale import one_scale
+from wrinklefree.artifact.parts import ModelParts, Part, TensorChange, TernaryPart
+from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
+from wrinklefree.errors import InputError
+from wrinklefree.export.hf_model import config_json, float_tensors, for_transformers, narrowed, stored_types
+
+
+@dataclass(frozen=True)
+class HfOptions:
+    """How a packed Hugging Face directory is written.
+
+    ``linear_class``: ``autobitlinear`` multiplies with the stored scale, which is then ours exactly, but it multiplies
+    the bias too; ``bitlinear``, which older releases of transformers know, divides by the scale, so that it may be a
+    last bit off. None: the first where no layer has a bias, else the second. ``lossy``: one scale for a matrix is
+    fitted where the model has finer ones, a low-rank correction is left out.
+    """
+
+    linear_class: LinearClass | None = None
+    lossy: bool = False
+
+    def class_for(self, model: ModelParts) -> LinearClass:
+        """Return the layer class that ``model`` is written for."""
+        biased = any(isinstance(part, TernaryPart) and part.bias is not None for part in model.parts)
+        return self.linear_class or ("bitlinear" if biased else "autobitlinear")
+
+
+def write_hf(directory: Path, parts: ModelParts, options: HfOptions = HfOptions()) -> list[TensorChange]:
+    """Write a directory that transformers loads with its BitNet layers; return what became of each part.
+
+    Raises: InputError, before anything is written, when the format cannot hold the model; for lack of space.
+    """
+    model = prepare_hf(parts, options)
+    linear_class = options.class_for(model)
+    stored = _with_stored_biases(model) if linear_class == "autobitlinear" else model
+    types = stored_types(stored)
+    infos = [TensorInfo(name, types[name], values.shape) for _, name, values in float_tensors(stored)]
+    layers = [part for part in model.parts if isinstance(part, TernaryPart)]
+    for part in layers:
+        rows, columns = part.shape
+        infos.append(TensorInfo(f"{part.name}.weight", "U8", (rows // ROWS_PER_BYTE, columns)))
+        infos.append(TensorInfo(f"{part.name}.weight_scale", "F32", (1,)))
+    with SafetensorsWriter(directory / WEIGHTS, infos, {"format": "pt"}) as writer:
+        for _, name, values in float_tensors(stored):
+            writer.write(name, narrowed(values, types[name]))
+        scales_fit = True
+        for part in layers:
+            codes, step = part.codes_and_scales()
+            scale = stored_scale(step, linear_class == "bitlinear")
+            scales_fit &= holds("BF16", scale)
+            writer.write(f"{part.name}.weight", pack_rows(codes))
+            writer.write(f"{part.name}.weight_scale", scale)
+    config = config_json(model, scales_fit and set(types.values()) == {"BF16"})
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "linear_class": linear_class,
+        "quantization_mode": "offline",
+        "modules_to_not_convert": ["lm_head"],
+    }
+    _write_rest(directory, config, model)
+    return _changes(parts, infos, "2-bit, F32 scale per tensor")
+
+
+def prepare_hf(parts: ModelParts, options: HfOptions = HfOptions()) -> ModelParts:
+    """Return the model as `write_hf` writes it. Raises: InputError naming the first part that has no place."""
+    model = for_transformers(parts)
+    linear_class = options.class_for(model)
+    layers = {
+        part.name: _prepared(part, parts, linear_class, options.lossy)
+        for part in model.parts
+        if isinstance(part, TernaryPart)
+    }
+    info = replace(model.info, granularity="tensor", low_rank={})
+    return replace(model, info=info, parts=tuple(layers.get(part.name, part) for part in model.parts))
+
+
+def _with_stored_biases(model: ModelParts) -> ModelParts:
+    """Return the model with each bias over its layer's step, as ``autobitlinear``, which multiplies it, stores it."""
+    return replace(model, parts=tuple(_over_step(part) for part in model.parts))
+
+
+def _over_step(part: Part) -> Part:
+    if not isinstance(part, TernaryPart) or part.bias is None:
+        return part
+    return replace(part, bias=part.bias / part.codes_and_scales()[1])
+
+
+def _prepared(part: TernaryPart, source: ModelParts, linear_class: LinearClass, lossy: bool) -> TernaryPart:
+    rows, _ = part.shape
+    if rows % ROWS_PER_BYTE:
+        raise InputError(
+            f"{part.name}: has {rows} rows, transformers packs four to a byte; hf-plain and packed can hold it"
+        )
+    if part.rank and not lossy:
+        raise InputError(
+            f"{part.name}: has a low-rank correction, for which transformers' BitNet has no place; packed and hf-plain "
+            "can hold it, --lossy leaves it out"
+        )
+    granularity = source.info.granularity
+    if granularity != "tensor" and not lossy:
+        raise InputError(
+            f"{part.name}: has one scale per {granularity}, transformers' BitNet has one for the matrix; packed, "
+            "hf-plain and the GGUF types with a scale per block can hold it, --lossy fits one"
+        )
+
+    def read() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        codes, scales = part.codes_and_scales()
+        step = scales if scales.shape == (1,) else one_scale(codes, scales, source.info.group_size)
+        divide = linear_class == "bitlinear"
+        return codes, step_of(stored_scale(step, divide), divide)
+
+    bias = part.bias
+    if bias is not None and linear_class == "autobitlinear":
+        step = read()[1]
+        bias = bias / step * step
+    return replace(part, read=read, bias=bias, factors=None)
+
+
+def _write_rest(directory: Path, config: dict[str, Any], model: ModelParts) -> None:
+    for name, data in model.files.items():
+        write_bytes(directory / name, data)
+    write_bytes(directory / CONFIG, json_bytes(config))
+
+
+def _changes(parts: ModelParts, infos: list[TensorInfo], ternary: str) -> list[TensorChange]:
+    """What became of each part, its tensors in the file counted together."""
+    written: dict[str, list[TensorInfo]] = {}
+    for info in infos:
+        written.setdefault(info.name.rpartition(".")[0], []).append(info)
+    return [_change(part, written[part.name], ternary) for part in parts.parts]
+
+
+def _change(part: Part, infos: list[TensorInfo], ternary: str) -> TensorChange:
+    kind = ternary if isinstance(part, TernaryPart) else infos[0].dtype
+    num_bytes = sum(info.num_bytes for info in infos)
+    return TensorChange(part.name, part.stored.type_name, part.stored.num_bytes, kind, num_bytes)
