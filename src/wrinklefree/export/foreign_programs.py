@@ -114,7 +114,7 @@ class Process:
                         return line.decode("utf-8", "replace").removeprefix(MARK).strip()
                     continue
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise self.failed(f"gave no answer within {seconds:.0f} s")
+                    raise self.failed(f"gave no answer within {seconds:g} s")
                 piece = os.read(self.child.stdout.fileno(), 1 << 16)
                 if not piece:
                     self._wait(2.0)

@@ -59,7 +59,7 @@ class ServerReader:
             if status == 200:
                 return
             time.sleep(0.1)
-        raise self._process.failed(f"was not ready within {self._timeout:.0f} s")
+        raise self._process.failed(f"was not ready within {self._timeout:g} s")
 
     def _exchange(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=seconds)
@@ -76,7 +76,7 @@ class ServerReader:
         try:
             status, data = self._exchange(method, path, body, self._timeout)
         except TimeoutError as error:
-            raise self._process.failed(f"did not answer {path} within {self._timeout:.0f} s") from error
+            raise self._process.failed(f"did not answer {path} within {self._timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise self._process.failed(f"broke off over {path} ({type(error).__name__})") from error
         try:
