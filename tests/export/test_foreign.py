@@ -90,7 +90,7 @@ def _plain_with(toy: Path, out: Path, name: str, change: Any) -> Path:
 def test_one_wrong_tensor_is_a_disagreement(toy: Path, engine: Engine, tmp_path: Path, name: str, change: Any) -> None:
     path = _plain_with(toy, tmp_path / "wrong", name, change)
     with pytest.raises(
-        VerificationError, match="transformers .* disagrees with the engine: .*as far from the unrounded"
+        VerificationError, match=r"transformers .* disagrees with the engine: .*as far from the unrounded"
     ):
         verify_with("transformers", path, packed_parts(toy / "packed"), engine, greedy_tokens=8)
 
