@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import space_errors
 from wrinklefree.artifact.gguf.metadata import Cursor, Metadata, Value, pack_pair, pack_string
-from wrinklefree.artifact.gguf.types import BY_NUMBER, GgufType
+from wrinklefree.artifact.gguf.types import BY_NUMBER, PLAIN_DTYPES, GgufType
 from wrinklefree.errors import FormatError, InputError
 
 MAGIC = b"GGUF"
@@ -247,19 +247,6 @@ class GgufWriter:
             pass
         finally:
             self._temporary.unlink(missing_ok=True)
-
-
-# Types whose elements NumPy can hold one by one (BF16 as its bits).
-PLAIN_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "F64": np.dtype("<f8"),
-    "I8": np.dtype("i1"),
-    "I16": np.dtype("<i2"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-}
 
 
 def _read_counts(cursor: Cursor) -> tuple[int, int, int]:
