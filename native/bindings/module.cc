@@ -20,6 +20,7 @@
 #include "runtime/model.h"
 #include "runtime/sampler.h"
 #include "sampler_bindings.h"
+#include "tensor_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -72,6 +73,16 @@ std::unique_ptr<Model> load_model(const std::string& directory, int32_t threads,
   options.prefetch_bytes = prefetch_bytes;
   const nb::gil_scoped_release release;
   return Model::load(directory, options);
+}
+
+std::unique_ptr<Model> held_model(const std::string& config_json, const nb::dict& tensors,
+                                  const std::string& generation_json, const std::string& place, int32_t threads,
+                                  int32_t context, int32_t slots, const std::string& kernels,
+                                  const std::string& kv_type, const std::string& layout, int32_t prefetch_bytes) {
+  ModelOptions options = make_options(threads, context, slots, kernels, kv_type);
+  options.layout = layout;
+  options.prefetch_bytes = prefetch_bytes;
+  return model_from_tensors(config_json, tensors, generation_json, place, options);
 }
 
 std::unique_ptr<Model> random_model(const std::string& config_json, const std::string& granularity, int64_t group_size,
@@ -233,6 +244,11 @@ void bind_model(nb::module_& module) {
                   "kernels"_a = "auto", "kv_type"_a = "float16", "keep_mapped"_a = false, "layout"_a = "stored",
                   "prefetch_bytes"_a = -1,
                   "Loads a packed directory; layout stored, t2 or t1.6: how the weights lie in memory.")
+      .def_static("from_tensors", &held_model, "config_json"_a, "tensors"_a, "generation_json"_a = "",
+                  "place"_a = "tensors", "threads"_a = 0, "context"_a = 0, "slots"_a = 1, "kernels"_a = "auto",
+                  "kv_type"_a = "float16", "layout"_a = "stored", "prefetch_bytes"_a = -1,
+                  "A model of what a packed directory holds: the text of its config.json and its tensors by name, as "
+                  "NumPy arrays, which it keeps and nobody may change.")
       .def_static("random", &random_model, "config_json"_a, "granularity"_a = "tensor", "group_size"_a = 64,
                   "seed"_a = 0, "layout"_a = "t2-r16c64", "head"_a = "q8", "threads"_a = 0, "kernels"_a = "auto",
                   "context"_a = 0, "slots"_a = 1, "kv_type"_a = "float16", "prefetch_bytes"_a = -1,
@@ -284,6 +300,7 @@ NB_MODULE(_native, module) {
   wf::bind_model(module);
   wf::bind_sampler(module);
   wf::bind_kernels(module);
+  wf::bind_repack(module);
   module.def("available_cores", &wf::available_cores, "Physical cores this process may use.");
   module.def(
       "core_choice",

@@ -96,6 +96,21 @@ std::unique_ptr<Model> Model::load(const std::string& directory, const ModelOpti
   return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
 }
 
+std::unique_ptr<Model> Model::from_tensors(const std::string& config_json, const std::string& generation_json,
+                                           const std::vector<HeldTensor>& tensors, std::shared_ptr<void> owner,
+                                           const std::string& place, const ModelOptions& options) {
+  const std::string config_place = place + ": config";
+  const JsonValue root = parse_config_text(config_json, config_place);
+  const PackingConfig packing = parse_packing_config(root, config_place);
+  ModelConfig config = parse_model_config(root, config_place);
+  if (!config.banned_tokens.empty() && !generation_json.empty()) {
+    const std::string generation_place = place + ": generation_config";
+    allow_end_tokens(parse_config_text(generation_json, generation_place), generation_place, config);
+  }
+  std::unique_ptr<TensorSource> source = memory_source(tensors, std::move(owner), place, choose_threads(options));
+  return std::make_unique<Model>(std::move(config), packing, std::move(source), options);
+}
+
 std::unique_ptr<Model> Model::random(const std::string& config_json, const PackingConfig& packing, uint64_t seed,
                                      const ModelOptions& options) {
   ModelConfig config = parse_model_config(parse_config_text(config_json, "config"), "config");

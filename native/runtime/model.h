@@ -63,6 +63,11 @@ class Model {
  public:
   // Loads a packed directory. Throws FormatError for the files, InputError for the options.
   static std::unique_ptr<Model> load(const std::string& directory, const ModelOptions& options);
+  // The same from what a packed directory holds: the texts of its config.json and generation_config.json (may be empty)
+  // and its tensors. See memory_source.
+  static std::unique_ptr<Model> from_tensors(const std::string& config_json, const std::string& generation_json,
+                                             const std::vector<HeldTensor>& tensors, std::shared_ptr<void> owner,
+                                             const std::string& place, const ModelOptions& options);
   // Random weights of the architecture in the text of a config.json.
   static std::unique_ptr<Model> random(const std::string& config_json, const PackingConfig& packing, uint64_t seed,
                                        const ModelOptions& options);

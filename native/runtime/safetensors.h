@@ -30,6 +30,7 @@ class SafetensorsFile {
   uint64_t offset(const TensorEntry& entry) const { return data_start_ + entry.begin; }
   // The file itself. Its mapping holds the first byte of an entry at offset(entry).
   MappedFile& file() { return file_; }
+  const MappedFile& file() const { return file_; }
 
  private:
   void read_header();

@@ -20,6 +20,8 @@ struct DtypeInfo {
 };
 DtypeInfo dtype_info(Dtype dtype);
 
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;  // of one task: stays in a core's cache from reading to checking
+
 // What a tensor is for. A file needs no such hint; a random model draws values that suit it.
 enum class Role : uint8_t { kWeightScale, kNorm, kBias, kTable, kTableScale };
 
@@ -42,6 +44,19 @@ class TensorSource {
 // keep_mapped: what need not be converted stays in the page cache, shared with other processes; else everything is
 // read into huge pages of this process, which cannot be changed by anybody and is faster to compute with.
 std::unique_ptr<TensorSource> file_source(const std::string& path, bool keep_mapped, int threads);
+
+// A tensor that a caller holds in memory. `dtype` as a safetensors file names it.
+struct HeldTensor {
+  std::string name, dtype;
+  std::vector<uint64_t> shape;
+  const std::byte* data;
+};
+
+// The tensors of a caller, checked as those of a file are. What is aligned to a cache line and need not be converted
+// is used where it lies: `owner` keeps it alive as long as the source, and nobody may change it. `place` names it all
+// in messages. Throws FormatError for two tensors of one name.
+std::unique_ptr<TensorSource> memory_source(const std::vector<HeldTensor>& tensors, std::shared_ptr<void> owner,
+                                            const std::string& place, int threads);
 // Random weights of the architecture `config` describes, a function of the seed. Memory: the size of the packed model.
 std::unique_ptr<TensorSource> random_source(const ModelConfig& config, uint64_t seed, int threads);
 

@@ -8,7 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "runtime/errors.h"
 #include "runtime/model.h"
+#include "runtime/repack.h"
+#include "runtime/safetensors.h"
 
 namespace {
 
@@ -148,12 +151,84 @@ void check_directory(const std::string& directory) {
   }
 }
 
+// The tensors of a file held in memory, in place and where they must be copied because they are not aligned.
+void check_held(const std::string& directory) {
+  const auto file = std::make_shared<wf::SafetensorsFile>(directory + "/model.safetensors");
+  const std::string config = wf::read_small_file(directory + "/config.json", 1 << 20);
+  const wf::ModelOptions options = with_threads(4);
+  const auto stored = logits_of(*wf::Model::load(directory, options));
+  for (const size_t shift : {0, 4}) {
+    auto copies = std::make_shared<std::vector<std::vector<std::byte>>>();
+    std::vector<wf::HeldTensor> tensors;
+    for (const auto& [name, entry] : file->tensors()) {
+      const std::byte* data = file->file().data() + file->offset(entry);
+      if (shift != 0) {
+        std::vector<std::byte>& copy = copies->emplace_back(entry.end - entry.begin + 64 + shift);
+        const size_t aligned = 64 - reinterpret_cast<uintptr_t>(copy.data()) % 64;
+        data = std::copy(data, data + (entry.end - entry.begin), copy.data() + aligned + shift) -
+               static_cast<ptrdiff_t>(entry.end - entry.begin);
+      }
+      tensors.push_back({name, entry.dtype, entry.shape, data});
+    }
+    std::shared_ptr<void> owner = shift == 0 ? std::shared_ptr<void>(file) : std::shared_ptr<void>(copies);
+    const auto held = wf::Model::from_tensors(config, "", tensors, std::move(owner), "held", options);
+    require(logits_of(*held) == stored, "held tensors, " + directory);
+    const auto refused = [&](const std::string& what) {
+      try {
+        wf::Model::from_tensors(config, "", tensors, nullptr, "held", options);
+      } catch (const wf::FormatError&) {
+        return;
+      }
+      require(false, "held tensors: " + what + " is not refused");
+    };
+    const wf::HeldTensor last = tensors.back();
+    tensors.push_back(last);
+    refused("a name twice");
+    tensors.back().name = "surplus";
+    refused("a tensor too many");
+    tensors.resize(tensors.size() - 2);
+    refused("a missing tensor");
+    tensors.push_back(last);
+    tensors.back().shape.back() += 1;
+    refused("another shape");
+  }
+}
+
+// Rows of random ternary values, stored as int8 in another order, against codes packed one by one.
+void check_repack() {
+  constexpr int32_t kRows = 37, kColumns = 200;
+  constexpr int64_t kColumnBlocks = 4, kRowBlocks = 3;
+  std::vector<uint8_t> values(static_cast<size_t>(kRows) * kColumns);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(static_cast<int>(i * i % 7 % 3) - 1);
+  std::vector<int32_t> order(kRows);
+  for (int32_t i = 0; i < kRows; ++i) order[static_cast<size_t>(i)] = (i * 5 + 3) % kRows;
+  std::vector<uint8_t> expected(kRowBlocks * kColumnBlocks * 256, 0x55), found(expected.size());
+  for (int32_t row = 0; row < kRows; ++row) {
+    for (int32_t column = 0; column < kColumns; ++column) {
+      const int32_t inside = column % 16, block = row / 16 * kColumnBlocks + column / 64;
+      uint8_t& byte = expected[static_cast<size_t>(block * 256 + inside / 4 * 64 + row % 16 * 4 + inside % 4)];
+      const int32_t shift = column % 64 / 16 * 2;
+      const auto from = static_cast<size_t>(order[static_cast<size_t>(row)]);
+      const int32_t code = static_cast<int8_t>(values[from * kColumns + static_cast<size_t>(column)]) + 1;
+      byte = static_cast<uint8_t>((byte & ~(3 << shift)) | code << shift);
+    }
+  }
+  for (const int threads : {1, 4}) {
+    wf::repack_rows({wf::RowType::kI8, values.data(), kRows, kColumns, order.data()}, found.data(), "rows", threads);
+    require(found == expected, "rows repacked");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
     check_random();
-    for (int i = 1; i < argc; ++i) check_directory(argv[i]);
+    check_repack();
+    for (int i = 1; i < argc; ++i) {
+      check_directory(argv[i]);
+      check_held(argv[i]);
+    }
   } catch (const std::exception& error) {
     require(false, error.what());
   }
