@@ -103,7 +103,7 @@ def test_wrong_tables_of_arrays_are_refused(source: Path) -> None:
             _native.Model.from_tensors(config, {**tensors, key: tensors[NORM]})
     with pytest.raises(FormatError, match="here: config"):
         _native.Model.from_tensors("{", tensors, place="here")
-    with pytest.raises(FormatError, match="here: config: has no .wrinklefree. object"):
+    with pytest.raises(FormatError, match=r"here: config: has no .wrinklefree. object"):
         _native.Model.from_tensors("{}", tensors, place="here")
     with pytest.raises(InputError, match="layout: found 't3'"):
         _native.Model.from_tensors(config, tensors, layout="t3")
