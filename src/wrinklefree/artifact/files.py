@@ -122,6 +122,28 @@ def new_directory(out: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """Give a path in a temporary directory beside ``out``, for a file that becomes ``out`` when the block ends well.
+
+    The file has its final name there, because programs look at what a name ends with. When the block raises, nothing
+    exists under ``out``.
+
+    Raises: InputError when ``out`` exists already, or for lack of space or permission.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: exists already; choose another output file or remove this one")
+    with space_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            yield temporary / out.name
+            (temporary / out.name).rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _umask() -> int:
     current = os.umask(0o077)
     os.umask(current)
