@@ -55,7 +55,7 @@ def for_transformers(model: ModelParts) -> ModelParts:
     if not sizes.has_sub_norms and any(_is_sub_norm(part) for part in parts):
         config, parts = _as_bitnet(model, sizes, config)
     elif sizes.has_sub_norms:
-        parts = _one_epsilon(parts, sizes.rms_norm_eps)
+        parts = one_epsilon(parts, sizes.rms_norm_eps)
     config["architectures"] = [ARCHITECTURES[str(config["model_type"])]]
     config["tie_word_embeddings"] = sizes.tie_word_embeddings
     given = {part.name.rpartition(".")[2] for part in parts if isinstance(part, TernaryPart) and part.bias is not None}
@@ -132,10 +132,10 @@ def _as_bitnet(
         raise InputError(f"{first}: {why}; export it as packed, or convert with subln=none")
     kept = {key: config[key] for key in _BITNET_KEYS if key in config}
     context = {"max_position_embeddings": sizes.max_position_embeddings, "rms_norm_eps": sizes.rms_norm_eps}
-    return {**kept, **context, "model_type": "bitnet"}, _one_epsilon(model.parts, sizes.rms_norm_eps)
+    return {**kept, **context, "model_type": "bitnet"}, one_epsilon(model.parts, sizes.rms_norm_eps)
 
 
-def _one_epsilon(parts: tuple[Part, ...], eps: float) -> tuple[Part, ...]:
+def one_epsilon(parts: tuple[Part, ...], eps: float) -> tuple[Part, ...]:
     """Return parts whose sub-layer norms have the epsilon ``eps``, with the scales that make it the same model."""
     factors: dict[str, float] = {}
     for part in parts:

@@ -1,0 +1,170 @@
+"""Which GGUF type a ternary layer gets, what padding it needs, and its scales as that type holds them.
+
+A type that cannot hold a layer exactly is never chosen: codes times a float16 scale are exact in every type of
+`COLUMNS` whose blocks fit into the columns that share a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.gguf.types import TYPES
+from wrinklefree.artifact.one_scale import one_scale
+from wrinklefree.artifact.parts import ModelParts, TernaryPart
+from wrinklefree.errors import InputError
+from wrinklefree.export.fit import (
+    HALF_ROUNDING,
+    Conversion,
+    half_scales,
+    pad_inner,
+    refusal,
+    with_scales,
+)
+
+# Columns that make a whole number of blocks; I2_S has no blocks in the file, its kernels read 128 codes at once.
+COLUMNS = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128, "Q2_0": 64, "Q4_0": 32, "Q8_0": 32, "F16": 1}
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """The type of one layer, and why it is not the one that was asked for; ``beside``: its scale is a tensor beside."""
+
+    type: str
+    reason: str = ""
+    beside: bool = False
+
+
+def one_scale_each(model: ModelParts, type_name: str, lossy: bool) -> tuple[ModelParts, list[Conversion]]:
+    """Return a model with one scale for each layer, which some types demand.
+
+    Raises: InputError for the first layer that has several, unless ``lossy``: then the nearest one is taken.
+    """
+    if model.info.granularity == "tensor":
+        return model, []
+    per = "row" if model.info.granularity == "row" else f"{model.info.group_size} columns"
+    parts, conversions = [], []
+    for part in model.parts:
+        if isinstance(part, TernaryPart):
+            codes, scales = part.codes_and_scales()
+            one = scales.reshape(-1)[:1]
+            if not (scales == one).all():
+                if not lossy:
+                    what = f"has a scale for each {per}, {type_name} has one for a tensor"
+                    raise refusal(model, part.name, what, "packed, gguf-tq1_0, gguf-tq2_0")
+                one = one_scale(codes, scales, model.info.group_size)
+                what = f"{scales.size} scales became one, {float(one[0]):.6g}"
+                conversions.append(Conversion(part.name, "lossy", what))
+            part = with_scales(part, one)
+        parts.append(part)
+    info = replace(model.info, granularity="tensor")
+    return replace(model, parts=tuple(parts), info=info), conversions
+
+
+def choose_types(model: ModelParts, wanted: str, fallback: str, may_pad: bool) -> tuple[dict[str, LayerType], int]:
+    """Return each ternary layer's type, and the inner dimension of the feed-forward that the file gets.
+
+    Padding that dimension to whole blocks of ``wanted`` is chosen where it costs fewer bytes than another type, or
+    where ``fallback`` is none.
+
+    Raises: InputError for the first layer that does not fit when ``fallback`` is none.
+    """
+    layers = [part for part in model.parts if isinstance(part, TernaryPart)]
+    inner, step = int(model.config["intermediate_size"]), COLUMNS[wanted]
+    sizes = sorted({inner, -(-inner // step) * step}) if may_pad else [inner]
+    costs = {}
+    for size in sizes:
+        types = {part.name: _type(model, _shape(part, size), wanted, fallback) for part in layers}
+        costs[size] = sum(
+            TYPES[kind.type].num_bytes(_shape(part, size))
+            for part in layers
+            if (kind := types[part.name]) is not None
+        ) if None not in types.values() else float("inf")  # fmt: skip
+    size = min(costs, key=lambda size: (costs[size], size))
+    chosen = {}
+    for part in layers:
+        kind = _type(model, _shape(part, size), wanted, fallback)
+        if kind is None:
+            raise InputError(
+                f"{model.place}: {part.name}: {_reason(model, part.shape, wanted)}, so {wanted} cannot hold it; "
+                "nothing was written. Give --fallback q4_0 (or q2_0, q8_0, f16): such layers are exact in those types"
+            )
+        chosen[part.name] = kind
+    return chosen, size
+
+
+def padding(model: ModelParts, size: int, wanted: str) -> tuple[ModelParts, list[Conversion]]:
+    """Return the model with its feed-forward's inner dimension padded to ``size``, and what to say of it."""
+    inner = model.config["intermediate_size"]
+    if size == inner:
+        return model, []
+    what = (
+        f"inner dimension {inner} padded with zeros to {size}: {wanted} needs multiples of {COLUMNS[wanted]}, and this "
+        "costs fewer bytes than another type for down_proj"
+    )
+    return pad_inner(model, size), [Conversion("model.layers.*.mlp", "exact", what)]
+
+
+def _shape(part: TernaryPart, inner: int) -> tuple[int, int]:
+    rows, columns = part.shape
+    if part.name.endswith((".gate_proj", ".up_proj")):
+        return inner, columns
+    return (rows, inner) if part.name.endswith(".down_proj") else (rows, columns)
+
+
+def _type(model: ModelParts, shape: tuple[int, int], wanted: str, fallback: str) -> LayerType | None:
+    if _fits(model, shape, wanted):
+        return LayerType(wanted)
+    if fallback != "none":
+        for other in (fallback.upper(), "Q4_0", "F16"):
+            if _fits(model, shape, other):
+                return LayerType(other, _reason(model, shape, wanted))
+    return None
+
+
+def _fits(model: ModelParts, shape: tuple[int, int], kind: str) -> bool:
+    if shape[1] % COLUMNS[kind]:
+        return False
+    return kind in ("F16", "I2_S") or model.info.granularity != "group" or model.info.group_size % COLUMNS[kind] == 0
+
+
+def _reason(model: ModelParts, shape: tuple[int, int], wanted: str) -> str:
+    step = COLUMNS[wanted]
+    if shape[1] % step:
+        return f"{shape[1]} columns are no multiple of {step}"
+    return f"a scale for each {model.info.group_size} columns, and {wanted} has one for {step}"
+
+
+def stored_scales(
+    model: ModelParts, part: TernaryPart, kind: LayerType, beside: bool, lossy: bool
+) -> tuple[TernaryPart, LayerType, Conversion | None]:
+    """Return a layer with its scales as the file holds them.
+
+    I2_S keeps float32. Blocks keep float16, which is said; with ``beside`` a scale of the whole layer that float16
+    would change stays float32 in a tensor beside the weight.
+
+    Raises: InputError for a scale that float16 does not hold, unless ``lossy``.
+    """
+    said = [f"{kind.type}: {kind.reason}"] if kind.reason else []
+    codes_type, how = kind.type, "exact"
+    if codes_type != "I2_S":
+        _, scales = part.codes_and_scales()
+        half, change = half_scales(scales)
+        if change and beside and scales.shape == (1,):
+            kind = replace(kind, beside=True)
+        elif change:
+            if not np.isfinite(half).all() or (change > HALF_ROUNDING and not lossy):
+                what = f"a scale of {_extreme(scales):.3g} is out of the range of {codes_type}'s float16"
+                raise refusal(model, part.name, what, "packed, gguf-i2_s")
+            part = with_scales(part, half)
+            how = "rounded" if change <= HALF_ROUNDING else "lossy"
+            said.append(f"scale rounded to float16, changed by {change:.1e} of itself at most")
+    return part, kind, Conversion(part.name, how, "; ".join(said)) if said else None  # type: ignore[arg-type]
+
+
+def _extreme(scales: NDArray[np.float32]) -> float:
+    """The scale that float16 changes most."""
+    wide = np.abs(scales).reshape(-1)
+    return float(wide.max() if wide.max() > 65504 else wide.min())
