@@ -19,7 +19,7 @@ import torch
 from diffusion_toys import BLOCK, EOS, MASK, VARIANTS, checkpoint, diffusion_toy, packed, text
 from wrinklefree.engine import Engine
 from wrinklefree.errors import VerificationError
-from wrinklefree.export import export as export_module
+from wrinklefree.export import verify_written as export_module
 from wrinklefree.export.block_replay import BlockAgreement, _slack, compare_block_decoding
 from wrinklefree.export.export import export
 from wrinklefree.models.block_decoding import DecodingSettings, Look, decode_blocks

@@ -27,7 +27,7 @@ from wrinklefree.artifact.tables import TABLE_FORMATS, pack_table, quantize_tabl
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine, greedy
 from wrinklefree.errors import FormatError, InputError, VerificationError
-from wrinklefree.export import export as export_module
+from wrinklefree.export import verify_written as export_module
 from wrinklefree.export.export import ExportReport, export
 from wrinklefree.export.tables import head_moments, quantized_tables
 from wrinklefree.export.verify import check_codes, compare_engine_with_torch, exported_tables

@@ -1,4 +1,4 @@
-"""`wf export`: what was written, what each part costs, and how it compares with its source."""
+"""`wf export`: what was written, what each part costs, what had to change, and how it compares with its source."""
 
 from __future__ import annotations
 
@@ -13,15 +13,51 @@ from wrinklefree.cli.output import Output, progress
 
 if TYPE_CHECKING:
     from wrinklefree.export.export import ExportReport
+    from wrinklefree.export.written import EngineAgreement
 
 
 def run(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="a checkpoint directory (wf convert, wf train)")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
-    format: Annotated[str, typer.Option(help="packed, or plain (for transformers)")] = "packed",
-    embedding: Annotated[str, typer.Option(help="precision of embedding and head: q8, q6, q4 or f16")] = "q8",
-    bits: Annotated[str, typer.Option(help="bits of a ternary weight: 2 or 1.6 (smaller)")] = "2",
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="a checkpoint directory (wf convert, wf train), a packed directory, or a GGUF file"
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="the directory to write, or the file (gguf-*, bin); must not exist")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="packed (wrinklefree); gguf-tq1_0, gguf-tq2_0 (llama.cpp); gguf-i2_s (bitnet.cpp); hf (transformers' "
+            "BitNet layers); hf-plain (transformers, ternary values as floats)"
+        ),
+    ] = "packed",
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help="precision of embedding and head; packed: q8 (default), q6, q4, f16; gguf: f16 (default), f32, bf16, "
+            "q8_0, q6_k, q5_1, q5_0, q4_1, q4_0"
+        ),
+    ] = None,
+    bits: Annotated[str, typer.Option(help="packed: bits of a ternary weight, 2 or 1.6 (smaller)")] = "2",
+    fallback: Annotated[
+        str,
+        typer.Option(
+            help="gguf: the type of a layer whose columns do not fit, exact too: q4_0, q2_0 (smaller; new programs "
+            "only), q8_0, f16; none refuses"
+        ),
+    ] = "q4_0",
+    lossy: Annotated[bool, typer.Option(help="convert what the format cannot hold, and measure the damage")] = False,
     verify: Annotated[bool, typer.Option(help="read back and compare with the source")] = True,
+    verify_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="also run PROGRAM on what was written: transformers, llama-cpp-python, node-llama-cpp, or the path of "
+            "an executable",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the report as JSON to this file (- is standard output)")
@@ -29,7 +65,7 @@ def run(
 ) -> None:
     """Ternarises once, writes, reads back, compares with the source, and only then gives the result its name."""
     output = Output(json)
-    if format == "plain":
+    if format in ("plain", "hf-plain"):
         from wrinklefree.models.plain import export_plain
 
         export_plain(source, out)
@@ -39,8 +75,13 @@ def run(
     from wrinklefree.export.export import export
 
     with progress("export") as show:
-        report = export(source, out, format, embedding, bits, verify, threads, show=show)  # type: ignore[arg-type]
+        report = export(
+            source, out, format, embedding, bits, verify, threads,
+            show=show, lossy=lossy, fallback=fallback, verify_with=verify_with,
+        )  # fmt: skip
     output.table("what changed", ("part", "count", "was", "bytes", "is now", "bytes now"), _changes(report))
+    if report.conversions:
+        output.table("what the format could not hold as it was", ("part", "count", "kind", "what"), _fitted(report))
     for line in _summary(report):
         output.line(line)
     output.finish(report.to_json())
@@ -49,11 +90,28 @@ def run(
 def _changes(report: ExportReport) -> Iterator[tuple[str, ...]]:
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for change in report.tensors:
-        name = re.sub(r"\.\d+\.", ".*.", change.name)
-        groups.setdefault((name, change.source_type, change.written_type), []).append(change)
+        groups.setdefault((_pattern(change.name), change.source_type, change.written_type), []).append(change)
     for (name, was, now), changes in groups.items():
         before, after = sum(c.source_bytes for c in changes), sum(c.written_bytes for c in changes)
         yield name, str(len(changes)), was, f"{before:,}", now, f"{after:,}"
+
+
+def _fitted(report: ExportReport) -> Iterator[tuple[str, ...]]:
+    """One row for the layers to which the same thing happened; of their figures the last layer's is shown."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for found in report.conversions:
+        words = re.sub(r"\d[\d.e+-]*", "#", found.what)
+        groups.setdefault((_pattern(found.name), found.kind, words), []).append(found.what)
+    for (name, kind, _), whats in groups.items():
+        yield name, str(len(whats)), kind, max(whats, key=_largest)
+
+
+def _largest(what: str) -> float:
+    return max((float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", what)), default=0.0)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _summary(report: ExportReport) -> list[str]:
@@ -61,13 +119,14 @@ def _summary(report: ExportReport) -> list[str]:
         f"{report.num_parameters:,} parameters: {report.source_bytes:,} bytes became {report.written_bytes:,} "
         f"({report.bits_per_weight:.3f} bits a weight, {report.bits_per_ternary_weight:.3f} in ternary layers)"
     ]
-    if report.codes is not None:
+    lines += [f"note: {note}" for note in report.notes]
+    if report.codes is None:
+        lines.append("not verified against the source (--no-verify)")
+    else:
         lines.append(
             f"re-read: codes and scales of {report.codes.layers} layers equal, {report.codes.zeros_written:.2%} zeros"
         )
-    if report.agreement is None:
-        lines.append("not verified against the source (--no-verify)")
-    else:
+    if report.agreement is not None:
         found = report.agreement
         lines.append(
             f"engine against source: lowest cosine of logits {found.logit_cosine_min:.6f} (rounding noise alone gives "
@@ -79,5 +138,28 @@ def _summary(report: ExportReport) -> list[str]:
                 f"  token {d.position} after {d.prompt!r}: engine {d.engine_token!r}, source {d.source_token!r}; "
                 f"a tie, the logits differ by {d.logit_gap:.1e} and rounding noise moves that by {d.error_bound:.1e}"
             )
-    lines.append(f"wrote {report.out} in {report.seconds:.1f} s; try: wf generate {report.out} --prompt 'Hello'")
+    if report.engines is not None:
+        lines += _damage(report.engines, report.lossy)
+    if report.foreign is not None:
+        told = report.foreign
+        lines.append(
+            f"{told.program} {told.version}: greedy tokens equal {told.greedy_tokens_equal} of {told.greedy_tokens} on "
+            f"{told.prompts} prompts, mean divergence {told.kl_mean:.2e} nats"
+        )
+    what = f"wf generate {report.out} --prompt 'Hello'" if report.format == "packed" else f"wf inspect {report.out}"
+    lines.append(f"wrote {report.out} in {report.seconds:.1f} s; try: {what}")
     return lines
+
+
+def _damage(found: EngineAgreement, lossy: bool) -> Iterator[str]:
+    """What the conversion did to the model: the engine on the source against the engine on the file."""
+    yield (
+        f"{'damage (--lossy)' if lossy else 'file against source'}: cosine of logits {found.logit_cosine_mean:.6f} on "
+        f"average, {found.logit_cosine_min:.6f} at the lowest; greedy tokens equal {found.greedy_tokens_equal} of "
+        f"{found.greedy_tokens}"
+    )
+    if found.loss_source is not None and found.loss_written is not None:
+        yield (
+            f"  loss on {found.loss_tokens:,} held-out tokens: {found.loss_source:.4f} nats before, "
+            f"{found.loss_written:.4f} after"
+        )

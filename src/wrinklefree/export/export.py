@@ -1,38 +1,30 @@
-"""`export`: ternarise once, write, read back and compare, and only then give the result its name."""
+"""`export`: read a source, decide, write, read back and compare, and only then give the result its name."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wrinklefree.artifact.config import parse_config
-from wrinklefree.artifact.diffusion_marker import DiffusionMarker
-from wrinklefree.artifact.files import new_directory
-from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
-from wrinklefree.artifact.packed_writer import write_packed
-from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
+from wrinklefree.artifact.files import new_directory, new_file
 from wrinklefree.artifact.parts import TensorChange, TernaryPart
-from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable, TableFormat
+from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.engine import Engine
-from wrinklefree.errors import InputError, VerificationError, unknown_name
-from wrinklefree.export.block_replay import BlockAgreement, compare_block_decoding
+from wrinklefree.errors import unknown_name
+from wrinklefree.export.block_replay import BlockAgreement
+from wrinklefree.export.fit import Conversion
+from wrinklefree.export.foreign import ForeignAgreement, check_program
+from wrinklefree.export.formats import ALIASES, FORMATS, LAYOUTS, ExportOptions
+from wrinklefree.export.source import Source, open_source
 from wrinklefree.export.tables import MOMENT_FORMATS, head_moments, quantized_tables
-from wrinklefree.export.verify import PROMPTS, Agreement, CodesCheck, check_codes, compare_engine_with_torch
-from wrinklefree.export.walk import model_parts
-from wrinklefree.models.io import CheckpointInfo, load_checkpoint
-from wrinklefree.quant.low_rank import low_rank_linears
-
-LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
-
-# A format writes a whole model directory from (directory, parts, tables).
-FORMATS: dict[str, Callable[..., list[TensorChange]]] = {"packed": write_packed}
+from wrinklefree.export.verify import Agreement, CodesCheck
+from wrinklefree.export.verify_written import Verified, verify_written
+from wrinklefree.export.written import EngineAgreement
 
 
 @dataclass(frozen=True)
@@ -48,10 +40,19 @@ class ExportReport:
     bits_per_weight: float
     bits_per_ternary_weight: float
     tensors: tuple[TensorChange, ...]
+    conversions: tuple[Conversion, ...]
+    notes: tuple[str, ...]
     codes: CodesCheck | None
     agreement: Agreement | None
     blocks: BlockAgreement | None
+    engines: EngineAgreement | None
+    foreign: ForeignAgreement | None
     seconds: float
+
+    @property
+    def lossy(self) -> bool:
+        """Whether anything became something else by more than a rounded scale."""
+        return any(conversion.kind == "lossy" for conversion in self.conversions)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -62,9 +63,13 @@ class ExportReport:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_ternary_weight": self.bits_per_ternary_weight,
             "tensors": [asdict(tensor) for tensor in self.tensors],
+            "conversions": [asdict(conversion) for conversion in self.conversions],
+            "notes": list(self.notes),
             "codes": None if self.codes is None else asdict(self.codes),
             "agreement": None if self.agreement is None else self.agreement.to_json(),
             "blocks": None if self.blocks is None else self.blocks.to_json(),
+            "engines": None if self.engines is None else self.engines.to_json(),
+            "foreign": None if self.foreign is None else self.foreign.to_json(),
             "seconds": self.seconds,
         }
 
@@ -73,145 +78,91 @@ def export(
     src_dir: str | Path,
     out_dir: str | Path,
     format: str = "packed",
-    embedding: TableFormat = "q8",
+    embedding: str | None = None,
     bits: str = "2",
     verify: bool = True,
     threads: int | None = None,
     greedy_tokens: int = 32,
     show: Callable[[float, str], None] = lambda share, what: None,
+    lossy: bool = False,
+    fallback: str = "q4_0",
+    verify_with: str | None = None,
 ) -> ExportReport:
-    """Write the converted model in ``src_dir`` as ``out_dir``, which must not exist, and return the report.
+    """Write a ternary model as ``out_dir``, which must not exist, and return the report.
 
-    ``embedding``: precision of the embedding and of an untied head; ``bits`` of a ternary weight, "2" or "1.6" (the
-    same values in fewer bytes). ``show`` is told the share done, from 0 to 1, and what is going on.
+    ``src_dir``: a checkpoint, or anything `read_parts` reads (a packed directory, a GGUF file, ...). ``embedding``:
+    precision of the embedding and of an untied head, None for the format's own; ``bits`` of a packed ternary weight,
+    "2" or "1.6" (the same values in fewer bytes). ``lossy``: convert what the format cannot hold, and measure the
+    damage. ``fallback``: the type of a layer that a GGUF type cannot hold. ``verify_with``: a
+    program to run on the result as well (`export.foreign`). ``show`` is told the share done, from 0 to
+    1, and what is going on.
 
-    Raises: InputError for a wrong source, an unknown format, an existing output or lack of space;
-    VerificationError when the result does not behave like its source. Either leaves nothing under ``out_dir``.
+    Raises: InputError for a wrong source, an unknown format, a part that the format cannot hold, an existing output or
+    lack of space; VerificationError when the result does not behave like its source. Either leaves nothing under
+    ``out_dir``.
     """
     start = time.perf_counter()
     source, out = Path(src_dir), Path(out_dir)
+    format = ALIASES.get(format, format)
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
-    if embedding not in TABLE_FORMATS:
-        raise unknown_name("embedding precision", embedding, TABLE_FORMATS)
+    entry = FORMATS[format]
+    precision = entry.embeddings[0] if embedding is None else embedding
+    if precision not in entry.embeddings:
+        raise unknown_name("embedding precision", precision, entry.embeddings)
     if bits not in LAYOUTS:
         raise unknown_name("bits of a ternary weight", bits, LAYOUTS)
-    with new_directory(out) as directory, _torch_threads(threads):
-        config = _checkpoint_config(source)
-        tokenizer = Tokenizer.load(source)
+    if verify_with is not None:
+        check_program(verify_with, directory=not entry.is_file)
+    with (new_file if entry.is_file else new_directory)(out) as path, _torch_threads(threads):
         show(0.0, "loading the source")
-        model, _, checkpoint = load_checkpoint(source)
-        ranks = {name: layer.rank for name, layer in low_rank_linears(model)}
-        info = replace(_packed_info(checkpoint, embedding, LAYOUTS[bits]), low_rank=ranks)
-        parts = model_parts(model, source, config, info)
+        loaded = open_source(source, format)
+        options = ExportOptions(precision, bits, fallback, lossy, _tables(loaded, format, precision))
+        plan = entry.plan(loaded.parts, options)
         show(0.2, "ternarising and writing")
-        moments = head_moments(model, tokenizer.encode) if embedding in MOMENT_FORMATS else None
-        tables = quantized_tables(model, embedding, moments)
-        tensors = FORMATS[format](directory, parts, tables)
-        codes = agreement = blocks = None
+        tensors = plan.write(path)
+        found = Verified()
         if verify:
-            show(0.4, "reading back")
-            codes = check_codes(directory, model, tables)
-            show(0.6, "comparing with the source")
-            engine = Engine.load(directory, threads=threads, kv_type="float32")
-            agreement = _compare(engine, model, tables, greedy_tokens)
-            if checkpoint.dlm is not None:
-                show(0.8, "decoding blocks beside the source")
-                blocks = _compare_blocks(engine, model, tables, greedy_tokens, checkpoint.dlm)
-        ternary = {part.name: part.shape for part in parts.parts if isinstance(part, TernaryPart)}
+            found = verify_written(path, entry, plan, loaded, threads, greedy_tokens, show, verify_with)
+        ternary = {part.name: part.shape for part in plan.fitted.parts if isinstance(part, TernaryPart)}
         ternary_bytes = sum(change.written_bytes for change in tensors if change.name in ternary)
-        ternary_weights = sum(rows * columns for rows, columns in ternary.values())
         written = sum(change.written_bytes for change in tensors)
-        parameters = parts.num_parameters
         return ExportReport(
             source=source,
             out=out,
             format=format,
-            num_parameters=parameters,
+            num_parameters=loaded.parts.num_parameters,
             source_bytes=_total_bytes(source),
-            written_bytes=_total_bytes(directory),
-            bits_per_weight=8 * written / parameters,
-            bits_per_ternary_weight=8 * ternary_bytes / ternary_weights,
+            written_bytes=_total_bytes(path),
+            bits_per_weight=8 * written / loaded.parts.num_parameters,
+            bits_per_ternary_weight=8 * ternary_bytes / sum(rows * columns for rows, columns in ternary.values()),
             tensors=tuple(tensors),
-            codes=codes,
-            agreement=agreement,
-            blocks=blocks,
+            conversions=plan.conversions,
+            notes=plan.notes,
+            codes=found.codes,
+            agreement=found.agreement,
+            blocks=found.blocks,
+            engines=found.engines,
+            foreign=found.foreign,
             seconds=time.perf_counter() - start,
         )
 
 
-def _checkpoint_config(source: Path) -> dict[str, Any]:
-    config = read_config(source)
-    kind = model_format(config)
-    if kind == "hf":
-        raise InputError(f"{source}: is not ternary yet; convert it first: wf convert {source} CHECKPOINT")
-    if kind == "packed":
-        raise InputError(f"{source}: is a packed model already")
-    classes = [name for name in config.get("architectures") or () if str(name).endswith("ForSequenceClassification")]
-    if classes:
-        raise InputError(
-            f"{source}: is a classifier ({classes[0]}); a packed model is for the engine, which writes text"
-        )
-    parse_config(config, f"{source}/config.json")  # a family the engine does not run is told before any work
-    return config
-
-
-def _packed_info(checkpoint: CheckpointInfo, embedding: TableFormat, layout: Layout) -> PackedInfo:
-    return PackedInfo(
-        granularity=checkpoint.spec.granularity,
-        group_size=checkpoint.spec.group_size,
-        embedding=embedding,
-        layout=layout,
-        subln=checkpoint.subln,
-        stage=checkpoint.stage,
-        dlm=checkpoint.dlm,
-        teacher=checkpoint.teacher,
-        calibration=checkpoint.calibration,
-        tokens_seen=checkpoint.tokens_seen,
-        recipe_hash=checkpoint.recipe_hash,
+def _tables(loaded: Source, format: str, precision: str) -> dict[str, QuantizedTable] | None:
+    """Return the tables of a torch model fitted for the inputs of its head, where the format takes them."""
+    if format != "packed" or loaded.model is None:
+        return None
+    named = next(name for name in TABLE_FORMATS if name == precision)
+    encode = Tokenizer.load(loaded.path).encode
+    return quantized_tables(
+        loaded.model, named, head_moments(loaded.model, encode) if named in MOMENT_FORMATS else None
     )
 
 
-def _compare(
-    engine: Engine, model: torch.nn.Module, tables: Mapping[str, QuantizedTable], greedy_tokens: int
-) -> Agreement:
-    agreement = compare_engine_with_torch(engine, model, greedy_tokens=greedy_tokens, tables=tables)
-    if not agreement.passed:
-        unexplained = [d for d in agreement.differences if not d.explained]
-        raise VerificationError(
-            f"the engine does not behave like the source: lowest cosine of logits {agreement.logit_cosine_min:.5f} "
-            f"({agreement.needed_cosine:.5f} is needed), greedy tokens equal {agreement.greedy_tokens_equal} of "
-            f"{agreement.greedy_tokens}, differences without a tie: {len(unexplained)}; nothing was written"
-        )
-    return agreement
-
-
-def _compare_blocks(
-    engine: Engine,
-    model: torch.nn.Module,
-    tables: Mapping[str, QuantizedTable],
-    num_tokens: int,
-    dlm: Mapping[str, Any],
-) -> BlockAgreement | None:
-    """Return how a text decoded by blocks agrees; None for a model that the engine does not decode so."""
-    marker = DiffusionMarker.of(dlm, "config.json")
-    if marker.block_size is None or engine.context < 2 * marker.block_size:
-        return None
-    room = engine.context // marker.block_size * marker.block_size
-    prompt = engine.tokenizer.encode(PROMPTS[0])[: room // 2]
-    blocks = compare_block_decoding(engine, model, marker, prompt, num_tokens, tables=tables)
-    if not blocks.passed:
-        unexplained = next((d.what for d in blocks.differences if not d.explained), "none")
-        raise VerificationError(
-            f"the engine does not decode blocks like the source: probabilities differ by "
-            f"{blocks.confidence_difference:.2g} (rounding noise makes {blocks.confidence_noise:.2g}), first "
-            f"unexplained difference: {unexplained}; nothing was written"
-        )
-    return blocks
-
-
-def _total_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+def _total_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(inner.stat().st_size for inner in path.iterdir() if inner.is_file())
 
 
 @contextmanager

@@ -1,0 +1,157 @@
+"""The verification that is part of every export: read back, run, compare; what fails never gets its name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wrinklefree.artifact.diffusion_marker import DiffusionMarker
+from wrinklefree.artifact.manifest import CONFIG, model_format, read_config
+from wrinklefree.artifact.parts import ModelParts, TablePart
+from wrinklefree.artifact.tables import QuantizedTable
+from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.engine import Engine
+from wrinklefree.errors import VerificationError
+from wrinklefree.export.block_replay import BlockAgreement, compare_block_decoding
+from wrinklefree.export.fit import FilePlan
+from wrinklefree.export.foreign import ForeignAgreement, verify_with
+from wrinklefree.export.formats import FORMATS, ExportOptions, Format
+from wrinklefree.export.source import Source
+from wrinklefree.export.verify import PROMPTS, Agreement, CodesCheck, compare_engine_with_torch
+from wrinklefree.export.written import MIN_MEAN_COSINE, EngineAgreement, as_written, check_parts, compare_engines
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the verification found; None for what was not compared.
+
+    ``agreement``: the engine on the file against the torch model that holds what was written. ``blocks``: block
+    decoding, likewise. ``engines``: the engine on the file against the engine on the unchanged source. ``foreign``:
+    the program that ``--verify-with`` named.
+    """
+
+    codes: CodesCheck | None = None
+    agreement: Agreement | None = None
+    blocks: BlockAgreement | None = None
+    engines: EngineAgreement | None = None
+    foreign: ForeignAgreement | None = None
+
+
+def verify_written(
+    path: Path,
+    entry: Format,
+    plan: FilePlan,
+    source: Source,
+    threads: int | None,
+    greedy_tokens: int,
+    show: Callable[[float, str], None],
+    program: str | None = None,
+) -> Verified:
+    """Return how what was written compares with its source.
+
+    Raises: VerificationError when it is not what it should be or does not behave so.
+    """
+    show(0.4, "reading back")
+    found = entry.read(path)
+    codes = check_parts(plan.written, found)
+    show(0.6, "comparing with the source")
+    with ExitStack() as stack:
+        engine = stack.enter_context(engine_of(path, found, path, threads))
+        check_tokenizer(engine, source.parts)
+        agreement = blocks = engines = None
+        if source.model is not None:
+            tables = _tables(plan)
+            with as_written(source.model, plan.fitted) if plan.conversions else nullcontext():
+                agreement = _compare(engine, source.model, tables, greedy_tokens)
+                if source.dlm is not None:
+                    show(0.8, "decoding blocks beside the source")
+                    blocks = _compare_blocks(engine, source.model, tables, greedy_tokens, source.dlm)
+        if source.model is None or plan.lossy:
+            show(0.9, "measuring what the conversion changed")
+            unchanged = stack.enter_context(engine_of(source.path, source.parts, path, threads))
+            engines = compare_engines(unchanged, engine, greedy_tokens=greedy_tokens)
+            if not plan.lossy and engines.logit_cosine_mean < MIN_MEAN_COSINE:
+                raise VerificationError(
+                    f"the engine does not do on the file what it does on the source: mean cosine of logits "
+                    f"{engines.logit_cosine_mean:.5f} ({MIN_MEAN_COSINE} is needed); nothing was written"
+                )
+        foreign = None
+        if program is not None:
+            show(0.95, f"asking {program}")
+            foreign = verify_with(program, path, found, engine, greedy_tokens=greedy_tokens)
+    return Verified(codes, agreement, blocks, engines, foreign)
+
+
+@contextmanager
+def engine_of(path: Path, parts: ModelParts, near: Path, threads: int | None) -> Iterator[Engine]:
+    """Give an engine that runs the model in ``path``; what the engine does not load itself goes through ``parts``.
+
+    ``near``: where there is space for a packed directory, for the time of the block.
+    """
+    if (path / CONFIG).is_file() and model_format(read_config(path)) == "packed":
+        yield Engine.load(path, threads=threads, kv_type="float32")
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{near.name}.", dir=near.parent) as temporary:
+        FORMATS["packed"].plan(parts, ExportOptions("f16")).write(Path(temporary))
+        yield Engine.load(temporary, threads=threads, kv_type="float32")
+
+
+def check_tokenizer(engine: Engine, source: ModelParts) -> None:
+    """Raise VerificationError when the file's tokenizer splits the prompts in another way than the source's."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, data in source.files.items():
+            (Path(directory) / name).write_bytes(data)
+        ours = Tokenizer.load(directory)
+        for prompt in PROMPTS:
+            if engine.tokenizer.encode(prompt) != ours.encode(prompt):
+                raise VerificationError(f"the file's tokenizer splits {prompt!r} in another way than the source's")
+
+
+def _tables(plan: FilePlan) -> dict[str, QuantizedTable]:
+    """Return the tables as they were written, whatever their precision is."""
+    tables = [part for part in plan.fitted.parts if isinstance(part, TablePart)]
+    return {part.name: QuantizedTable("f16", part.read(), None) for part in tables}
+
+
+def _compare(
+    engine: Engine, model: torch.nn.Module, tables: Mapping[str, QuantizedTable], greedy_tokens: int
+) -> Agreement:
+    agreement = compare_engine_with_torch(engine, model, greedy_tokens=greedy_tokens, tables=tables)
+    if not agreement.passed:
+        unexplained = [d for d in agreement.differences if not d.explained]
+        raise VerificationError(
+            f"the engine does not behave like the source: lowest cosine of logits {agreement.logit_cosine_min:.5f} "
+            f"({agreement.needed_cosine:.5f} is needed), greedy tokens equal {agreement.greedy_tokens_equal} of "
+            f"{agreement.greedy_tokens}, differences without a tie: {len(unexplained)}; nothing was written"
+        )
+    return agreement
+
+
+def _compare_blocks(
+    engine: Engine,
+    model: torch.nn.Module,
+    tables: Mapping[str, QuantizedTable],
+    num_tokens: int,
+    dlm: Mapping[str, Any],
+) -> BlockAgreement | None:
+    """Return how a text decoded by blocks agrees; None for a model that the engine does not decode so."""
+    marker = DiffusionMarker.of(dlm, "config.json")
+    if marker.block_size is None or engine.context < 2 * marker.block_size:
+        return None
+    room = engine.context // marker.block_size * marker.block_size
+    prompt = engine.tokenizer.encode(PROMPTS[0])[: room // 2]
+    blocks = compare_block_decoding(engine, model, marker, prompt, num_tokens, tables=tables)
+    if not blocks.passed:
+        unexplained = next((d.what for d in blocks.differences if not d.explained), "none")
+        raise VerificationError(
+            f"the engine does not decode blocks like the source: probabilities differ by "
+            f"{blocks.confidence_difference:.2g} (rounding noise makes {blocks.confidence_noise:.2g}), first "
+            f"unexplained difference: {unexplained}; nothing was written"
+        )
+    return blocks
