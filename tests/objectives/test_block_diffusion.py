@@ -118,7 +118,7 @@ CASES: list[tuple[str, Objective, Naive]] = [
 
 
 @pytest.mark.parametrize("tokens_per_chunk", [7, None])
-@pytest.mark.parametrize(("name", "objective", "naive"), CASES, ids=lambda x: str(x)[:50])
+@pytest.mark.parametrize(("name", "objective", "naive"), CASES, ids=lambda x: getattr(x, "__qualname__", str(x)[:50]))
 def test_value_and_gradient_match_a_loop_over_masked_tokens(
     name: str, objective: Objective, naive: Naive, tokens_per_chunk: int | None
 ) -> None:

@@ -117,7 +117,7 @@ CASES: list[tuple[Objective, Naive]] = [
 
 
 @pytest.mark.parametrize("tokens_per_chunk", [5, None])
-@pytest.mark.parametrize(("objective", "naive"), CASES, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(("objective", "naive"), CASES, ids=lambda x: getattr(x, "__qualname__", str(x)[:60]))
 def test_value_and_gradient_match_the_equation(
     objective: Objective, naive: Naive, tokens_per_chunk: int | None
 ) -> None:

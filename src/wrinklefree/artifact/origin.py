@@ -7,13 +7,13 @@ taken from here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from wrinklefree.artifact.config import Fields
 from wrinklefree.artifact.diffusion_marker import DiffusionMarker
+from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.artifact.manifest import SUBLN, PackedInfo
 from wrinklefree.artifact.packing import Granularity
 from wrinklefree.artifact.tables import TableFormat
@@ -22,7 +22,7 @@ from wrinklefree.errors import FormatError
 GGUF_KEY = "wrinklefree.origin"
 HF_KEY = "wrinklefree_origin"
 ORIGIN_VERSION = 1
-MAX_ORIGIN_BYTES = 1 << 20
+MAX_ORIGIN_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ def parse_origin(raw: Mapping[str, Any] | str | None, place: str) -> Origin:
     """
     if raw is None:
         return Origin()
-    raw = _object(raw, place) if isinstance(raw, str) else raw
+    if isinstance(raw, str):
+        if len(raw) > MAX_ORIGIN_CHARACTERS:
+            raise FormatError(f"{place}: found {len(raw)} characters, at most {MAX_ORIGIN_CHARACTERS} are allowed")
+        raw = parse_json(raw, place)
     if not isinstance(raw, Mapping):
         raise FormatError(f"{place}: an object is needed")
     fields = Fields(raw, place)
@@ -85,12 +88,3 @@ def parse_origin(raw: Mapping[str, Any] | str | None, place: str) -> Origin:
         tokens_seen=fields.size("tokens_seen", 1 << 62, default=0, least=0),
         recipe_hash=fields.text("recipe_hash"),
     )
-
-
-def _object(text: str, place: str) -> Any:
-    if len(text) > MAX_ORIGIN_BYTES:
-        raise FormatError(f"{place}: found {len(text)} characters, at most {MAX_ORIGIN_BYTES} are allowed")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{place}: not usable JSON ({type(error).__name__})") from error

@@ -10,6 +10,7 @@ straight-through gradients are those of `quant.bitlinear`.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def train_block(
     optimizer = _optimizer(layer, config)
     # A loss of about one: its size is without effect on Adam but for the epsilon.
     norm = targets.square().mean()
-    order = _order(len(inputs), steps * size, generator)
+    batches = _batches(len(inputs), size, generator)
     started = time.monotonic()
     done = 0
     for step in range(steps):
@@ -50,7 +51,7 @@ def train_block(
                 break
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * (1.0 - progress)
-        rows = order[step * size : (step + 1) * size]
+        rows = next(batches)
         loss = (runner.forward(layer, inputs[rows]) - targets[rows]).square().mean() / norm
         loss.backward()
         optimizer.step()
@@ -76,7 +77,11 @@ def _optimizer(layer: nn.Module, config: CalibrationConfig) -> torch.optim.Optim
     return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
 
 
-def _order(sequences: int, length: int, generator: torch.Generator) -> Tensor:
-    """Indices of sequences: one permutation after another, ``length`` of them."""
-    epochs = -(-length // sequences)
-    return torch.cat([torch.randperm(sequences, generator=generator) for _ in range(epochs)])[:length]
+def _batches(sequences: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of ``size`` sequences, without end: one permutation after another, each drawn when it is needed."""
+    left = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(left) < size:
+            left = torch.cat([left, torch.randperm(sequences, generator=generator)])
+        yield left[:size]
+        left = left[size:]
