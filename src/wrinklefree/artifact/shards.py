@@ -83,15 +83,18 @@ class ShardedTensors:
         found = "nothing" if info is None else info.dtype
         raise FormatError(f"{self.directory}: {name}: found {found}, one of {', '.join(FLOAT_TYPES)} is needed")
 
-    def floats(self, name: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
-        """Return a float tensor as float32.
+    def floats(
+        self, name: str, shape: tuple[int, ...] | None = None, rows: slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """Return a float tensor, or some of its rows, as float32.
 
-        Raises: FormatError when it is missing, no float, of another shape, or holds a value that is no finite number.
+        Raises: FormatError when it is missing, no float, of another shape than ``shape``, or holds a value that is no
+        finite number.
         """
         dtype, stored = self.float_type(name), self.array(name)
         if shape is not None and stored.shape != shape:
             raise FormatError(f"{self.place(name)}: found shape {list(stored.shape)}, {list(shape)} is needed")
-        values = widen(stored, dtype)
+        values = widen(stored if rows == slice(None) else stored[rows], dtype)
         if not np.isfinite(values).all():
             raise FormatError(f"{self.place(name)}: holds a value that is no finite number")
         return values
