@@ -83,9 +83,7 @@ class ShardedTensors:
         found = "nothing" if info is None else info.dtype
         raise FormatError(f"{self.directory}: {name}: found {found}, one of {', '.join(FLOAT_TYPES)} is needed")
 
-    def floats(
-        self, name: str, shape: tuple[int, ...] | None = None, rows: slice = slice(None)
-    ) -> NDArray[np.float32]:
+    def floats(self, name: str, shape: tuple[int, ...] | None = None, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Return a float tensor, or some of its rows, as float32.
 
         Raises: FormatError when it is missing, no float, of another shape than ``shape``, or holds a value that is no
