@@ -21,8 +21,10 @@ from wrinklefree.artifact.hf_bitnet import hf_parts
 from wrinklefree.artifact.manifest import PackedInfo, read_config
 from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TernaryPart
 from wrinklefree.export.hf_bitnet import HfOptions, prepare_hf, write_hf
+from wrinklefree.export.hf_plain import check_plain, write_plain
 from wrinklefree.export.walk import model_parts
 from wrinklefree.models.io import load_checkpoint
+from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.low_rank import low_rank_linears
 from wrinklefree.quant.ternary import TernarySpec
 
@@ -113,3 +115,19 @@ def test_transformers_computes_what_the_checkpoint_does(tmp_path: Path, case: st
     exact = linear_class != "bitlinear" or case != "llama"
     assert (expected - found).abs().max() < (1e-4 if exact else 0.1)
     assert torch.nn.functional.cosine_similarity(expected, found).min() > 0.9999
+
+
+def test_plain_floats_in_transformers_are_the_ternary_values(tmp_path: Path) -> None:
+    """Reference: transformers' own Llama loads the checkpoint's products of codes and scales."""
+    model, parts = checkpoint(tmp_path / "src", spec=TernarySpec("group", 64), attention_bias=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_plain(out, parts)
+    assert check_plain(out, parts) == len(AutoModelForCausalLM.from_pretrained(out).state_dict()) - 1
+    loaded = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert loaded.dtype == torch.float32
+    for name, layer in bit_linears(model):
+        assert torch.equal(loaded.get_submodule(name).weight, layer.quantized_weight()[0].detach()), name
+    for name, parameter in model.named_parameters():
+        if "proj.weight" not in name and name in dict(loaded.named_parameters()):
+            assert torch.equal(dict(loaded.named_parameters())[name], parameter), name

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ def write_hf(directory: Path, parts: ModelParts, options: HfOptions = HfOptions(
         "quantization_mode": "offline",
         "modules_to_not_convert": ["lm_head"],
     }
-    _write_rest(directory, config, model)
-    return _changes(parts, infos, "2-bit, F32 scale per tensor")
+    write_rest(directory, config, model)
+    kinds = dict.fromkeys((part.name for part in layers), "2-bit, F32 scale per tensor")
+    return tensor_changes(parts, infos, kinds)
 
 
 def prepare_hf(parts: ModelParts, options: HfOptions = HfOptions()) -> ModelParts:
@@ -133,21 +135,25 @@ def _prepared(part: TernaryPart, source: ModelParts, linear_class: LinearClass, 
     return replace(part, read=read, bias=bias, factors=None)
 
 
-def _write_rest(directory: Path, config: dict[str, Any], model: ModelParts) -> None:
+def write_rest(directory: Path, config: dict[str, Any], model: ModelParts) -> None:
+    """Write config.json and the files that go along byte for byte."""
     for name, data in model.files.items():
         write_bytes(directory / name, data)
     write_bytes(directory / CONFIG, json_bytes(config))
 
 
-def _changes(parts: ModelParts, infos: list[TensorInfo], ternary: str) -> list[TensorChange]:
-    """What became of each part, its tensors in the file counted together."""
+def tensor_changes(parts: ModelParts, infos: list[TensorInfo], kinds: Mapping[str, str]) -> list[TensorChange]:
+    """Return what became of each part, its tensors in the file counted together; ``kinds`` names the ternary ones."""
     written: dict[str, list[TensorInfo]] = {}
     for info in infos:
         written.setdefault(info.name.rpartition(".")[0], []).append(info)
-    return [_change(part, written[part.name], ternary) for part in parts.parts]
-
-
-def _change(part: Part, infos: list[TensorInfo], ternary: str) -> TensorChange:
-    kind = ternary if isinstance(part, TernaryPart) else infos[0].dtype
-    num_bytes = sum(info.num_bytes for info in infos)
-    return TensorChange(part.name, part.stored.type_name, part.stored.num_bytes, kind, num_bytes)
+    return [
+        TensorChange(
+            part.name,
+            part.stored.type_name,
+            part.stored.num_bytes,
+            kinds.get(part.name, written[part.name][0].dtype),
+            sum(info.num_bytes for info in written[part.name]),
+        )
+        for part in parts.parts
+    ]
