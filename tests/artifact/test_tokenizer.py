@@ -132,7 +132,31 @@ _HOSTILE = {
     "mutation": "{{ messages.append(1) }}",
     "nested loops": "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
     "multiplied text": "{{ 'a' * 10 ** 9 }}",
-    "huge power": "{{ 9 ** 9 ** 9 }}",
+    "huge power": "{{ 9 ** 9999 }}",
+    "squares": "{% set ns = namespace(n=9) %}{% for i in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "doubling": "{% set ns = namespace(s='ab') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "adding": "{% set ns = namespace(s='ab') %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "adding lists": "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "replacing": "{% set s = 'a' * 99999 %}{{ s|replace('a', s)|length }}",
+    "replacing by a method": "{% set s = 'a' * 99999 %}{{ s.replace('a', s)|length }}",
+    "a wide column": "{{ ('a'|center(999999999))|length }}",
+    "a wide method": "{{ 'a'.rjust(999999999)|length }}",
+    "a wide format": "{{ '{:>999999999}'.format(1)|length }}",
+    "a width in a field": "{{ '{:>{}}'.format(1, 999999999)|length }}",
+    "joining": "{{ range(99999)|join('a' * 99999)|length }}",
+    "joining by a method": "{% set s = 'a' * 99999 %}{{ s.join(s)|length }}",
+    "indenting": "{{ ('\n' * 99999)|indent(9999)|length }}",
+    "digits": "{{ 2.5|round(999999999) }}",
+    "bytes of a number": "{{ (1).to_bytes(999999999, 'big')|length }}",
+    "a macro that calls itself twice": "{% macro f(n) %}{{ f(n) if n < 1 else '' }}{% if n %}{{ f(n-1) }}{{ f(n-1) }}"
+    "{% endif %}{% endmacro %}{{ f(60) }}",
+    "a loop that calls itself": "{% for x in [1, 2] recursive %}{{ loop([1, 2]) }}{{ loop([1, 2]) }}{% endfor %}",
+    "a block that calls itself": "{% block b %}{{ self.b() }}{{ self.b() }}{% endblock %}",
+    "a hidden output": "{% set x %}{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}{% endset %}",
+    "deep tuples": "{% set ns = namespace(t=()) %}{% for i in range(99999) %}{% set ns.t = (ns.t, 1) %}{% endfor %}"
+    "{{ {ns.t: 1}|length }}",
+    "slices": "{% set ns = namespace(l=[]) %}{% set s = 'a' * 999999 %}{% for i in range(999) %}"
+    "{% set ns.l = ns.l + [s[i:]] %}{% endfor %}",
     "formatted width": "{{ '%999999999d' % 1 }}",
     "endless output": "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -149,7 +173,7 @@ def test_hostile_templates_are_stopped(tmp_path: Path, name: str) -> None:
 
 
 def test_template_that_is_none(tmp_path: Path) -> None:
-    for source in ("{% for %}", "{{", "a" * (2 << 20)):
+    for source in ("{% for %}", "{{", "a" * (1 << 18)):
         with pytest.raises(FormatError, match="chat template"):
             Tokenizer.load(toys.write(tmp_path, template=source)).apply_chat(MESSAGES)
 

@@ -127,7 +127,8 @@ def _gemma_activation(fields: Fields) -> Activation:
     fields.size("head_dim", 1 << 12)
     fields.number("query_pre_attn_scalar", 1, 1 << 20)
     kinds = fields.raw.get("layer_types")
-    if not isinstance(kinds, list) or not set(kinds) <= {"full_attention", "sliding_attention"}:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or any(kind not in known for kind in kinds):
         raise fields.wrong("layer_types", "full_attention or sliding_attention is needed for each layer")
     return fields.choice("hidden_activation", ("gelu_pytorch_tanh",))
 
