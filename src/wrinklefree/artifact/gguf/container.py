@@ -16,7 +16,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import Any, TypeVar
@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import space_errors
-from wrinklefree.artifact.gguf.metadata import Cursor, Metadata, Value, pack_pair, pack_string
-from wrinklefree.artifact.gguf.types import BY_NUMBER, PLAIN_DTYPES, GgufType
+from wrinklefree.artifact.gguf.metadata import U32, Cursor, Metadata, Value, pack_pair, pack_string
+from wrinklefree.artifact.gguf.types import AMBIGUOUS, BY_NUMBER, PLAIN_DTYPES, GgufType
 from wrinklefree.errors import FormatError, InputError
 
 MAGIC = b"GGUF"
@@ -36,8 +36,8 @@ ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"
 ARCHITECTURE_KEY = "general.architecture"
 MAX_ALIGNMENT = 65_536
-MAX_TENSORS = 65_536
-MAX_KEYS = 65_536
+MAX_TENSORS = 32_768
+MAX_KEYS = 32_768
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 255
 # What llama.cpp can read (GGML_MAX_NAME less the closing zero).
@@ -45,6 +45,10 @@ MAX_WRITTEN_NAME_BYTES = 63
 # The least that a key with its value, and an entry of the tensor table, can take.
 _LEAST_KEY_BYTES = 8 + 1 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8
+
+_COUNTS = struct.Struct("<QQ")
+# The rest of an entry of the tensor table, by its number of dimensions.
+_ENTRIES = [struct.Struct(f"<{dimensions}QIQ") for dimensions in range(MAX_DIMENSIONS + 1)]
 
 T = TypeVar("T")
 
@@ -254,14 +258,13 @@ def _read_counts(cursor: Cursor) -> tuple[int, int, int]:
     head = bytes(cursor.data[:4])
     if head != MAGIC:
         raise FormatError(f"{cursor.path}: not a GGUF file (it starts with {head!r})")
-    cursor.skip(4, "the magic")
-    version = cursor.number("I", "the version")
+    cursor.skip(4, "the", "magic")
+    (version,) = cursor.read(U32, "the", "version")
     if version not in VERSIONS:
         if int.from_bytes(version.to_bytes(4, "little"), "big") in range(1, 16):
             cursor.fail("the file is big endian; only little endian files are read (convert it with gguf's scripts)")
         cursor.fail(f"found GGUF version {version}, allowed are {' and '.join(map(str, VERSIONS))}")
-    tensors = cursor.number("Q", "the number of tensors")
-    keys = cursor.number("Q", "the number of keys")
+    tensors, keys = cursor.read(_COUNTS, "the", "counts")
     for found, most, least_bytes, what in (
         (tensors, MAX_TENSORS, _LEAST_TENSOR_BYTES, "tensors"),
         (keys, MAX_KEYS, _LEAST_KEY_BYTES, "keys"),
@@ -294,47 +297,61 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, GgufT
             cursor.fail(f"the tensor {tensor.name!r} appears twice")
         entries[tensor.name] = tensor
     begin = cursor.position + -cursor.position % alignment
+    wrong = _misplaced(entries, len(cursor.data) - begin)
+    usual, other = AMBIGUOUS
+    if wrong and any(tensor.type is usual for tensor in entries.values()):
+        try:
+            again = {name: _retyped(tensor, usual, other) for name, tensor in entries.items()}
+        except FormatError:
+            again = entries
+        if not _misplaced(again, len(cursor.data) - begin):
+            entries, wrong = again, None
+    if wrong:
+        raise FormatError(f"{cursor.path}: {wrong}")
+    return {t.name: GgufTensor(t.name, t.type, t.shape, begin + t.offset, t.num_bytes) for t in entries.values()}
+
+
+def _misplaced(entries: Mapping[str, GgufTensor], size: int) -> str | None:
+    """What is wrong with the places of tensors in ``size`` bytes of data, None when nothing is."""
     end, before = 0, ""
-    placed: dict[str, GgufTensor] = {}
     for tensor in sorted(entries.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes)):
         if tensor.offset < end:
-            raise FormatError(f"{cursor.path}: {tensor.name}: begins inside {before}")
+            return f"{tensor.name}: begins inside {before}"
         end, before = tensor.offset + tensor.num_bytes, tensor.name
-        if begin + end > len(cursor.data):
-            raise FormatError(
-                f"{cursor.path}: {tensor.name}: ends at byte {begin + end}, beyond the end of the file "
-                f"({len(cursor.data)} bytes); truncated?"
-            )
-        placed[tensor.name] = GgufTensor(
-            tensor.name, tensor.type, tensor.shape, begin + tensor.offset, tensor.num_bytes
-        )
-    return {name: placed[name] for name in entries}
+        if end > size:
+            return f"{tensor.name}: ends {end - size} bytes beyond the end of the file; truncated?"
+    return None
+
+
+def _retyped(tensor: GgufTensor, old: GgufType, new: GgufType) -> GgufTensor:
+    if tensor.type is not old:
+        return tensor
+    return replace(tensor, type=new, num_bytes=new.num_bytes(tensor.shape))
 
 
 def _read_tensor(cursor: Cursor, index: int, alignment: int) -> GgufTensor:
     """Return one entry, its offset still relative to the data."""
-    name = cursor.string(f"the name of tensor {index}", MAX_NAME_BYTES)
+    name = cursor.string(MAX_NAME_BYTES, "the name of tensor", index)
     if not name:
         cursor.fail(f"the name of tensor {index} is empty")
-    what = f"tensor {name!r}"
-    dimensions = cursor.number("I", f"the dimensions of {what}")
+    (dimensions,) = cursor.read(U32, "the dimensions of", name)
     if dimensions > MAX_DIMENSIONS:
-        cursor.fail(f"{what} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are allowed")
-    shape = tuple(reversed([cursor.number("Q", f"a dimension of {what}") for _ in range(dimensions)]))
-    number = cursor.number("I", f"the type of {what}")
-    offset = cursor.number("Q", f"the offset of {what}")
-    if number not in BY_NUMBER:
-        cursor.fail(f"{what} has the unknown type {number}")
+        cursor.fail(f"tensor {name!r} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are allowed")
+    *reversed_shape, number, offset = cursor.read(_ENTRIES[dimensions], "the sizes of", name)
+    shape = tuple(reversed(reversed_shape))
+    kind = BY_NUMBER.get(number)
+    if kind is None:
+        cursor.fail(f"tensor {name!r} has the unknown type {number}")
     try:
-        num_bytes = BY_NUMBER[number].num_bytes(shape)
+        num_bytes = kind.num_bytes(shape)
     except FormatError as error:
-        cursor.fail(f"{what}: {error}")
+        cursor.fail(f"tensor {name!r}: {error}")
     # Python's integers do not wrap, so these products are exact.
-    if max(shape, default=0) >= 2**63 or num_bytes > len(cursor.data):
-        cursor.fail(f"{what} of shape {list(shape)} needs {num_bytes} bytes, the file has {len(cursor.data)}")
+    if num_bytes > len(cursor.data) or max(shape, default=0) >= 2**63:
+        cursor.fail(f"tensor {name!r} {list(shape)} needs {num_bytes} bytes, the file has {len(cursor.data)}")
     if offset % alignment or offset > len(cursor.data):
-        cursor.fail(f"{what} has the offset {offset}, a multiple of {alignment} within the file is needed")
-    return GgufTensor(name, BY_NUMBER[number], shape, offset, num_bytes)
+        cursor.fail(f"tensor {name!r} has the offset {offset}, a multiple of {alignment} within the file is needed")
+    return GgufTensor(name, kind, shape, offset, num_bytes)
 
 
 def _layout(

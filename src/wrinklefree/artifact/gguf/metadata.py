@@ -46,12 +46,17 @@ _OF_DTYPE = {dtype: number for number, dtype in NUMBERS.items()}
 MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 16 * 1024 * 1024
 # In all arrays of a file together; the largest vocabularies with their merges have eight hundred thousand.
-MAX_STRINGS = 2 * 1024 * 1024
+MAX_STRINGS = 1024 * 1024
 # What a file's strings may take in memory beyond the size of the file.
 _MAX_EXTRA_BYTES = 56 * 1024 * 1024
 # The most that one byte of UTF-8 costs in a Python string, what a string costs besides, and its place in a list (which
 # may be an eighth longer than its content).
 _WIDEST, _STRING_COST, _PLACE_COST = 4, 96, 9
+_EMPTY_COST = sys.getsizeof("")
+
+
+U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
+_ARRAY_HEAD = struct.Struct("<IQ")
 
 
 class Cursor:
@@ -64,30 +69,28 @@ class Cursor:
     def left(self) -> int:
         return len(self.data) - self.position
 
-    def skip(self, size: int, what: str) -> int:
-        """Return where the next ``size`` bytes begin, and move behind them. Raises: FormatError naming ``what``."""
-        if size > self.left:
-            self.fail(f"{what} needs {size} bytes, {self.left} are left; truncated?")
+    def skip(self, size: int, what: str, index: int | str) -> int:
+        """Return where the next ``size`` bytes begin, and move behind them. Raises: FormatError naming the thing."""
         begin = self.position
+        if size > len(self.data) - begin:
+            self.fail(f"{what} {index!r} needs {size} bytes, {self.left} are left; truncated?")
         self.position = begin + size
         return begin
 
-    def number(self, format_: str, what: str) -> int:
-        """Return one integer of a `struct` format without its byte order."""
-        found: int = struct.unpack_from("<" + format_, self.data, self.skip(struct.calcsize(format_), what))[0]
-        return found
+    def read(self, format_: struct.Struct, what: str, index: int | str) -> tuple[int, ...]:
+        """Return integers. Raises: FormatError as `skip` does."""
+        return format_.unpack_from(self.data, self.skip(format_.size, what, index))
 
-    def string(self, what: str, most: int = MAX_STRING_BYTES) -> str:
-        """Return a string: its length, at most ``most``, and UTF-8."""
-        size = self.number("Q", f"the length of {what}")
+    def string(self, most: int, what: str, index: int | str) -> str:
+        """Return a string: its length, at most ``most``, and UTF-8. Raises: FormatError naming the thing."""
+        (size,) = self.read(U64, what, index)
         if size > most:
-            self.fail(f"{what} has a length of {size} bytes, at most {most} are allowed")
-        begin = self.skip(size, what)
+            self.fail(f"{what} {index!r} has a length of {size} bytes, at most {most} are allowed")
+        begin = self.skip(size, what, index)
         try:
             return str(self.data[begin : begin + size], "utf-8")
         except UnicodeDecodeError as error:
-            self.position = begin
-            self.fail(f"{what} is not UTF-8, {error.reason} at byte {error.start} of it")
+            self.fail(f"{what} {index!r} is not UTF-8, {error.reason} at byte {error.start} of it")
 
     def fail(self, message: str) -> NoReturn:
         raise FormatError(f"{self.path}: at byte {self.position}: {message}")
@@ -112,7 +115,7 @@ class Metadata(Mapping[str, Value]):
         self._strings_left = MAX_STRINGS
         self._memory_left = len(cursor.data) + _MAX_EXTRA_BYTES
         for index in range(count):
-            key = cursor.string(f"key {index}", MAX_KEY_BYTES)
+            key = cursor.string(MAX_KEY_BYTES, "key", index)
             if not key:
                 cursor.fail(f"key {index} is empty")
             if key in self._values:
@@ -143,23 +146,22 @@ class Metadata(Mapping[str, Value]):
         return len(value) if isinstance(value, list | np.ndarray) else None
 
     def _read(self, key: str) -> Value | _StringArray:
-        cursor, what = self._cursor, f"the value of {key!r}"
-        number = cursor.number("I", f"the type of {key!r}")
+        cursor = self._cursor
+        (number,) = cursor.read(U32, "the type of", key)
         if number == STRING:
-            text = cursor.string(what)
+            text = cursor.string(MAX_STRING_BYTES, "the value of", key)
             self._account(key, text)
             return text
         if number == ARRAY:
             return self._read_array(key)
         if number not in NUMBERS:
-            cursor.fail(f"{what} has the unknown type {number}")
-        scalar = self._numbers(key, number, 1)[0].item()
+            cursor.fail(f"the value of {key!r} has the unknown type {number}")
+        scalar: int | float | bool = self._numbers(key, number, 1)[0].item()
         return scalar
 
     def _read_array(self, key: str) -> NDArray[Any] | _StringArray:
         cursor = self._cursor
-        number = cursor.number("I", f"the element type of {key!r}")
-        count = cursor.number("Q", f"the length of {key!r}")
+        number, count = cursor.read(_ARRAY_HEAD, "the array", key)
         if number == ARRAY:
             cursor.fail(f"{key!r} is an array of arrays, which no reader of models takes")
         if number == STRING:
@@ -170,7 +172,7 @@ class Metadata(Mapping[str, Value]):
 
     def _numbers(self, key: str, number: int, count: int) -> NDArray[Any]:
         cursor, dtype = self._cursor, NUMBERS[number]
-        begin = cursor.skip(count * dtype.itemsize, f"the value of {key!r}")
+        begin = cursor.skip(count * dtype.itemsize, "the value of", key)
         if number != BOOL:
             return np.frombuffer(cursor.data, dtype, count, begin)
         bits = np.frombuffer(cursor.data, np.uint8, count, begin)
@@ -188,7 +190,7 @@ class Metadata(Mapping[str, Value]):
             )
         self._strings_left -= count
         begin = position = cursor.position
-        last, data, read_size = len(cursor.data) - 8, cursor.data, struct.Struct("<Q").unpack_from
+        last, data, read_size = len(cursor.data) - 8, cursor.data, U64.unpack_from
         for _ in range(count):
             if position > last:
                 cursor.position = min(position, len(data))
@@ -200,29 +202,37 @@ class Metadata(Mapping[str, Value]):
         return _StringArray(begin, count, position)
 
     def _list(self, key: str, array: _StringArray) -> list[str]:
-        data, position, read_size = self._cursor.data, array.begin, struct.Struct("<Q").unpack_from
+        data, position, read_size = self._cursor.data, array.begin, U64.unpack_from
         # Most files are far from the limit; near it, every string is counted before the next one is made.
+        left = self._memory_left - (_PLACE_COST + _EMPTY_COST) * array.count
         counting = _WIDEST * (array.end - array.begin) + _STRING_COST * array.count > self._memory_left
+        if left < 0:
+            self._too_much(key)
         texts: list[str] = []
         try:
             for _ in range(array.count):
                 begin = position + 8
                 position = begin + read_size(data, position)[0]
-                texts.append(str(data[begin:position], "utf-8"))
+                text = str(data[begin:position], "utf-8")
+                texts.append(text)
                 if counting:
-                    self._account(key, texts[-1])
+                    left -= sys.getsizeof(text) - _EMPTY_COST
+                    if left < 0:
+                        self._too_much(key)
         except UnicodeDecodeError as error:
             raise FormatError(
                 f"{self._cursor.path}: at byte {begin}: {key!r}: string {len(texts)} is not UTF-8 ({error.reason})"
             ) from error
-        if not counting:
-            self._memory_left -= sum(map(sys.getsizeof, texts)) + _PLACE_COST * len(texts)
+        self._memory_left -= sum(map(sys.getsizeof, texts)) + _PLACE_COST * len(texts)
         return texts
 
     def _account(self, key: str, text: str) -> None:
         self._memory_left -= sys.getsizeof(text) + _PLACE_COST
         if self._memory_left < 0:
-            raise FormatError(f"{self._cursor.path}: {key!r}: the strings of this file take too much memory")
+            self._too_much(key)
+
+    def _too_much(self, key: str) -> NoReturn:
+        raise FormatError(f"{self._cursor.path}: {key!r}: the strings of this file take too much memory")
 
 
 def pack_string(text: str) -> bytes:
