@@ -3,4 +3,4 @@
 import sys
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parents[1] / "train"), str(Path(__file__).parents[1])]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("artifact", "train", "")]

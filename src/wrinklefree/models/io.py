@@ -35,6 +35,7 @@ from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.bitnet import is_bitnet_quantized, load_latents
 from wrinklefree.models.classification import is_classifier
 from wrinklefree.models.convert import convert_model
+from wrinklefree.models.gguf import gguf_config, is_mapped, load_gguf
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.quant.low_rank import add_factors
@@ -88,11 +89,15 @@ class CheckpointInfo:
 def load_source(src: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model in ``dtype`` and the tokenizer of a Hugging Face id, a directory, or a ``.gguf`` file.
 
-    A GGUF file is dequantised, packed BitNet weights are unpacked. Code that a repository carries is never run.
+    A GGUF file is dequantised (by `models.gguf` where it is of an architecture of ours, else by transformers), packed
+    BitNet weights are unpacked. Code that a repository carries is never run.
 
     Raises: InputError when nothing is there, FormatError when what is there cannot be read.
     """
     where = locate_source(src)
+    if "gguf_file" in where and is_mapped(src):
+        with _quiet_loading(src):
+            return load_gguf(src, dtype)
     with _quiet_loading(src):
         config = AutoConfig.from_pretrained(**where)
         if is_bitnet_quantized(config):
@@ -111,7 +116,9 @@ def source_config(src: str) -> dict[str, Any]:
     """
     where = locate_source(src)
     with _quiet_loading(src):
-        config: dict[str, Any] = AutoConfig.from_pretrained(**where).to_dict()
+        mapped = "gguf_file" in where and is_mapped(src)
+        found = gguf_config(src) if mapped else AutoConfig.from_pretrained(**where)
+    config: dict[str, Any] = found.to_dict()
     return config
 
 

@@ -86,8 +86,10 @@ class GgufModel:
         return Stored(found[0].type.name, sum(tensor.num_bytes for tensor in found))
 
 
-def open_model(path: str | Path) -> GgufModel:
+def open_model(path: str | Path, keep_subln: bool = True) -> GgufModel:
     """Return a GGUF file of one of our architectures after comparing each tensor's name and shape with its settings.
+
+    ``keep_subln`` off: a llama model with SubLN is read as the bitnet it computes, which transformers has a class for.
 
     Raises: FormatError naming the file and the first thing that is wrong.
     """
@@ -97,7 +99,7 @@ def open_model(path: str | Path) -> GgufModel:
         raise FormatError(f"{file.path}: is one of several files; join them first: llama-gguf-split --merge")
     origin = parse_origin(file.text(GGUF_KEY, None), f"{file.path}: {GGUF_KEY}")
     # Norms that a llama model got from SubLN; without our word for it they are a bitnet's own.
-    if not architecture.sub_norms:
+    if not (architecture.sub_norms and keep_subln):
         origin = replace(origin, subln="none")
     config = from_gguf(file, subln=origin.subln != "none")
     sizes = parse_config(config, str(file.path))
@@ -121,7 +123,7 @@ def gguf_parts(path: str | Path) -> ModelParts:
     """
     model = open_model(path)
     linears = model.sizes.linears()
-    fine = {name: _ternary(model, name)[1] for name in linears}
+    fine = {name: ternary_layer(model, name)[1] for name in linears}
     try:
         grain = common_grain((name, fine[name], (shape.rows, shape.columns)) for name, shape in linears.items())
     except FormatError as error:
@@ -146,7 +148,7 @@ def _part(model: GgufModel, name: str, scales: NDArray[np.float32] | None) -> Pa
     if scales is not None:
 
         def read() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-            return _ternary(model, name)[0], scales
+            return ternary_layer(model, name)[0], scales
 
         return TernaryPart(name, (shape[0], shape[1]), read, model.bias(name), None, stored)
     if name in TABLES:
@@ -154,7 +156,7 @@ def _part(model: GgufModel, name: str, scales: NDArray[np.float32] | None) -> Pa
     return NormPart(name, model.values(name), None, stored)
 
 
-def _ternary(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return a layer's codes int8 ``[O, I]`` and scales as fine as the file has them, in Hugging Face's order.
 
     Raises: FormatError when it is not ternary, saying what to do with the file.

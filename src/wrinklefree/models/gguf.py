@@ -1,0 +1,90 @@
+"""A GGUF file as a plain Hugging Face model: our checked reader, our dequantisation, its own tokenizer.
+
+Files of architectures that we do not map go through transformers, after the container has been checked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
+
+from wrinklefree.artifact.files import write_bytes
+from wrinklefree.artifact.gguf.architectures import ARCHITECTURES
+from wrinklefree.artifact.gguf.container import read_gguf
+from wrinklefree.artifact.gguf.read_floats import float_tensors
+from wrinklefree.artifact.gguf.read_model import files_of, open_model
+from wrinklefree.errors import FormatError
+
+
+def is_mapped(path: str | Path) -> bool:
+    """Return whether a GGUF file is of an architecture that we read ourselves. Raises: FormatError when damaged."""
+    return read_gguf(path).architecture in ARCHITECTURES
+
+
+def gguf_config(path: str | Path) -> Any:
+    """Return the configuration of a GGUF file of ours, with every default that transformers adds.
+
+    Raises: FormatError when the file is damaged.
+    """
+    return _config(open_model(path, keep_subln=False).config)
+
+
+def load_gguf(path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model with plain weights in ``dtype``, and the tokenizer. A ternary file is read as numbers too.
+
+    Raises: FormatError when the file is damaged, or has no tokenizer.
+    """
+    model = open_model(path, keep_subln=False)
+    config = _config(model.config)
+    with no_init_weights():
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    targets = dict(built.named_parameters())
+    with torch.no_grad():
+        for name, values in float_tensors(model):
+            target = targets.pop(name, None)
+            if target is None or tuple(target.shape) != values.shape:
+                raise FormatError(
+                    f"{path}: {name} {list(values.shape)} has no place in transformers' {config.model_type}"
+                )
+            target.copy_(torch.from_numpy(values))
+        left = targets.keys() - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+        for name in [name for name in left if name.endswith(".bias")]:  # a graph without one adds nothing
+            targets[name].zero_()
+            left.discard(name)
+    if left:
+        raise FormatError(f"{path}: transformers' {config.model_type} needs {min(left)}, which the file does not have")
+    built.tie_weights()
+    with _files(path, files_of(model.file)) as directory:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+        if (directory / "generation_config.json").is_file():
+            built.generation_config = GenerationConfig.from_pretrained(directory)
+    return built.eval(), tokenizer
+
+
+def _config(settings: dict[str, Any]) -> Any:
+    values = {key: value for key, value in settings.items() if key != "model_type"}
+    return AutoConfig.for_model(settings["model_type"], **values)
+
+
+@contextmanager
+def _files(path: str | Path, files: dict[str, bytes]) -> Iterator[Path]:
+    if "tokenizer.json" not in files:
+        raise FormatError(f"{path}: has no tokenizer (tokenizer.ggml.model is missing)")
+    with tempfile.TemporaryDirectory() as name:
+        for file, data in files.items():
+            write_bytes(Path(name) / file, data)
+        yield Path(name)
