@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from wrinklefree.artifact.gguf.container import GgufFile, GgufWriter, read_gguf
 from wrinklefree.artifact.gguf.tokenizer import tokenizer_to_gguf
+from wrinklefree.artifact.gguf.types import TYPES
 
 TEXT = (
     "It's a small town: 1234 people, 56 dogs and 7 cats. They've lived there since 1999, haven't they?\n\n"
@@ -73,6 +74,45 @@ def byte_level(name: str) -> Tokenizer:
     return tokenizer
 
 
+@cache
+def sentencepiece(prefix: bool) -> Tokenizer:
+    """Return a tokenizer as converters of SentencePiece's BPE write it: every way to split a token is a merge.
+
+    ``prefix``: a space is put before a text.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    words = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    made = [word for word in words if len(word) > 1] + ["▁" * length for length in range(2, 9)]
+    names = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *made, *(w for w in words if len(w) == 1)]
+    vocab = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    merges = [
+        (word[:middle], word[middle:])
+        for word in dict.fromkeys(made)
+        for middle in range(len(word) - 1, 0, -1)
+        if word[:middle] in vocab and word[middle:] in vocab
+    ]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    replaced = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replaced]) if prefix else replaced
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in ("<unk>", *SPECIAL)])
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
+    return tokenizer
+
+
+def kind(name: str) -> Tokenizer:
+    """Return the toy of a name: a pre-tokenizer's, or ``llama`` with or without a space before a text."""
+    return sentencepiece(name == "llama") if name.startswith("llama") and name != "llama-bpe" else byte_level(name)
+
+
+KINDS = (*BYTE_LEVEL, "llama", "llama without prefix")
+
+
 def files(
     tokenizer: Tokenizer, *, bos: bool = False, template: str | None = TEMPLATE, **config: object
 ) -> dict[str, bytes]:
@@ -96,10 +136,12 @@ def config(found: dict[str, bytes], more: int = 3) -> dict[str, int]:
     return {"vocab_size": max(tokenizer.get_vocab().values()) + 1 + more}
 
 
-def gguf(path: Path, keys: dict[str, Any]) -> GgufFile:
-    """Write a file that holds these keys and no tensors, and read it."""
-    with GgufWriter(path, {"general.architecture": "llama", **keys}, []):
-        pass
+def gguf(path: Path, keys: dict[str, Any], rows: int = 0) -> GgufFile:
+    """Write a file that holds these keys, and a table of ``rows`` or no tensor, and read it."""
+    tensors = [("token_embd.weight", TYPES["F32"], (rows, 1))] if rows else []
+    with GgufWriter(path, {"general.architecture": "llama", **keys}, tensors) as writer:
+        if rows:
+            writer.write("token_embd.weight", np.zeros((rows, 1), np.float32))
     return read_gguf(path)
 
 

@@ -12,7 +12,7 @@ from wrinklefree.artifact.gguf.container import GgufFile
 from wrinklefree.artifact.gguf.metadata import Value
 from wrinklefree.artifact.gguf.pre_tokenizers import PreTokenizer, named, recognise, steps
 from wrinklefree.artifact.gguf.tokenizer_files import TokenizerFiles
-from wrinklefree.artifact.gguf.vocabulary import MAX_MERGES, UNUSED, Vocabulary, check_texts, padding
+from wrinklefree.artifact.gguf.vocabulary import MAX_MERGES, Vocabulary, check_texts, named_tokens
 from wrinklefree.errors import FormatError, InputError
 
 MERGES_KEY = "tokenizer.ggml.merges"
@@ -39,11 +39,7 @@ def read_byte_level(file: GgufFile, vocabulary: Vocabulary, kind: PreTokenizer) 
 
     Raises: FormatError when a merge is no pair of tokens that make a token.
     """
-    vocab = {
-        text: index
-        for index, (text, type_) in enumerate(zip(vocabulary.tokens, vocabulary.types.tolist(), strict=True))
-        if type_ != UNUSED or text != padding(index)
-    }
+    vocab = named_tokens(vocabulary)
     return {
         **steps(kind),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -78,8 +74,8 @@ def _read_merges(file: GgufFile, vocab: dict[str, int]) -> list[list[str]]:
     return merges
 
 
-def write_byte_level(source: TokenizerFiles) -> tuple[str, Vocabulary, dict[str, Value]]:
-    """Return the kind's name, the vocabulary, and the keys that this kind has of its own.
+def write_byte_level(source: TokenizerFiles) -> tuple[Vocabulary, dict[str, Value]]:
+    """Return the vocabulary and the keys that this kind has of its own.
 
     Raises: InputError for what llama.cpp does otherwise; FormatError for damage.
     """
@@ -100,7 +96,7 @@ def write_byte_level(source: TokenizerFiles) -> tuple[str, Vocabulary, dict[str,
         MERGES_KEY: [" ".join(pair) for pair in checked_merges(source, vocab)],
         "tokenizer.ggml.add_space_prefix": False,
     }
-    return "gpt2", source.vocabulary(), keys
+    return source.vocabulary(), keys
 
 
 def checked_merges(source: TokenizerFiles, vocab: Mapping[str, int]) -> list[tuple[str, str]]:

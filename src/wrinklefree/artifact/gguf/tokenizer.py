@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from wrinklefree.artifact.files import json_bytes
 from wrinklefree.artifact.gguf.bpe import read_byte_level, read_pre_tokenizer, write_byte_level
 from wrinklefree.artifact.gguf.container import GgufFile
 from wrinklefree.artifact.gguf.metadata import Value
+from wrinklefree.artifact.gguf.sentencepiece import read_sentencepiece, write_sentencepiece
 from wrinklefree.artifact.gguf.tokenizer_files import TokenizerFiles
 from wrinklefree.artifact.gguf.vocabulary import (
     CONTROL,
@@ -66,8 +68,12 @@ def tokenizer_from_gguf(file: GgufFile) -> dict[str, bytes]:
     model = file.text(MODEL_KEY)
     if model not in KINDS:
         raise FormatError(f"{file.path}: {MODEL_KEY}: {unknown_name('kind of tokenizer', model[:80], KINDS)}")
-    kind = read_pre_tokenizer(file, vocabulary)
-    parts, implied_bos = read_byte_level(file, vocabulary, kind), kind.adds_bos
+    if model == "llama":
+        vocabulary = replace(vocabulary, roles={**_implied_roles(vocabulary), **vocabulary.roles})
+        parts, implied_bos = read_sentencepiece(file, vocabulary), True
+    else:
+        kind = read_pre_tokenizer(file, vocabulary)
+        parts, implied_bos = read_byte_level(file, vocabulary, kind), kind.adds_bos
     bos, eos = (_added(file, vocabulary, *role) for role in (("bos", implied_bos), ("eos", False)))
     tokenizer = {
         "version": "1.0",
@@ -95,21 +101,23 @@ def tokenizer_from_gguf(file: GgufFile) -> dict[str, bytes]:
     return {**files, **_templates(file, config), "tokenizer_config.json": json_bytes(config)}
 
 
-def tokenizer_to_gguf(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, Value]:
+def tokenizer_to_gguf(files: Mapping[str, bytes], config: Mapping[str, Any], lossy: bool = False) -> dict[str, Value]:
     """Return every ``tokenizer.`` key of a model.
 
     ``files``: tokenizer.json and, where they exist, tokenizer_config.json, special_tokens_map.json,
     generation_config.json and chat_template.jinja. ``config``: the object of config.json; ids up to its
-    ``vocab_size`` that have no token get one that no text contains.
+    ``vocab_size`` that have no token get one that no text contains. ``lossy``: where the keys can only say almost what
+    the tokenizer does (`sentencepiece`), say that.
 
     Raises: InputError for a tokenizer that the keys cannot describe exactly, saying what was found and what is
     supported; FormatError when a file is damaged.
     """
     source = TokenizerFiles(files, config)
-    model, vocabulary, keys = write_byte_level(source)
+    spaces = source.model.get("byte_fallback") is True
+    vocabulary, keys = write_sentencepiece(source, lossy) if spaces else write_byte_level(source)
     bos, eos = source.added_around(vocabulary)
     keys = {
-        MODEL_KEY: model,
+        MODEL_KEY: "llama" if spaces else "gpt2",
         **keys,
         TOKENS_KEY: vocabulary.tokens,
         TYPES_KEY: vocabulary.types,
@@ -118,7 +126,10 @@ def tokenizer_to_gguf(files: Mapping[str, bytes], config: Mapping[str, Any]) -> 
         ADD_EOS_KEY: eos,
     }
     keys.update(_turn_ends(source, vocabulary))
-    for name, template in source.templates().items():
+    templates = source.templates()
+    if set(templates) - {"default"}:
+        keys[f"{TEMPLATE_KEY}s"] = sorted(set(templates) - {"default"})
+    for name, template in templates.items():
         keys[TEMPLATE_KEY if name == "default" else f"{TEMPLATE_KEY}.{name}"] = template
     return keys
 
@@ -144,6 +155,12 @@ def _turn_ends(source: TokenizerFiles, vocabulary: Vocabulary) -> dict[str, Valu
             f"called {', '.join(ENDS)}"
         )
     return dict(zip((EOT_KEY, EOM_KEY), ids, strict=False))
+
+
+def _implied_roles(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the ids that llama.cpp takes for a ``llama`` vocabulary which does not name them."""
+    special = vocabulary.ids(CONTROL, UNKNOWN)
+    return {name: index for name, index in (("bos_token", 1), ("eos_token", 2), ("unk_token", 0)) if index in special}
 
 
 def _added(file: GgufFile, vocabulary: Vocabulary, role: str, implied: bool) -> bool:

@@ -64,6 +64,14 @@ def padding(index: int) -> str:
     return _PADDING.format(index)
 
 
+def named_tokens(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return text and id of every token, without ids that have none."""
+    kinds = vocabulary.types.tolist()
+    return {
+        text: index for index, text in enumerate(vocabulary.tokens) if kinds[index] != UNUSED or text != padding(index)
+    }
+
+
 def read_vocabulary(file: GgufFile) -> Vocabulary:
     """Return the checked vocabulary of a file.
 
