@@ -7,6 +7,8 @@ OUT ?= quickstart-out
 # Processes of the test suite, which share the cores.
 WORKERS ?= 2
 MINUTES ?= 7.5
+# For each target of make fuzz.
+FUZZ_SECONDS ?= 60
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
@@ -39,7 +41,7 @@ bench: .venv/.native
 	$(BIN)/wf bench --shape bitnet-2b --threads 1,2
 
 fuzz: .venv/.native
-	$(BIN)/python native/tests/fuzz_loader.py --seconds 600
+	$(BIN)/python tests/fuzz/fuzz_all.py --seconds $(FUZZ_SECONDS)
 
 sanitize: .venv/.native
 	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh address

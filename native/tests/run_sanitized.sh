@@ -54,4 +54,4 @@ cp "$build"/_native.*so "$package/"
 # Python itself frees little at its end, so leaks are not looked for; the loader frees by destructors.
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH="$build/package" \
   LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so.6)" \
-  "$python" "$root/native/tests/fuzz_loader.py" --no-memory-limit --seconds "$seconds"
+  "$python" "$root/tests/fuzz/fuzz_readers.py" loader --no-memory-limit --seconds "$seconds" --keep "$build/finds"

@@ -1,5 +1,6 @@
-"""The C++ loader against damaged model directories: each kind of damage is refused with a message that names it, and a
-short fuzz run (native/tests/fuzz_loader.py) finds no crash, hang or large allocation.
+"""The C++ loader against damaged model directories: each kind of damage is refused with a message that names it.
+
+Damage at random is the matter of tests/fuzz.
 """
 
 from __future__ import annotations
@@ -7,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,17 +232,6 @@ def test_any_header_is_refused(header: Header, size: int, tmp_path_factory: pyte
     join(directory, json.dumps(header).encode(), bytes(size))
     with pytest.raises(FormatError):
         load(directory)
-
-
-def test_short_fuzz_run() -> None:
-    script = Path(__file__).parents[2] / "native" / "tests" / "fuzz_loader.py"
-    command = [sys.executable, str(script), "--cases", "1500", "--seconds", "15", "--seed", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    outcome = json.loads(done.stdout)
-    assert outcome["cases"] >= 100  # in 15 s on a busy machine; 1500 take about 2 s
-    assert outcome["refused"] > outcome["cases"] / 2
-    assert outcome["ran"] > 0  # some damage is none: the fuzzer reaches the forward pass
 
 
 def test_tokenizer_files_do_not_concern_the_loader(copy: Path) -> None:

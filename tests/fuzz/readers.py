@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+import tempfile
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +23,7 @@ import packed_toys  # noqa: E402
 import tokenizer_toys  # noqa: E402
 import toy_models  # noqa: E402
 
+from wrinklefree import _native  # noqa: E402
 from wrinklefree.artifact.chat_template import ChatTemplate  # noqa: E402
 from wrinklefree.artifact.files import read_json  # noqa: E402
 from wrinklefree.artifact.gguf.container import GgufFile, GgufWriter, read_gguf  # noqa: E402
@@ -28,7 +34,11 @@ from wrinklefree.artifact.manifest import changed_files, read_packed  # noqa: E4
 from wrinklefree.artifact.packed_reader import packed_parts  # noqa: E402
 from wrinklefree.artifact.parts import ModelParts, TernaryPart  # noqa: E402
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors  # noqa: E402
+from wrinklefree.artifact.sources import read_parts  # noqa: E402
 from wrinklefree.artifact.tokenizer import Tokenizer  # noqa: E402
+from wrinklefree.export.gguf import GgufOptions, write_gguf  # noqa: E402
+from wrinklefree.export.hf_bitnet import write_hf  # noqa: E402
+from wrinklefree.export.hf_plain import write_plain  # noqa: E402
 
 Files = Mapping[str, bytes]
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
@@ -181,6 +191,78 @@ def _read_gguf_tokenizer(directory: Path) -> None:
     Tokenizer.from_files(tokenizer_from_gguf(file), str(file.path)).encode("a b")
 
 
+def _small_parts(directory: Path, **changes: Any) -> ModelParts:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {**packed_toys.CONFIG, **sizes, "num_key_value_heads": 1}
+    info = replace(packed_toys.INFO, **{"granularity": "tensor", "subln": "none", **changes})
+    return packed_parts(packed_toys.write(directory, config, info))
+
+
+def _gguf_models(directory: Path) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        for index, ternary in enumerate(("TQ2_0", "I2_S")):
+            parts = _small_parts(Path(root) / ternary, subln="identity" if index else "none")
+            (directory / ternary).mkdir()
+            write_gguf(directory / ternary / "model.gguf", parts, GgufOptions(ternary=ternary))
+
+
+def _hf_models(directory: Path) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        for index, write in enumerate((write_hf, write_plain)):
+            (directory / str(index)).mkdir()
+            write(directory / str(index), _small_parts(Path(root) / str(index)))
+    whole = SafetensorsFile(directory / "1" / "model.safetensors")
+    shutil.copytree(directory / "1", directory / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
+    shards = {f"model-{i}-of-2.safetensors": sorted(whole.tensors)[i - 1 :: 2] for i in (1, 2)}
+    for file, names in shards.items():
+        write_safetensors(directory / "shards" / file, {name: whole.array(name) for name in names})
+    index_json = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    (directory / "shards" / "model.safetensors.index.json").write_text(json.dumps(index_json))
+
+
+def _read_model(directory: Path) -> None:
+    files = sorted(directory.glob("*.gguf"))
+    path = files[0] if files else directory
+    _read_parts(read_parts(path))
+    inspect_model(path)
+
+
+LOADER_TOYS = ("llama_tensor", "llama_group_64", "qwen3", "bitnet", "linear_rope_f16_head", "bias_everywhere")
+LOADER_TOYS += ("q6_head", "untied_q4_head", "dense_row", "dense_group_128", "low_rank", "gemma3")
+LAYOUTS = ("stored", "stored", "t2", "t1.6")  # in memory
+
+
+def _loader_toys(directory: Path) -> None:
+    for index, name in enumerate(LOADER_TOYS):
+        made = toy_models.make_toy(directory / name, name)
+        if index % 2 == 0:
+            config = json.loads((made / "config.json").read_text())
+            config["wrinklefree"]["dlm"] = {
+                "mask_token_id": 5,
+                "block_size": 4,
+                "token_shift": True,
+                "variant": "fast_dllm",
+                "clean_half": "causal",
+            }
+            (made / "config.json").write_text(json.dumps({**config, "pad_token_id": 6, "eos_token_id": [1, 2]}))
+
+
+def _load(directory: Path) -> None:
+    """Load a directory and compute a few tokens: logits come out, or are said to be no numbers."""
+    choice = zlib.crc32(b"".join(path.read_bytes() for path in sorted(directory.iterdir())))
+    layout, keep_mapped = LAYOUTS[choice % 4], bool(choice & 4)
+    model = _native.Model.load(str(directory), threads=1, layout=layout, keep_mapped=keep_mapped)
+    logits = np.empty(model.vocab_size, np.float32)
+    tokens = np.arange(min(3, model.context, model.vocab_size), dtype=np.int32)
+    model.forward(0, tokens, logits)
+    token = _native.Sampler(model.vocab_size, temperature=1.0).sample(logits)[0]
+    assert 0 <= token < model.vocab_size and token not in model.banned_tokens
+    choices = tuple(np.empty(len(tokens), dtype) for dtype in (np.int32, np.float32, np.float32))
+    model.forward_batch([0], [tokens], [2], None, starts=[0], blocks=[4], choices=choices)
+    assert model.length(0) == len(tokens)
+    assert all(-1 <= token < model.vocab_size and token not in model.banned_tokens for token in choices[0])
+
+
 READERS: dict[str, Reader] = {
     "safetensors": Reader(_tensors, _read_tensors),
     "config": Reader(_configs, _read_config),
@@ -189,4 +271,7 @@ READERS: dict[str, Reader] = {
     "tokenizer": Reader(_tokenizers, _read_tokenizer),
     "template": Reader(_templates, _read_template),
     "gguf-tokenizer": Reader(_gguf_tokenizers, _read_gguf_tokenizer),
+    "gguf-model": Reader(_gguf_models, _read_model),
+    "hf": Reader(_hf_models, _read_model),
+    "loader": Reader(_loader_toys, _load),
 }
