@@ -8,6 +8,7 @@ the parts that were written against the parts read back, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from wrinklefree.artifact.hf_bitnet import hf_parts
 from wrinklefree.artifact.manifest import PackedInfo, read_config
-from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TernaryPart
+from wrinklefree.artifact.packed_writer import write_packed
+from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TernaryPart, stored_tables
+from wrinklefree.engine import Engine
 from wrinklefree.export.hf_bitnet import HfOptions, prepare_hf, write_hf
 from wrinklefree.export.hf_plain import check_plain, write_plain
 from wrinklefree.export.walk import model_parts
@@ -39,9 +42,12 @@ def eager() -> Iterator[None]:
 
 
 def checkpoint(path: Path, family: str = "llama", **changes: Any) -> tuple[Any, ModelParts]:
-    """A converted toy model and its parts."""
+    """A converted toy model and its parts; float16 holds its tables, so that the engine can have the same ones."""
     source = toys.write(path, family, **{"spec": TENSOR, **changes})
     model, _, info = load_checkpoint(source)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("model.embed_tokens", "lm_head")):
+            parameter.data = parameter.data.half().float()
     ranks = {name: layer.rank for name, layer in low_rank_linears(model)}
     packed = PackedInfo(info.spec.granularity, info.spec.group_size, "q8", info.subln, info.stage, low_rank=ranks)
     return model, model_parts(model, source, read_config(source), packed)
@@ -70,6 +76,14 @@ def assert_same_parts(found: ModelParts, expected: ModelParts) -> None:
         else:
             assert isinstance(part, NormPart) and isinstance(other, NormPart)
             np.testing.assert_array_equal(part.gains, other.gains)
+
+
+def engine_of(parts: ModelParts, directory: Path) -> Engine:
+    """The engine on a packed directory of these parts, its tables in float16."""
+    directory.mkdir()
+    exact = replace(parts, info=replace(parts.info, embedding="f16"))
+    write_packed(directory, exact, stored_tables(exact))
+    return Engine.load(directory, threads=1, kv_type="float32")
 
 
 def logits(model: Any, tokens: int = 40) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The float types of files, F32, F16 and BF16: to float32 exactly, and back to the smallest that loses nothing.
+"""The float types of files, F32, F16 and BF16: to float32 exactly, and back.
 
 NumPy has no bfloat16: it comes and goes as the uint16 that is a float32's upper half.
 """
@@ -40,11 +40,3 @@ def holds(dtype: FloatType, values: NDArray[np.float32]) -> bool:
     """Return whether ``dtype`` stores each of these finite values exactly, the sign of a zero included."""
     same = rounded(values, dtype).view(np.uint32) == np.ascontiguousarray(values, np.float32).view(np.uint32)
     return bool(same.all())
-
-
-def smallest(values: NDArray[np.float32]) -> FloatType:
-    """Return the smallest type that stores finite values exactly: BF16 before F16 before F32."""
-    for dtype in ("BF16", "F16"):
-        if holds(dtype, values):
-            return dtype
-    return "F32"

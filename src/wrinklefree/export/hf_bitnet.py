@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import json_bytes, write_bytes
-from wrinklefree.artifact.floats import holds
 from wrinklefree.artifact.hf_layout import ROWS_PER_BYTE, LinearClass, pack_rows, step_of, stored_scale
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS
 from wrinklefree.artifact.one_scale import one_scale
 from wrinklefree.artifact.parts import ModelParts, Part, TensorChange, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
 from wrinklefree.errors import InputError
-from wrinklefree.export.hf_model import config_json, float_tensors, for_transformers, narrowed, stored_types
+from wrinklefree.export.hf_model import config_json, float_tensors, float_type, for_transformers, narrowed
 
 
 @dataclass(frozen=True)
@@ -51,24 +50,22 @@ def write_hf(directory: Path, parts: ModelParts, options: HfOptions = HfOptions(
     model = prepare_hf(parts, options)
     linear_class = options.class_for(model)
     stored = _with_stored_biases(model) if linear_class == "autobitlinear" else model
-    types = stored_types(stored)
-    infos = [TensorInfo(name, types[name], values.shape) for _, name, values in float_tensors(stored)]
+    divide = linear_class == "bitlinear"
     layers = [part for part in model.parts if isinstance(part, TernaryPart)]
+    dtype = float_type(stored, (stored_scale(part.codes_and_scales()[1], divide) for part in layers))
+    infos = [TensorInfo(name, dtype, values.shape) for _, name, values in float_tensors(stored)]
     for part in layers:
         rows, columns = part.shape
         infos.append(TensorInfo(f"{part.name}.weight", "U8", (rows // ROWS_PER_BYTE, columns)))
-        infos.append(TensorInfo(f"{part.name}.weight_scale", "F32", (1,)))
+        infos.append(TensorInfo(f"{part.name}.weight_scale", dtype, (1,)))
     with SafetensorsWriter(directory / WEIGHTS, infos, {"format": "pt"}) as writer:
         for _, name, values in float_tensors(stored):
-            writer.write(name, narrowed(values, types[name]))
-        scales_fit = True
+            writer.write(name, narrowed(values, dtype))
         for part in layers:
             codes, step = part.codes_and_scales()
-            scale = stored_scale(step, linear_class == "bitlinear")
-            scales_fit &= holds("BF16", scale)
             writer.write(f"{part.name}.weight", pack_rows(codes))
-            writer.write(f"{part.name}.weight_scale", scale)
-    config = config_json(model, scales_fit and set(types.values()) == {"BF16"})
+            writer.write(f"{part.name}.weight_scale", narrowed(stored_scale(step, divide), dtype))
+    config = config_json(model, dtype)
     config["quantization_config"] = {
         "quant_method": "bitnet",
         "linear_class": linear_class,
@@ -76,7 +73,7 @@ def write_hf(directory: Path, parts: ModelParts, options: HfOptions = HfOptions(
         "modules_to_not_convert": ["lm_head"],
     }
     write_rest(directory, config, model)
-    kinds = dict.fromkeys((part.name for part in layers), "2-bit, F32 scale per tensor")
+    kinds = dict.fromkeys((part.name for part in layers), f"2-bit, {dtype} scale per tensor")
     return tensor_changes(parts, infos, kinds)
 
 

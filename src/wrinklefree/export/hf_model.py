@@ -11,7 +11,7 @@ nothing, and refuses, or with ``lossy`` changes, what would lose something:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ATTENTION_LINEARS, MLP_LINEARS, ModelConfig, parse_config
-from wrinklefree.artifact.floats import FloatType, narrow, smallest
+from wrinklefree.artifact.floats import FloatType, holds, narrow
 from wrinklefree.artifact.origin import HF_KEY, origin_of
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart
 from wrinklefree.errors import InputError
@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "bitnet": "BitNetForCausalLM",
 }
+_DTYPES: dict[str, FloatType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SUB_NORMS = {"attn_sub_norm": "v_proj", "ffn_sub_norm": "up_proj"}
 # What becomes bitnet keeps these of its config.json; the rest belongs to the family it came from.
 _BITNET_KEYS = (
@@ -58,6 +59,7 @@ def for_transformers(model: ModelParts) -> ModelParts:
         parts = one_epsilon(parts, sizes.rms_norm_eps)
     config["architectures"] = [ARCHITECTURES[str(config["model_type"])]]
     config["tie_word_embeddings"] = sizes.tie_word_embeddings
+    config["dtype"] = model.config.get("dtype") or model.config.get("torch_dtype")
     given = {part.name.rpartition(".")[2] for part in parts if isinstance(part, TernaryPart) and part.bias is not None}
     config |= _bias_settings(str(config["model_type"]), given, model.place)
     biased = bias_layers(config)
@@ -89,23 +91,23 @@ def float_tensors(model: ModelParts) -> Iterator[tuple[Part, str, NDArray[np.flo
             yield part, f"{part.name}.bias", part.bias
 
 
-def stored_types(model: ModelParts) -> dict[str, FloatType]:
-    """Return the smallest type that holds each of `float_tensors` exactly, by name."""
-    return {name: smallest(values) for _, name, values in float_tensors(model)}
+def float_type(model: ModelParts, scales: Iterable[NDArray[np.float32]] = ()) -> FloatType:
+    """Return the one type of everything that is not packed, in which transformers also computes.
 
-
-def config_json(model: ModelParts, all_bf16: bool) -> dict[str, Any]:
-    """Return config.json without quantization_config.
-
-    ``dtype``, in which transformers computes, is bfloat16 when the source says so and that holds everything exactly
-    (``all_bf16``), float32 otherwise.
+    It is the 16 bits that the source says, where they hold every value and ``scales`` exactly, else float32. One type,
+    because transformers leaves some tensors of a quantised model as they are stored and then cannot multiply them.
     """
-    said = model.config.get("dtype")
-    return {
-        **model.config,
-        "dtype": "bfloat16" if said == "bfloat16" and all_bf16 else "float32",
-        HF_KEY: origin_of(model.info),
-    }
+    said = _DTYPES.get(str(model.config.get("dtype")))
+    if said is None:
+        return "F32"
+    exact = all(holds(said, values) for _, _, values in float_tensors(model))
+    return said if exact and all(holds(said, values) for values in scales) else "F32"
+
+
+def config_json(model: ModelParts, dtype: FloatType) -> dict[str, Any]:
+    """Return config.json without quantization_config."""
+    names = {kind: name for name, kind in _DTYPES.items()}
+    return {**model.config, "dtype": names[dtype], HF_KEY: origin_of(model.info)}
 
 
 def narrowed(values: NDArray[np.float32], dtype: FloatType) -> NDArray[Any]:

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.floats import FloatType, holds, smallest
+from wrinklefree.artifact.floats import FloatType, holds
 from wrinklefree.artifact.manifest import WEIGHTS
 from wrinklefree.artifact.parts import ModelParts, TensorChange, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
 from wrinklefree.artifact.shards import ShardedTensors
 from wrinklefree.errors import InputError, VerificationError
 from wrinklefree.export.hf_bitnet import tensor_changes, write_rest
-from wrinklefree.export.hf_model import config_json, float_tensors, for_transformers, narrowed
+from wrinklefree.export.hf_model import config_json, float_tensors, float_type, for_transformers, narrowed
 
 
 @dataclass(frozen=True)
 class PlainOptions:
     """How a plain directory is written.
 
-    ``dtype``: one type for every tensor; None is, for each tensor, the smallest that holds it exactly. ``lossy``:
-    round what the chosen type does not hold.
+    ``dtype``: the type of every tensor; None is the 16 bits that the source says, where they hold everything exactly,
+    else float32. ``lossy``: round what the chosen type does not hold.
     """
 
     dtype: FloatType | None = None
@@ -43,13 +43,13 @@ def write_plain(directory: Path, parts: ModelParts, options: PlainOptions | None
     """
     options = options or PlainOptions()
     model = for_transformers(parts)
-    infos = list(_infos(model, options))
-    types = {info.name: info.dtype for info in infos}
+    dtype = _type(model, options)
+    infos = [TensorInfo(name, dtype, shape) for name, shape in _shapes(model)]
     with SafetensorsWriter(directory / WEIGHTS, infos, {"format": "pt"}) as writer:
         for name, values in plain_tensors(model):
-            writer.write(name, narrowed(values, types[name]))  # type: ignore[arg-type]
-    write_rest(directory, config_json(model, set(types.values()) == {"BF16"}), model)
-    kinds = {part.name: f"{types[f'{part.name}.weight']}, ternary values" for part in _ternary(model)}
+            writer.write(name, narrowed(values, dtype))
+    write_rest(directory, config_json(model, dtype), model)
+    kinds = dict.fromkeys((part.name for part in _ternary(model)), f"{dtype}, ternary values")
     return tensor_changes(parts, infos, kinds)
 
 
@@ -60,14 +60,15 @@ def check_plain(directory: Path, parts: ModelParts, options: PlainOptions | None
     """
     options = options or PlainOptions()
     model = for_transformers(parts)
-    types = {info.name: info.dtype for info in _infos(model, options)}
+    dtype = _type(model, options)
+    names = dict(_shapes(model)).keys()
     written = ShardedTensors(directory)
-    if written.names != types.keys():
+    if written.names != names:
         raise VerificationError(f"{directory}: holds other tensors than were written")
     for name, values in plain_tensors(model):
-        if not np.array_equal(written.array(name), narrowed(values, types[name])):  # type: ignore[arg-type]
+        if written.float_type(name) != dtype or not np.array_equal(written.array(name), narrowed(values, dtype)):
             raise VerificationError(f"{directory}: {name}: was read back with other values; nothing was written")
-    return len(types)
+    return len(names)
 
 
 def plain_tensors(model: ModelParts) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -83,28 +84,25 @@ def plain_tensors(model: ModelParts) -> Iterator[tuple[str, NDArray[np.float32]]
         yield f"{part.name}.weight", weight
 
 
-def _infos(model: ModelParts, options: PlainOptions) -> Iterator[TensorInfo]:
-    """Yield the tensors to write with their types; the codes of no layer are looked at."""
+def _shapes(model: ModelParts) -> Iterator[tuple[str, tuple[int, ...]]]:
     for _, name, values in float_tensors(model):
-        yield TensorInfo(name, _checked_type(name, values, options), values.shape)
+        yield name, values.shape
     for part in _ternary(model):
-        name = f"{part.name}.weight"
-        if part.factors is None:
-            yield TensorInfo(name, _checked_type(name, part.codes_and_scales()[1], options), part.shape)
-        else:
-            if options.dtype not in (None, "F32") and not options.lossy:
-                raise InputError(f"{name}: has a low-rank correction added, which {options.dtype} rounds; {_HOW}")
-            yield TensorInfo(name, options.dtype or "F32", part.shape)
+        yield f"{part.name}.weight", part.shape
 
 
-_HOW = "leave the type out for the smallest exact one, or add --lossy to round"
-
-
-def _checked_type(name: str, values: NDArray[np.float32], options: PlainOptions) -> FloatType:
+def _type(model: ModelParts, options: PlainOptions) -> FloatType:
+    """The type of every tensor. The codes of no layer are looked at: a type that holds s holds -s and 0."""
+    scales = {part.name: part.codes_and_scales()[1] for part in _ternary(model)}
+    corrected = next((part.name for part in _ternary(model) if part.rank), None)
     if options.dtype is None:
-        return smallest(values)
-    if not options.lossy and not holds(options.dtype, values):
-        raise InputError(f"{name}: holds values that {options.dtype} rounds; {_HOW}")
+        return "F32" if corrected is not None else float_type(model, scales.values())
+    if options.dtype == "F32" or options.lossy:
+        return options.dtype
+    floats = ((name, values) for _, name, values in float_tensors(model))
+    rounded = next((name for name, values in (*floats, *scales.items()) if not holds(options.dtype, values)), corrected)
+    if rounded is not None:
+        raise InputError(f"{rounded}: holds values that {options.dtype} rounds; F32 holds them, --lossy rounds them")
     return options.dtype
 
 
