@@ -22,6 +22,8 @@ namespace {
 using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Values = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // As a safetensors file names the type of an array; "" for one that a packed model does not have.
@@ -65,6 +67,25 @@ void repack(const std::string& type, const Bytes& data, const Blocks& out, int64
   repack_rows(stored, out.data(), place, threads == 0 ? available_cores() : threads);
 }
 
+void pack_table(const Values& values, const Blocks& codes, const Numbers& scales, const std::string& place,
+                int32_t threads) {
+  const auto rows = static_cast<int64_t>(values.shape(0)), columns = static_cast<int64_t>(values.shape(1));
+  constexpr int64_t kMost = 1 << 24;
+  if (rows < 1 || columns < 1 || rows > kMost || columns > kMost) {
+    throw InputError(message("values: found ", rows, " x ", columns, ", allowed are 1 to ", kMost, " of each"));
+  }
+  const int64_t row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int64_t column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  const auto is = [](size_t found, int64_t wanted) { return static_cast<int64_t>(found) == wanted; };
+  if (!is(codes.shape(0), row_blocks) || !is(codes.shape(1), column_blocks) || !is(codes.shape(2), 1024)) {
+    throw InputError(message("codes: an array [", row_blocks, ", ", column_blocks, ", 1024] is needed"));
+  }
+  if (!is(scales.shape(0), rows)) throw InputError(message("scales: an array [", rows, "] is needed"));
+  if (threads < 0 || threads > 256) throw InputError(message("threads: found ", threads, ", allowed are 0 to 256"));
+  const nb::gil_scoped_release release;
+  pack_q8(values.data(), rows, columns, codes.data(), scales.data(), place, threads == 0 ? available_cores() : threads);
+}
+
 }  // namespace
 
 std::unique_ptr<Model> model_from_tensors(const std::string& config_json, const nb::dict& tensors,
@@ -98,6 +119,8 @@ void bind_repack(nb::module_& module) {
              "place"_a = "repack", "threads"_a = 0,
              "Writes ternary rows uint8 [bytes] in the type I8, TQ1_0, TQ2_0 or I2_S (x86) to out uint8 [R, C, 256] in "
              "the layout t2-r16c64; order int32 [rows]: which stored row becomes row i.");
+  module.def("pack_q8", &pack_table, "values"_a, "codes"_a, "scales"_a, "place"_a = "pack_q8", "threads"_a = 0,
+             "Writes a table float32 [V, D] in q8: codes uint8 [R, C, 1024], scales float32 [V].");
 }
 
 }  // namespace wf

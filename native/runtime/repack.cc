@@ -1,6 +1,7 @@
 #include "repack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -125,7 +126,60 @@ void pack_row_block(const uint8_t* codes, int64_t stride, uint8_t* out) {
   }
 }
 
+// Half to even for |x| below 2^22, by the addition's own rounding.
+float round_half_even(float x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
+  return (x + kShift) - kShift;
+}
+
+// bytes[0..columns) = value / scale + 128 of one row; returns the scale, or NaN for a value that is not finite.
+float quantize_q8(const float* values, int64_t columns, uint8_t* bytes) {
+  float peak = 0, doubt = 0;
+  for (int64_t i = 0; i < columns; ++i) {
+    peak = std::max(peak, std::fabs(values[i]));
+    doubt += values[i] * 0.0f;  // 0, but NaN for an infinity or NaN
+  }
+  if (doubt != 0.0f) return doubt;
+  const float scale = peak > 0 ? peak / 127.0f : 1.0f;
+  for (int64_t i = 0; i < columns; ++i) {
+    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(round_half_even(values[i] / scale)) + 128);
+  }
+  return scale;
+}
+
 }  // namespace
+
+void pack_q8(const float* values, int64_t rows, int64_t columns, uint8_t* codes, float* scales,
+             const std::string& place, int threads) {
+  constexpr int64_t kBlockBytes = 1024, kZero = 128;
+  const int64_t column_blocks = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  const int64_t stride = column_blocks * kColumnsPerBlock;
+  const int64_t row_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  LoadTasks tasks;
+  const int64_t step = std::max<int64_t>(1, kPieceCodes / (stride * kRowsPerBlock));
+  for (int64_t start = 0; start < row_blocks; start += step) {
+    tasks.add([=, &place, end = std::min(start + step, row_blocks)] {
+      std::vector<uint8_t> bytes(static_cast<size_t>(stride * kRowsPerBlock));
+      for (int64_t row_block = start; row_block < end; ++row_block) {
+        std::fill(bytes.begin(), bytes.end(), static_cast<uint8_t>(kZero));
+        const int64_t first = row_block * kRowsPerBlock;
+        for (int64_t row = 0; row < std::min<int64_t>(kRowsPerBlock, rows - first); ++row) {
+          scales[first + row] = quantize_q8(values + (first + row) * columns, columns, bytes.data() + row * stride);
+          if (std::isnan(scales[first + row])) {
+            throw FormatError(message(place, ": row ", first + row, ": found an infinity or NaN"));
+          }
+        }
+        uint8_t* out = codes + row_block * column_blocks * kBlockBytes;
+        for (int64_t quad = 0; quad < stride / 4; ++quad) {  // four columns of sixteen rows
+          for (int row = 0; row < kRowsPerBlock; ++row, out += 4) {
+            std::memcpy(out, bytes.data() + row * stride + 4 * quad, 4);
+          }
+        }
+      }
+    });
+  }
+  tasks.run(threads);
+}
 
 RowType row_type_of(const std::string& name) {
   if (name == "I8") return RowType::kI8;

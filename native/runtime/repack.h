@@ -31,4 +31,9 @@ struct StoredRows {
 // that names no row.
 void repack_rows(const StoredRows& stored, uint8_t* out, const std::string& place, int threads);
 
+// A table [rows, columns] in q8 (artifact/tables.py): codes [ceil(rows / 16), ceil(columns / 64), 1024], scales [rows].
+// Throws FormatError, which begins with `place`, for an infinity or NaN.
+void pack_q8(const float* values, int64_t rows, int64_t columns, uint8_t* codes, float* scales,
+             const std::string& place, int threads);
+
 }  // namespace wf

@@ -19,7 +19,7 @@ from wrinklefree.artifact.files import json_bytes, sha256, write_bytes
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS, PackedInfo, packed_tensors
 from wrinklefree.artifact.packing import LAYOUT, pack_codes, pack_group_scales
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TensorChange, TernaryPart
-from wrinklefree.artifact.safetensors_file import SafetensorsWriter
+from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
 from wrinklefree.artifact.tables import QuantizedTable, TableFormat, pack_table
 from wrinklefree.errors import FormatError, InputError
 
@@ -34,16 +34,9 @@ def write_packed(directory: Path, model: ModelParts, tables: Mapping[str, Quanti
     Raises: FormatError when the engine could not run such a config; InputError for lack of space or when the
     parts are not the tensors that the config announces.
     """
-    place, info = f"{model.place}/{CONFIG}", model.info
-    sizes = parse_config(model.config, place)
-    wanted = {tensor.name: (tensor, optional) for tensor, optional in packed_tensors(sizes, info)}
-    present = {name for part in model.parts for name in _tensor_names(part, info)}
-    missing = [name for name, (_, optional) in wanted.items() if name not in present and not optional]
-    surplus = sorted(present - wanted.keys())
-    if missing or surplus:
-        raise FormatError(f"{place}: the model lacks {missing[:2]} or has {surplus[:2]} beyond what its config says")
+    info = model.info
     changes = []
-    with SafetensorsWriter(directory / WEIGHTS, [wanted[n][0] for n in wanted if n in present]) as writer:
+    with SafetensorsWriter(directory / WEIGHTS, tensors_of(model)) as writer:
         for part in model.parts:
             written = 0
             for name, array in _arrays(part, info, tables):
@@ -55,10 +48,30 @@ def write_packed(directory: Path, model: ModelParts, tables: Mapping[str, Quanti
     for name, data in model.files.items():
         write_bytes(directory / name, data)
     files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
-    settings = {key: value for key, value in model.config.items() if key != "wrinklefree"}
-    whole = {**settings, "wrinklefree": replace(info, files=files).to_json()}
-    write_bytes(directory / CONFIG, json_bytes(whole))
+    write_bytes(directory / CONFIG, config_bytes(replace(model, info=replace(info, files=files))))
     return changes
+
+
+def tensors_of(model: ModelParts) -> list[TensorInfo]:
+    """Return the tensors that a packed directory of this model has.
+
+    Raises: FormatError when the engine could not run such a config, or the parts are not those that it announces.
+    """
+    place, info = f"{model.place}/{CONFIG}", model.info
+    sizes = parse_config(model.config, place)
+    wanted = {tensor.name: (tensor, optional) for tensor, optional in packed_tensors(sizes, info)}
+    present = {name for part in model.parts for name in _tensor_names(part, info)}
+    missing = [name for name, (_, optional) in wanted.items() if name not in present and not optional]
+    surplus = sorted(present - wanted.keys())
+    if missing or surplus:
+        raise FormatError(f"{place}: the model lacks {missing[:2]} or has {surplus[:2]} beyond what its config says")
+    return [wanted[name][0] for name in wanted if name in present]
+
+
+def config_bytes(model: ModelParts) -> bytes:
+    """Return the config.json of a packed directory of this model."""
+    settings = {key: value for key, value in model.config.items() if key != "wrinklefree"}
+    return json_bytes({**settings, "wrinklefree": model.info.to_json()})
 
 
 def _tensor_names(part: Part, info: PackedInfo) -> Iterator[str]:
@@ -78,24 +91,39 @@ def _tensor_names(part: Part, info: PackedInfo) -> Iterator[str]:
 def _arrays(part: Part, info: PackedInfo, tables: Mapping[str, QuantizedTable]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the tensors of one part as they are written."""
     if isinstance(part, NormPart):
-        yield f"{part.name}.weight", part.gains
-        if part.eps is not None:
-            yield f"{part.name}.eps", np.array([part.eps], np.float32)
+        yield from norm_arrays(part)
     elif isinstance(part, TablePart):
         codes, scales = pack_table(tables[part.name])
         yield f"{part.name}.weight", codes
         if scales is not None:
             yield f"{part.name}.weight_scale", scales
     else:
-        ternary, fitted = part.codes_and_scales()
+        ternary, scales = part.codes_and_scales()
         yield f"{part.name}.weight", pack_codes(ternary, info.layout)
-        grouped = info.granularity == "group"
-        yield f"{part.name}.weight_scale", pack_group_scales(_half(fitted, part.name)) if grouped else fitted
-        if part.bias is not None:
-            yield f"{part.name}.bias", part.bias
-        if part.factors is not None:
-            for factor, values in zip(FACTORS, part.factors, strict=True):
-                yield f"{part.name}.{factor}", _half(values, f"{part.name}.{factor}")
+        yield from beside_codes(part, scales, info)
+
+
+def norm_arrays(part: NormPart) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tensors of a norm."""
+    yield f"{part.name}.weight", part.gains
+    if part.eps is not None:
+        yield f"{part.name}.eps", np.array([part.eps], np.float32)
+
+
+def beside_codes(
+    part: TernaryPart, scales: NDArray[np.float32], info: PackedInfo
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tensors of a ternary layer but its codes: ``scales`` as they are stored, bias, low-rank factors.
+
+    Raises: InputError for a number beyond float16 where it is stored so.
+    """
+    grouped = info.granularity == "group"
+    yield f"{part.name}.weight_scale", pack_group_scales(_half(scales, part.name)) if grouped else scales
+    if part.bias is not None:
+        yield f"{part.name}.bias", part.bias
+    if part.factors is not None:
+        for factor, values in zip(FACTORS, part.factors, strict=True):
+            yield f"{part.name}.{factor}", _half(values, f"{part.name}.{factor}")
 
 
 def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:

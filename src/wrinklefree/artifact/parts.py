@@ -29,12 +29,37 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class CodeRows:
+    """Codes as another format stores them: uint8 ``data`` of rows in a type (TQ1_0, TQ2_0, I2_S of x86 builds).
+
+    ``order``, int32 ``[O]``, says which stored row is row i; None when they stand in our order. Blocks whose scale is 0
+    must hold codes of 0. The engine turns such rows into its own blocks without unpacking them to int8.
+    """
+
+    type_name: str
+    data: NDArray[np.uint8]
+    order: NDArray[np.int32] | None
+    scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StoredCodes:
+    """A way to read a layer that also tells how its source has it: ``unpack`` gives what `TernaryPart.read` does."""
+
+    rows: CodeRows
+    unpack: Callable[[], tuple[NDArray[np.int8], NDArray[np.float32]]]
+
+    def __call__(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        return self.unpack()
+
+
+@dataclass(frozen=True)
 class TernaryPart:
     """A ternary layer under its full name, without ``.weight``; codes and scales are computed when asked for.
 
     ``read`` gives ternary values int8 ``[O, I]`` and scales float32 ``[1]``, ``[O]`` or ``[O, G]``; a weight is the
     product of the two. ``bias``: float32 ``[O]``. ``factors``: U float32 ``[O, r]`` and V^T ``[r, I]`` of a low-rank
-    correction, which takes inputs that are not rounded.
+    correction, which takes inputs that are not rounded. ``read`` may be `StoredCodes`.
     """
 
     name: str
@@ -60,6 +85,7 @@ class TernaryPart:
         Raises: FormatError when they are not ternary values of this shape, or a scale is no finite number.
         """
         codes, scales = self.read()
+        self.check_scales(scales)
         if codes.dtype != np.int8 or codes.shape != self.shape:
             raise FormatError(
                 f"{self.name}: found codes {codes.dtype} {list(codes.shape)}, int8 {list(self.shape)} are needed; only "
@@ -67,12 +93,15 @@ class TernaryPart:
             )
         if codes.size and (int(codes.min()) < -1 or int(codes.max()) > 1):
             raise FormatError(f"{self.name}: found codes from {codes.min()} to {codes.max()}, -1 to 1 are allowed")
+        return codes, scales
+
+    def check_scales(self, scales: NDArray[np.float32]) -> None:
+        """Raise FormatError when scales are of another type or number, or one of them is no finite number."""
         rows = self.shape[0]
         if scales.dtype != np.float32 or (scales.shape not in ((1,), (rows,)) and scales.shape[:1] != (rows,)):
             raise FormatError(f"{self.name}: found scales {scales.dtype} {list(scales.shape)} for {rows} rows")
         if not np.isfinite(scales).all():
             raise FormatError(f"{self.name}: holds a scale that is no finite number")
-        return codes, scales
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,7 @@ class TablePart:
     """The embedding (``model.embed_tokens``) or an untied head (``lm_head``); ``read`` gives float32 ``[V, D]``.
 
     ``quantized`` gives the same values as a packed directory stores them, for a source that has them in such a form.
+    ``read_rows`` (begin, end) gives some rows, for a source that need not read all of them for it.
     """
 
     name: str
@@ -87,6 +117,7 @@ class TablePart:
     read: Callable[[], NDArray[np.float32]]
     stored: Stored = Stored()
     quantized: Callable[[], QuantizedTable] | None = None
+    read_rows: Callable[[int, int], NDArray[np.float32]] | None = None
 
     @property
     def num_parameters(self) -> int:

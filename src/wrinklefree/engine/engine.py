@@ -16,6 +16,7 @@ from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT
 from wrinklefree.artifact.tables import TABLE_FORMATS
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.generation import Answer, Generation
+from wrinklefree.engine.held import files_of, is_packed, load_parts
 from wrinklefree.engine.modes import plan_decoding
 from wrinklefree.engine.native import load_native
 from wrinklefree.engine.row_costs import measure_row_costs
@@ -39,10 +40,13 @@ class Engine:
     for one decoded token), ``kv_bytes`` (address space of one slot's cache).
     """
 
-    def __init__(self, model: Any, config: Mapping[str, Any], directory: Path | None = None) -> None:
-        """Take over a native model; use `Engine.load` or `Engine.random`."""
+    def __init__(
+        self, model: Any, config: Mapping[str, Any], place: str = "", files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Take over a native model; use `Engine.load` or `Engine.random`. ``files``: the tokenizer's, by name."""
         self._model = model
-        self._directory = directory
+        self._place = place
+        self._files = files
         self._tokenizer: Tokenizer | None = None
         self._lock = threading.Lock()
         self._row_costs: NDArray[np.float64] | None = None
@@ -71,7 +75,10 @@ class Engine:
         keep_mapped: bool = False,
         layout: str = "stored",
     ) -> Engine:
-        """Return the model of a packed directory.
+        """Return the model of a packed directory, or of any other ternary file or directory that `wf import` reads.
+
+        A GGUF file, a Hugging Face directory of a ternary model or a ``.bin`` is turned into a packed model in memory,
+        with the tables in the precision that `wf import` would choose; ``keep_mapped`` is for packed directories only.
 
         ``threads`` None: one for each physical core this process may use. ``context`` None: the smaller of the
         model's own and 4096 positions. ``kv_type``: keys and values in float16, float32 or int8. ``keep_mapped``:
@@ -82,15 +89,28 @@ class Engine:
         Raises: FormatError when a file is damaged or not what this engine runs, InputError for an argument,
         MissingDependencyError when the extension is not built.
         """
-        directory = Path(directory)
+        path = Path(directory)
         options = _options(threads, context, kernels, slots, kv_type)
-        if not directory.is_dir():
-            raise InputError(f"{directory}: found no directory; give one that `wf export` wrote")
+        if not path.exists():
+            raise InputError(f"{path}: found no directory; give one that `wf export` wrote, or a GGUF file")
         if layout not in ("stored", *LAYOUTS):
             raise unknown_name("layout", layout, ("stored", *LAYOUTS))
-        model = load_native().Model.load(str(directory), keep_mapped=keep_mapped, layout=layout, **options)
-        config = json.loads((directory / "config.json").read_bytes())  # the loader above has checked it
-        engine = cls(model, config, directory)
+        if is_packed(path):
+            from wrinklefree.artifact.tokenizer import read_model_files
+
+            model = load_native().Model.load(str(path), keep_mapped=keep_mapped, layout=layout, **options)
+            config = json.loads((path / "config.json").read_bytes())  # the loader above has checked it
+            files: Mapping[str, bytes] = {**read_model_files(path), "config.json": (path / "config.json").read_bytes()}
+        else:
+            if keep_mapped:
+                raise InputError(f"keep_mapped: {path} is no packed directory; write one with `wf import` to map it")
+            from wrinklefree.artifact.sources import read_parts  # readers that a packed model does not need
+
+            parts = read_parts(path)
+            model = load_parts(parts, layout, options)
+            files = files_of(parts)
+            config = json.loads(files["config.json"])
+        engine = cls(model, config, str(path), files)
         if len(model.banned_tokens) > 1 and engine.has_tokenizer:
             model.allow_tokens(engine.tokenizer.eos_ids)
         return engine
@@ -135,17 +155,17 @@ class Engine:
     @property
     def has_tokenizer(self) -> bool:
         """Whether there is a tokenizer.json; without one the steps of a generation carry tokens, no text."""
-        return self._directory is not None and (self._directory / "tokenizer.json").exists()
+        return self._files is not None and "tokenizer.json" in self._files
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, read on first use. Raises: InputError for a model without files, FormatError."""
         if self._tokenizer is None:
-            if self._directory is None:
+            if self._files is None:
                 raise InputError("tokenizer: a model of random weights has none; give token ids instead of text")
             from wrinklefree.artifact.tokenizer import Tokenizer
 
-            self._tokenizer = Tokenizer.load(self._directory)
+            self._tokenizer = Tokenizer.from_files(self._files, self._place)
         return self._tokenizer
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from wrinklefree.artifact.config import ModelConfig, parse_config
 from wrinklefree.artifact.gguf.container import GgufFile, GgufTensor, read_gguf
 from wrinklefree.artifact.gguf.names import ROPE_FACTORS, permuted_heads, rows_from_gguf, tensor_name
 from wrinklefree.artifact.gguf.settings import from_gguf, known_architecture
-from wrinklefree.artifact.gguf.ternary_types import FLOATS, TERNARY_TYPES, decode
+from wrinklefree.artifact.gguf.ternary_types import FLOATS, PLAIN_SCALES, TERNARY_TYPES, decode, scales_of
 from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf
 from wrinklefree.artifact.gguf.types import dequantize
 from wrinklefree.artifact.manifest import TABLES, packed_tensors
 from wrinklefree.artifact.origin import GGUF_KEY, Origin, parse_origin
-from wrinklefree.artifact.parts import ModelParts, NormPart, Part, Stored, TablePart, TernaryPart
+from wrinklefree.artifact.parts import CodeRows, ModelParts, NormPart, Part, Stored, StoredCodes, TablePart, TernaryPart
 from wrinklefree.artifact.tables import TableFormat
 from wrinklefree.artifact.ternary_values import common_grain, exact_ternary, regroup
 from wrinklefree.errors import FormatError
@@ -68,6 +69,20 @@ class GgufModel:
         if not np.isfinite(found).all():
             raise FormatError(f"{self.file.path}: {tensor.name}: holds a value that is no finite number")
         return rows_from_gguf(found, self.heads(module)) if module.endswith("_proj") else found
+
+    def table_rows(self, module: str, begin: int, end: int) -> NDArray[np.float32]:
+        """Return some rows of `values` of the embedding or head."""
+        tensor = self.tensor(module)
+        assert tensor is not None and module in TABLES
+        row = tensor.num_bytes // tensor.shape[0]
+        data = self.file.data(tensor.name)[begin * row : end * row]
+        try:
+            found = dequantize(tensor.type, data, (end - begin, *tensor.shape[1:]))
+        except FormatError as error:
+            raise FormatError(f"{self.file.path}: {tensor.name}: {error}") from error
+        if not np.isfinite(found).all():
+            raise FormatError(f"{self.file.path}: {tensor.name}: holds a value that is no finite number")
+        return found
 
     def scale(self, module: str) -> np.float32:
         """Return what the products of a layer are multiplied by, 1 where the file does not say."""
@@ -123,7 +138,7 @@ def gguf_parts(path: str | Path) -> ModelParts:
     """
     model = open_model(path)
     linears = model.sizes.linears()
-    fine = {name: ternary_layer(model, name)[1] for name in linears}
+    fine = {name: _fine_scales(model, name) for name in linears}
     try:
         grain = common_grain((name, fine[name], (shape.rows, shape.columns)) for name, shape in linears.items())
     except FormatError as error:
@@ -150,10 +165,43 @@ def _part(model: GgufModel, name: str, scales: NDArray[np.float32] | None) -> Pa
         def read() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
             return ternary_layer(model, name)[0], scales
 
-        return TernaryPart(name, (shape[0], shape[1]), read, model.bias(name), None, stored)
+        rows = _code_rows(model, name, scales)
+        found = read if rows is None else StoredCodes(rows, read)
+        return TernaryPart(name, (shape[0], shape[1]), found, model.bias(name), None, stored)
     if name in TABLES:
-        return TablePart(name, (shape[0], shape[1]), lambda: model.values(name), stored)
+        return TablePart(
+            name, (shape[0], shape[1]), lambda: model.values(name), stored, read_rows=partial(model.table_rows, name)
+        )
     return NormPart(name, model.values(name), None, stored)
+
+
+def _fine_scales(model: GgufModel, name: str) -> NDArray[np.float32]:
+    """Return the scales that `ternary_layer` gives, the codes unpacked only where they decide over them."""
+    tensor = model.tensor(name)
+    assert tensor is not None
+    if tensor.type.name not in PLAIN_SCALES:
+        return ternary_layer(model, name)[1]
+    try:
+        scales = scales_of(tensor.type, model.file.data(tensor.name), (tensor.shape[0], tensor.shape[1]))
+    except FormatError as error:
+        raise FormatError(f"{model.file.path}: {tensor.name} ({tensor.type.name}): {error}") from error
+    return (rows_from_gguf(scales, model.heads(name)) * model.scale(name)).astype(np.float32)
+
+
+def _code_rows(model: GgufModel, name: str, scales: NDArray[np.float32]) -> CodeRows | None:
+    """Return the rows of a type whose codes the engine repacks itself, None for another.
+
+    A block whose scale is 0 may hold any codes, which such a scale makes 0 and a wider group's would not.
+    """
+    tensor = model.tensor(name)
+    assert tensor is not None
+    columns = _REPACKED.get(tensor.type.name, 0)
+    if columns == 0 or tensor.shape[1] % columns or not _fine_scales(model, name).all():
+        return None
+    data, heads = model.file.data(tensor.name), model.heads(name)
+    codes = data[: data.size - tensor.type.tail_bytes]
+    order = None if heads is None else rows_from_gguf(np.arange(tensor.shape[0], dtype=np.int32), heads)
+    return CodeRows(tensor.type.name, codes, order, scales)
 
 
 def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -184,6 +232,8 @@ def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArra
     return rows_from_gguf(codes, heads), scales.astype(np.float32)
 
 
+# Types that the engine repacks, with the columns of a block.
+_REPACKED = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128}
 _ONLY_TERNARY = frozenset({"TQ1_0", "TQ2_0", "I2_S", "PTQ1_0", "Q2_0", "Q2_0_G128", "PQ2_0"})
 
 

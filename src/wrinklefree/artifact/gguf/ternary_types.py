@@ -120,6 +120,28 @@ def decode(kind: GgufType, data: Bytes, shape: tuple[int, ...], i2s_layout: I2sL
     return codes.reshape(rows, columns), scales.reshape(rows, columns // kind.block_elements)
 
 
+# Types whose blocks have a scale that no code changes.
+PLAIN_SCALES = frozenset({*_TRITS, "TQ2_0", "Q2_0", "Q2_0_G128", "PQ2_0", "I2_S"})
+
+
+def scales_of(kind: GgufType, data: Bytes, shape: tuple[int, int]) -> Scales:
+    """Return the scales that `decode` gives for a type of `PLAIN_SCALES`, without a look at the codes.
+
+    Raises: FormatError when the bytes are too few or a scale is no finite number.
+    """
+    if data.size != kind.num_bytes(shape):
+        raise FormatError(f"{kind.name} of shape {list(shape)} has {data.size} bytes")
+    if kind.name == "I2_S":
+        scales = data[-32:-28].copy().view("<f4").astype(np.float32)
+    else:
+        blocks = data.reshape(shape[0], -1, kind.block_bytes)
+        begin = 0 if kind.name in _SCALE_FIRST else kind.block_bytes - 2
+        scales = np.ascontiguousarray(blocks[:, :, begin : begin + 2]).view("<f2")[:, :, 0].astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise FormatError(f"{kind.name} holds a scale that is no finite number")
+    return scales
+
+
 def rounded(scales: Scales) -> Scales:
     """Return the nearest float16 of each scale, as float32: a relative change of at most 2^-11 within its normal range.
 

@@ -139,8 +139,9 @@ def _package_rule(kind: GgufType) -> Rule:
     from gguf.quants import dequantize as package_dequantize
 
     def rule(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = package_dequantize(blocks, GGMLQuantizationType(kind.number))
-        return found
+        # As one row: of many it would make groups of sixteen, each with the cost of all its calls.
+        found: NDArray[np.float32] = package_dequantize(blocks.reshape(1, -1), GGMLQuantizationType(kind.number))
+        return found.reshape(len(blocks), -1)
 
     if kind.tail_bytes or kind.number in _NO_RULE or kind.number not in {int(known) for known in GGMLQuantizationType}:
         raise FormatError(f"tensors of the type {kind.name} cannot be turned into numbers here")
