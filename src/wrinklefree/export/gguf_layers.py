@@ -87,9 +87,11 @@ def choose_types(model: ModelParts, wanted: str, fallback: str, may_pad: bool) -
     for part in layers:
         kind = _type(model, _shape(part, size), wanted, fallback)
         if kind is None:
+            what = f"{model.place}: {part.name}: {_reason(model, part.shape, wanted)}, so {wanted} cannot hold it"
+            if fallback != "none":
+                raise InputError(f"{what}, and no other type of GGUF does; nothing was written. packed holds it")
             raise InputError(
-                f"{model.place}: {part.name}: {_reason(model, part.shape, wanted)}, so {wanted} cannot hold it; "
-                "nothing was written. Give --fallback q4_0 (or q2_0, q8_0, f16): such layers are exact in those types"
+                f"{what}; nothing was written. Give --fallback q4_0, q2_0, q8_0 or f16, which hold such layers exactly"
             )
         chosen[part.name] = kind
     return chosen, size
@@ -127,7 +129,9 @@ def _type(model: ModelParts, shape: tuple[int, int], wanted: str, fallback: str)
 def _fits(model: ModelParts, shape: tuple[int, int], kind: str) -> bool:
     if shape[1] % COLUMNS[kind]:
         return False
-    return kind in ("F16", "I2_S") or model.info.granularity != "group" or model.info.group_size % COLUMNS[kind] == 0
+    grouped, size = model.info.granularity == "group", model.info.group_size
+    # Floats say no scale: a reader finds one for each 64 columns, or for a row.
+    return not grouped or (shape[1] if kind == "F16" else size) % (64 if kind == "F16" else COLUMNS[kind]) == 0
 
 
 def _reason(model: ModelParts, shape: tuple[int, int], wanted: str) -> str:

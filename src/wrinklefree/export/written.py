@@ -6,7 +6,8 @@ runs models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from wrinklefree.data.python_docs import HELD_OUT_TOPICS, topics
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.errors import VerificationError
+from wrinklefree.export.hf_model import SUB_NORMS
 from wrinklefree.export.verify import PROMPTS, CodesCheck
 from wrinklefree.models.subln import SubLayerNorm
 from wrinklefree.quant.bitlinear import BitLinear
@@ -104,21 +106,21 @@ def _check_values(part: Part, other: Part) -> None:
 
 @contextmanager
 def as_written(model: nn.Module, fitted: ModelParts) -> Iterator[None]:
-    """Give a torch model the codes, scales, epsilons and corrections that a file holds, and its own back afterwards.
+    """Give a torch model the codes, scales and corrections that a file holds, and its own back afterwards.
 
-    The latents become codes times scales, whose codes are these codes again.
+    The latents become codes times scales, whose codes are these codes again. A SubLN norm keeps its own epsilon here;
+    where the file has the model's instead, the scale before the norm is taken back by what made up for that.
     """
     own = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
     learned = {name: m.weight_scale for name, m in model.named_modules() if isinstance(m, BitLinear)}
     modules = dict(model.named_modules())
+    factors = _epsilon_factors(modules, fitted)
     try:
         for part in fitted.parts:
-            module = modules[part.name]
             if isinstance(part, TernaryPart):
-                assert isinstance(module, BitLinear)
-                _set_layer(module, part)
-            elif isinstance(part, NormPart) and isinstance(module, SubLayerNorm) and part.eps is None:
-                module.eps.data = torch.full_like(module.eps, float(fitted.config["rms_norm_eps"]))
+                layer = modules[part.name]
+                assert isinstance(layer, BitLinear)
+                _set_layer(layer, part, factors.get(part.name, 1.0))
         yield
     finally:
         for name, scale in learned.items():
@@ -127,10 +129,24 @@ def as_written(model: nn.Module, fitted: ModelParts) -> Iterator[None]:
             tensor.data = data
 
 
-def _set_layer(layer: BitLinear, part: TernaryPart) -> None:
+def _epsilon_factors(modules: Mapping[str, nn.Module], fitted: ModelParts) -> dict[str, float]:
+    """Return by what `one_epsilon` multiplied the scales of layers before a SubLN norm."""
+    eps = float(fitted.config["rms_norm_eps"])
+    factors = {}
+    for part in fitted.parts:
+        module = modules[part.name]
+        if isinstance(part, NormPart) and part.eps is None and isinstance(module, SubLayerNorm):
+            owner, _, norm = part.name.rpartition(".")
+            if float(module.eps) != float(np.float32(eps)):
+                factors[f"{owner}.{SUB_NORMS[norm]}"] = math.sqrt(eps / float(module.eps))
+    return factors
+
+
+def _set_layer(layer: BitLinear, part: TernaryPart, factor: float) -> None:
     codes, scales = part.codes_and_scales()
     shape = layer.spec.scale_shape(layer.out_features, layer.in_features)
-    scale = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(scales, shape))).to(layer.weight.device)
+    wide = np.broadcast_to(scales.astype(np.float64) / factor, shape).astype(np.float32)
+    scale = torch.from_numpy(wide).to(layer.weight.device)
     values = torch.from_numpy(codes).to(scale) * expand_scale(scale, layer.spec, layer.in_features)
     layer.weight.data = values.to(layer.weight.dtype)
     layer.weight_scale = nn.Parameter(scale)
