@@ -64,8 +64,10 @@ def run(
     ] = None,
 ) -> None:
     """Ternarises once, writes, reads back, compares with the source, and only then gives the result its name."""
+    from wrinklefree.export.source import is_classifier
+
     output = Output(json)
-    if format in ("plain", "hf-plain"):
+    if format in ("plain", "hf-plain") and is_classifier(source):
         from wrinklefree.models.plain import export_plain
 
         export_plain(source, out)
@@ -120,7 +122,9 @@ def _summary(report: ExportReport) -> list[str]:
         f"({report.bits_per_weight:.3f} bits a weight, {report.bits_per_ternary_weight:.3f} in ternary layers)"
     ]
     lines += [f"note: {note}" for note in report.notes]
-    if report.codes is None:
+    if report.tensors_equal is not None:
+        lines.append(f"re-read: {report.tensors_equal} tensors equal bit for bit")
+    elif report.codes is None:
         lines.append("not verified against the source (--no-verify)")
     else:
         lines.append(

@@ -21,7 +21,7 @@ VERBS = {
     "corpus": "Let a model write texts to distil it from.",
     "train": "Train a ternary model by a recipe, with key=value overrides.",
     "plan": "Show what a recipe would take on GPUs: memory, batch size, hours, money.",
-    "export": "Write a checkpoint as a packed model, and verify it.",
+    "export": "Write a ternary model for an engine of ours or of others, and verify it.",
     "inspect": "Show what is in a checkpoint, a packed model or a GGUF file.",
     "generate": "Continue a prompt.",
     "trace": "Draw the trace of a generation as an animated picture (SVG, GIF).",

@@ -47,6 +47,7 @@ class ExportReport:
     blocks: BlockAgreement | None
     engines: EngineAgreement | None
     foreign: ForeignAgreement | None
+    tensors_equal: int | None
     seconds: float
 
     @property
@@ -69,6 +70,7 @@ class ExportReport:
             "agreement": None if self.agreement is None else self.agreement.to_json(),
             "blocks": None if self.blocks is None else self.blocks.to_json(),
             "engines": None if self.engines is None else self.engines.to_json(),
+            "tensors_equal": self.tensors_equal,
             "foreign": None if self.foreign is None else self.foreign.to_json(),
             "seconds": self.seconds,
         }
@@ -144,6 +146,7 @@ def export(
             blocks=found.blocks,
             engines=found.engines,
             foreign=found.foreign,
+            tensors_equal=found.tensors,
             seconds=time.perf_counter() - start,
         )
 

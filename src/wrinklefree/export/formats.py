@@ -36,14 +36,16 @@ class ExportOptions:
 class Format:
     """One format. ``plan`` refuses what it cannot hold; ``read`` gives back what was written under a path.
 
+    ``read`` None: the format is not read back as a ternary model; ``check`` compares its bytes with the plan instead.
     ``embeddings``: the precisions of embedding and head, the default first. ``is_file``: OUT is a file.
     """
 
     about: str
     plan: Callable[[ModelParts, ExportOptions], FilePlan]
-    read: Callable[[Path], ModelParts]
+    read: Callable[[Path], ModelParts] | None
     embeddings: tuple[str, ...]
     is_file: bool = False
+    check: Callable[[Path, FilePlan], int] | None = None
 
 
 def _plan_packed(model: ModelParts, options: ExportOptions) -> FilePlan:
@@ -95,6 +97,20 @@ def _plan_hf(model: ModelParts, options: ExportOptions) -> FilePlan:
     return FilePlan(written, written, lambda path: write_hf(path, model, hf_options), tuple(conversions))
 
 
+def _plan_plain(model: ModelParts, options: ExportOptions) -> FilePlan:
+    from wrinklefree.export.hf_plain import PlainOptions, write_plain
+
+    plain = PlainOptions(lossy=options.lossy)
+    notes = ("plain floats: transformers does not round activations to int8, as the ternary layers do",)
+    return FilePlan(model, model, lambda path: write_plain(path, model, plain), (), notes)
+
+
+def _check_plain(path: Path, plan: FilePlan) -> int:
+    from wrinklefree.export.hf_plain import check_plain
+
+    return check_plain(path, plan.written)
+
+
 def _read_hf(path: Path) -> ModelParts:
     from wrinklefree.artifact.hf_bitnet import hf_parts
 
@@ -109,5 +125,6 @@ FORMATS: dict[str, Format] = {
     "gguf-tq2_0": Format("a GGUF file for llama.cpp, 2.06 bits", _gguf("TQ2_0"), _read_gguf, _GGUF_EMBEDDINGS, True),
     "gguf-i2_s": Format("a GGUF file for bitnet.cpp, 2 bits", _gguf("I2_S"), _read_gguf, _GGUF_EMBEDDINGS, True),
     "hf": Format("a directory for transformers' BitNet layers", _plan_hf, _read_hf, ("exact",)),
+    "hf-plain": Format("ternary values as floats, for transformers", _plan_plain, None, ("exact",), check=_check_plain),
 }
 ALIASES = {"plain": "hf-plain"}

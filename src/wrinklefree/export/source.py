@@ -11,8 +11,8 @@ from torch import nn
 
 from wrinklefree.artifact.config import parse_config
 from wrinklefree.artifact.manifest import PackedInfo, model_format, read_config
-from wrinklefree.artifact.origin import HF_KEY
 from wrinklefree.artifact.parts import ModelParts
+from wrinklefree.artifact.sources import read_parts
 from wrinklefree.errors import InputError
 from wrinklefree.export.walk import model_parts
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint
@@ -45,16 +45,20 @@ def open_source(path: Path, format: str) -> Source:
             return _checkpoint(path, config)
         if kind == "packed" and format == "packed":
             raise InputError(f"{path}: is a packed model already")
-        if kind == "hf" and "quantization_config" not in config and HF_KEY not in config:
-            raise InputError(f"{path}: is not ternary yet; convert it first: wf convert {path} CHECKPOINT")
-    from wrinklefree.artifact.sources import read_parts
-
     return Source(path, read_parts(path))
 
 
+def is_classifier(path: Path) -> bool:
+    """Return whether a path is the checkpoint of a classifier, which writes no text."""
+    return path.is_dir() and bool(_classes(read_config(path)))
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    return [name for name in config.get("architectures") or () if str(name).endswith("ForSequenceClassification")]
+
+
 def _checkpoint(path: Path, config: dict[str, Any]) -> Source:
-    classes = [name for name in config.get("architectures") or () if str(name).endswith("ForSequenceClassification")]
-    if classes:
+    if classes := _classes(config):
         raise InputError(f"{path}: is a classifier ({classes[0]}), which writes no text; only hf-plain can hold it")
     parse_config(config, f"{path}/config.json")  # a family the engine does not run is told before any work
     model, _, checkpoint = load_checkpoint(path)

@@ -14,7 +14,7 @@ import torch
 from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.artifact.manifest import CONFIG, model_format, read_config
 from wrinklefree.artifact.parts import ModelParts, TablePart
-from wrinklefree.artifact.tables import QuantizedTable
+from wrinklefree.artifact.tables import QuantizedTable, quantize_table
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import VerificationError
@@ -33,7 +33,8 @@ class Verified:
 
     ``agreement``: the engine on the file against the torch model that holds what was written. ``blocks``: block
     decoding, likewise. ``engines``: the engine on the file against the engine on the unchanged source. ``foreign``:
-    the program that ``--verify-with`` named.
+    the program that ``--verify-with`` named. ``tensors``: how many were compared bit for bit, of a format that is not
+    read back as a ternary model.
     """
 
     codes: CodesCheck | None = None
@@ -41,6 +42,7 @@ class Verified:
     blocks: BlockAgreement | None = None
     engines: EngineAgreement | None = None
     foreign: ForeignAgreement | None = None
+    tensors: int | None = None
 
 
 def verify_written(
@@ -58,6 +60,8 @@ def verify_written(
     Raises: VerificationError when it is not what it should be or does not behave so.
     """
     show(0.4, "reading back")
+    if entry.read is None:
+        return _verify_floats(path, entry, plan, source, threads, greedy_tokens, program)
     found = entry.read(path)
     codes = check_parts(plan.written, found)
     show(0.6, "comparing with the source")
@@ -88,6 +92,18 @@ def verify_written(
     return Verified(codes, agreement, blocks, engines, foreign)
 
 
+def _verify_floats(
+    path: Path, entry: Format, plan: FilePlan, source: Source, threads: int | None, tokens: int, program: str | None
+) -> Verified:
+    """Verify a directory that is not read back as a ternary model: its bytes, and ``program`` against our engine."""
+    assert entry.check is not None
+    equal, foreign = entry.check(path, plan), None
+    if program is not None:
+        with engine_of(source.path, source.parts, path, threads) as engine:
+            foreign = verify_with(program, path, plan.written, engine, greedy_tokens=tokens)
+    return Verified(foreign=foreign, tensors=equal)
+
+
 @contextmanager
 def engine_of(path: Path, parts: ModelParts, near: Path, threads: int | None) -> Iterator[Engine]:
     """Give an engine that runs the model in ``path``; what the engine does not load itself goes through ``parts``.
@@ -114,9 +130,12 @@ def check_tokenizer(engine: Engine, source: ModelParts) -> None:
 
 
 def _tables(plan: FilePlan) -> dict[str, QuantizedTable]:
-    """Return the tables as they were written, whatever their precision is."""
-    tables = [part for part in plan.fitted.parts if isinstance(part, TablePart)]
-    return {part.name: QuantizedTable("f16", part.read(), None) for part in tables}
+    """Return the tables as the engine of `engine_of` has them: as written, or in float16 where it has no such type."""
+    tables = {}
+    for part in plan.fitted.parts:
+        if isinstance(part, TablePart):
+            tables[part.name] = part.quantized() if part.quantized else quantize_table(part.read(), "f16")
+    return tables
 
 
 def _compare(
