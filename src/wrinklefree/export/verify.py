@@ -190,8 +190,8 @@ def compare_engine_with_torch(
             noisy = _noisy_logits(model, read, half_cache)
             for logits in (source, *noisy):
                 logits[:, banned] = -np.inf
-            cosine = min(cosine, _lowest_cosine(source[:, given], ours[:, given]))
-            noise_cosine = min(noise_cosine, *(_lowest_cosine(source[:, given], other[:, given]) for other in noisy))
+            cosine = min(cosine, lowest_cosine(source[:, given], ours[:, given]))
+            noise_cosine = min(noise_cosine, *(lowest_cosine(source[:, given], other[:, given]) for other in noisy))
             largest = max(largest, float(np.abs(source[:, given] - ours[:, given]).max()))
             chosen = source[len(start) - 1 :].argmax(axis=1)
             found = _first_difference(chosen, tokens)
@@ -254,7 +254,8 @@ def _source_logits(model: nn.Module, tokens: Sequence[int]) -> NDArray[np.float3
     return logits
 
 
-def _lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> float:
+def lowest_cosine(source: NDArray[np.float32], ours: NDArray[np.float32]) -> float:
+    """Return the lowest cosine between rows of two arrays ``[T, V]``."""
     a, b = source.astype(np.float64), ours.astype(np.float64)
     product = (a * b).sum(axis=1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

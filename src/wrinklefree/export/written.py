@@ -33,8 +33,6 @@ from wrinklefree.quant.ternary import expand_scale
 # small model reads them in seconds.
 LOSS_TOKENS = 1024
 _WINDOW = 256
-# Mean cosine of logits below which two engines are not the same model, whatever was rounded.
-MIN_MEAN_COSINE = 0.99
 
 
 def check_parts(expected: ModelParts, found: ModelParts) -> CodesCheck:
