@@ -239,7 +239,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         ((source, tmp_path / "out", "gguf-tq9"), "unknown export format"),
         ((source, tmp_path / "out", "packed", "q5"), "unknown embedding precision"),
         ((source, tmp_path / "out", "packed", "q4", "1.5"), "unknown bits of a ternary weight"),
-        ((hf, tmp_path / "out"), "convert it first"),
+        ((hf, tmp_path / "out"), "make the model ternary first: wf convert"),
     ]
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ def test_naive_requantisation_is_impossible(tmp_path: Path) -> None:
     one = torch.ones(1).numpy()
 
     def with_codes(make: Any) -> ModelParts:
-        return replace(source.parts, parts=tuple(
-            replace(p, read=lambda p=p: make(p)) if isinstance(p, TernaryPart) else p for p in source.parts.parts
-        ))  # fmt: skip
+        parts = source.parts.parts
+        made = (replace(p, read=partial(make, p)) if isinstance(p, TernaryPart) else p for p in parts)
+        return replace(source.parts, parts=tuple(made))
 
     def absmax_codes(part: TernaryPart) -> tuple[Any, Any]:  # what TQ1_0's own quantiser would make of latents
         latent = latents[part.name]
@@ -260,11 +261,15 @@ def _model(granularity: Any, group_size: int, sizes: tuple[int, int], seed: int 
         shape = {"tensor": (1,), "row": (rows,), "group": (rows, -(-columns // group_size))}[granularity]
         scales = (random.random(shape) + 0.01).astype(np.float16 if granularity == "group" else np.float32)
         wide = scales.astype(np.float32)
-        parts.append(TernaryPart(f"model.layers.0.{name}", (rows, columns), lambda c=codes, s=wide: (c, s)))
+        parts.append(TernaryPart(f"model.layers.0.{name}", (rows, columns), partial(_pair, codes, wide)))
     for name in ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"):
         parts.append(NormPart(name, random.random(hidden).astype(np.float32)))
     info = PackedInfo(granularity, group_size, "f16", "none", "stage2_pretrain")
     return ModelParts("toy", config, info, tuple(parts), _tokenizer_files())
+
+
+def _pair(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    return codes, scales
 
 
 def _tokenizer_files() -> dict[str, bytes]:
