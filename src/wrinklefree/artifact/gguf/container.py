@@ -36,8 +36,8 @@ ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"
 ARCHITECTURE_KEY = "general.architecture"
 MAX_ALIGNMENT = 65_536
-MAX_TENSORS = 32_768
-MAX_KEYS = 32_768
+MAX_TENSORS = 16_384
+MAX_KEYS = 16_384
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 255
 # What llama.cpp can read (GGML_MAX_NAME less the closing zero).
@@ -146,9 +146,11 @@ def is_gguf(path: str | Path) -> bool:
     """Return whether a path is a file that starts with GGUF's magic."""
     path = Path(path)
     try:
+        if not path.is_file():  # opening a pipe would wait for whoever writes into it
+            return False
         with path.open("rb") as stream:
             return stream.read(4) == MAGIC
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -159,14 +161,14 @@ def read_gguf(path: str | Path) -> GgufFile:
     """
     path = Path(path)
     try:
+        if not path.is_file():
+            raise FormatError(f"{path}: found no such file")
         with path.open("rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise FormatError(f"{path}: not a GGUF file (it is empty)")
             data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error})") from error
     return GgufFile(data, path)
 
 

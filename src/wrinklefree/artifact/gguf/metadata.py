@@ -48,7 +48,7 @@ MAX_STRING_BYTES = 16 * 1024 * 1024
 # In all arrays of a file together; the largest vocabularies with their merges have eight hundred thousand.
 MAX_STRINGS = 1024 * 1024
 # What a file's strings may take in memory beyond the size of the file.
-_MAX_EXTRA_BYTES = 56 * 1024 * 1024
+_MAX_EXTRA_BYTES = 52 * 1024 * 1024
 # The most that one byte of UTF-8 costs in a Python string, what a string costs besides, and its place in a list (which
 # may be an eighth longer than its content).
 _WIDEST, _STRING_COST, _PLACE_COST = 4, 96, 9
