@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from wrinklefree.errors import InputError, MissingDependencyError, unknown_name
 from wrinklefree.version import __version__
 
-# Verb -> what it does in one line. Its module is wrinklefree.cli.<verb>, its entry point there `run`.
+# Verb -> what it does in one line. Its module is wrinklefree.cli.<verb> (but for `_RESERVED`), its entry point `run`.
 VERBS = {
     "quickstart": "The whole way on a real 135M model: convert, train, export, generate, report.",
     "convert": "Make a pretrained model ternary (a checkpoint directory).",
@@ -22,6 +22,7 @@ VERBS = {
     "train": "Train a ternary model by a recipe, with key=value overrides.",
     "plan": "Show what a recipe would take on GPUs: memory, batch size, hours, money.",
     "export": "Write a ternary model for an engine of ours or of others, and verify it.",
+    "import": "Take a model from another program's file: GGUF, or Hugging Face's BitNet.",
     "inspect": "Show what is in a checkpoint, a packed model or a GGUF file.",
     "generate": "Continue a prompt.",
     "trace": "Draw the trace of a generation as an animated picture (SVG, GIF).",
@@ -31,6 +32,7 @@ VERBS = {
     "bench": "Measure tokens a second and memory bandwidth.",
     "doctor": "Show CPU features, kernels, bandwidth, packages and credentials present.",
 }
+_RESERVED = {"import": "import_model"}  # a word of Python's cannot name a module
 # What a missing package means to the user: the extra that brings it.
 _EXTRAS = {
     "train": ("torch", "transformers", "lightning", "hydra", "omegaconf", "datasets", "trackio"),
@@ -70,7 +72,7 @@ def _run_verb(verb: str, words: list[str]) -> int:
         raise unknown_name("command", verb, VERBS)
     import typer  # 0.1 s, which `wf --help` does not need
 
-    module = importlib.import_module(f"wrinklefree.cli.{verb}")
+    module = importlib.import_module(f"wrinklefree.cli.{_RESERVED.get(verb, verb)}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     settings = getattr(module, "CONTEXT_SETTINGS", None)
     app.command(help=f"{VERBS[verb]}\n\n{module.run.__doc__ or ''}", context_settings=settings)(module.run)

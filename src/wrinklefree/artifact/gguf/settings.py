@@ -110,10 +110,11 @@ def from_gguf(file: GgufFile, subln: bool = False) -> dict[str, Any]:
         "max_position_embeddings": file.size(f"{prefix}.context_length", 1 << 27, least=1),
         "tie_word_embeddings": architecture.tied or "output.weight" not in file.tensors,
         "rope_parameters": _rope(file, prefix, head_dim),
-        "attention_bias": any(f"blk.0.{name}.bias" in file.tensors for name in ("attn_q", "attn_output")),
     }
-    if prefix == "llama":
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    if model_type != "qwen2":  # whose class has three biases, always
+        config["attention_bias"] = _any_bias(file, ("attn_q", "attn_k", "attn_v", "attn_output"))
+    if model_type == "llama":
+        config["mlp_bias"] = _any_bias(file, ("ffn_gate", "ffn_up", "ffn_down"))
     if prefix == "gemma3":
         config |= _gemma_config(file, config)
         del config["hidden_act"]
@@ -130,6 +131,10 @@ def known_architecture(file: GgufFile) -> Architecture:
         wrong = unknown_name("GGUF architecture", file.architecture, ARCHITECTURES)
         raise FormatError(f"{file.path}: {wrong}")
     return ARCHITECTURES[file.architecture]
+
+
+def _any_bias(file: GgufFile, names: tuple[str, ...]) -> bool:
+    return any(name.startswith("blk.") and name.endswith(tuple(f".{n}.bias" for n in names)) for name in file.tensors)
 
 
 def _number(file: GgufFile, key: str, least: float, most: float, default: float | None = None) -> float:
