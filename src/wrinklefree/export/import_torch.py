@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from wrinklefree.artifact.files import write_bytes
 from wrinklefree.artifact.gguf.container import is_gguf
 from wrinklefree.artifact.parts import ModelParts, TernaryPart
 from wrinklefree.artifact.sources import read_parts
 from wrinklefree.artifact.tables import QuantizedTable
 from wrinklefree.engine import Engine
-from wrinklefree.errors import InputError, VerificationError
+from wrinklefree.errors import VerificationError
 from wrinklefree.export.verify import compare_engine_with_torch
 from wrinklefree.models.from_parts import model_from_parts
 from wrinklefree.models.io import load_checkpoint, load_source, save_checkpoint
 from wrinklefree.models.plain import save_plain
+from wrinklefree.models.tokenizer_files import load_tokenizer
 from wrinklefree.quant.bitlinear import bit_linears
 
 
@@ -56,13 +54,12 @@ def import_checkpoint(
     parts = read_parts(source)
     model, info = model_from_parts(parts)
     show(0.4, "writing")
-    with _tokenizer(parts) as tokenizer:
-        save_checkpoint(model, tokenizer, out, info)
+    save_checkpoint(model, _tokenizer(model, parts), out, info)
     show(0.7, "reading back")
     try:
         layers = _check_codes(out, parts)
     except BaseException:
-        _remove(out)
+        shutil.rmtree(out, ignore_errors=True)
         raise
     return {"layers": layers, "parameters": parts.num_parameters}
 
@@ -83,8 +80,7 @@ def import_plain(
         parts = read_parts(source)
         model, _ = model_from_parts(parts)
         show(0.5, "writing")
-        with _tokenizer(parts) as tokenizer:
-            save_plain(model, tokenizer, out)
+        save_plain(model, _tokenizer(model, parts), out)
     return {"parameters": model.num_parameters()}
 
 
@@ -100,17 +96,8 @@ def _check_codes(out: Path, parts: ModelParts) -> int:
     return len(wanted)
 
 
-def _remove(out: Path) -> None:
-    import shutil
-
-    shutil.rmtree(out, ignore_errors=True)
-
-
-@contextmanager
-def _tokenizer(parts: ModelParts) -> Iterator[PreTrainedTokenizerBase]:
-    if "tokenizer.json" not in parts.files:
-        raise InputError(f"{parts.place}: has no tokenizer, which a Hugging Face directory needs")
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in parts.files.items():
-            write_bytes(Path(directory) / name, data)
-        yield AutoTokenizer.from_pretrained(directory)
+def _tokenizer(model: Any, parts: ModelParts) -> Any:
+    tokenizer, generation = load_tokenizer(parts.files, parts.place)
+    if generation is not None:
+        model.generation_config = generation
+    return tokenizer

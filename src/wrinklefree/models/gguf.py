@@ -5,29 +5,19 @@ Files of architectures that we do not map go through transformers, after the con
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from wrinklefree.artifact.files import write_bytes
 from wrinklefree.artifact.gguf.architectures import ARCHITECTURES
 from wrinklefree.artifact.gguf.container import read_gguf
 from wrinklefree.artifact.gguf.read_floats import float_tensors
 from wrinklefree.artifact.gguf.read_model import files_of, open_model
 from wrinklefree.errors import FormatError
+from wrinklefree.models.tokenizer_files import load_tokenizer
 
 
 def is_mapped(path: str | Path) -> bool:
@@ -68,23 +58,12 @@ def load_gguf(path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
     if left:
         raise FormatError(f"{path}: transformers' {config.model_type} needs {min(left)}, which the file does not have")
     built.tie_weights()
-    with _files(path, files_of(model.file)) as directory:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
-        if (directory / "generation_config.json").is_file():
-            built.generation_config = GenerationConfig.from_pretrained(directory)
+    tokenizer, generation = load_tokenizer(files_of(model.file), str(path))
+    if generation is not None:
+        built.generation_config = generation
     return built.eval(), tokenizer
 
 
 def _config(settings: dict[str, Any]) -> Any:
     values = {key: value for key, value in settings.items() if key != "model_type"}
     return AutoConfig.for_model(settings["model_type"], **values)
-
-
-@contextmanager
-def _files(path: str | Path, files: dict[str, bytes]) -> Iterator[Path]:
-    if "tokenizer.json" not in files:
-        raise FormatError(f"{path}: has no tokenizer (tokenizer.ggml.model is missing)")
-    with tempfile.TemporaryDirectory() as name:
-        for file, data in files.items():
-            write_bytes(Path(name) / file, data)
-        yield Path(name)
