@@ -28,7 +28,7 @@ BITNET = {"hidden_act": "relu2"}
 GGUF: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     "llama TQ1_0": (toy_config("llama"), "tensor", (), "TQ1_0"),
     "llama TQ2_0 groups": (toy_config("llama"), "group", (), "TQ2_0"),
-    "llama F16 rows biases": (toy_config("llama"), "row", ("q_proj", "k_proj", "down_proj"), "F16"),
+    "llama F16 rows biases": (toy_config("llama"), "row", ("q_proj", "k_proj", "v_proj", "o_proj"), "F16"),
     "llama Q8_0 untied": (toy_config("llama", tie_word_embeddings=False), "tensor", (), "Q8_0"),
     "mistral TQ2_0": (toy_config("mistral"), "tensor", (), "TQ2_0"),
     "qwen2 TQ2_0": (toy_config("qwen2"), "row", ("q_proj", "k_proj", "v_proj"), "TQ2_0"),

@@ -12,7 +12,7 @@ from wrinklefree.errors import InputError
 
 
 def run(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="a packed model, or give --shape")] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="a packed model or ternary GGUF file")] = None,
     shape: Annotated[
         str | None,
         typer.Option(help="random weights of bitnet-2b, smollm2-135m, qwen3-0.6b, llama-3b or llama-8b"),

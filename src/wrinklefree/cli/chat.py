@@ -27,7 +27,7 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model (wf export)")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model (wf export) or a ternary GGUF file")],
     system: Annotated[str | None, typer.Option(help="a system message")] = None,
     max_tokens: Annotated[int, typer.Option(help="most tokens of an answer")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token")] = 0.7,

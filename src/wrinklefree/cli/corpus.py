@@ -22,7 +22,10 @@ _STARTS = 4096
 
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model (on torch) or a packed model (on the engine)")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="a model (on torch) or a packed or GGUF one (on the engine)"),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="the file to write; must not exist")],
     tokens: Annotated[int, typer.Option(min=1, help="tokens to sample, at least")] = 100_000,
     prompts: Annotated[
@@ -77,9 +80,9 @@ def make(
 
 
 def _open(model: str, dtype: str) -> tuple[Tokenizer, Writer]:
-    from wrinklefree.artifact.inspection import model_format, read_config
+    from wrinklefree.engine.held import runs
 
-    if Path(model).is_dir() and model_format(read_config(model)) == "packed":
+    if runs(model):
         return _open_packed(Path(model))
     return _open_torch(model, dtype)
 

@@ -40,7 +40,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[Path | None, typer.Option(help="write the figures as JSON (- is standard output)")] = None,
 ) -> None:
-    """A packed model runs on the engine, everything else on torch; all are scored by the same code."""
+    """A packed model or ternary file runs on the engine, everything else on torch; all are scored by the same code."""
     output = Output(json)
     if likelihood not in LIKELIHOODS:
         raise unknown_name("--likelihood", likelihood, LIKELIHOODS)

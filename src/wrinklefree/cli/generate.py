@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model (wf export)")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model (wf export) or a ternary GGUF file")],
     prompt: Annotated[str | None, typer.Option(help="the text to continue; without it, standard input")] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="ask the prompt as a user message in the model's template")

@@ -14,7 +14,7 @@ from wrinklefree.artifact.packed_memory import hold_packed
 from wrinklefree.artifact.packed_writer import config_bytes
 from wrinklefree.artifact.parts import ModelParts
 from wrinklefree.engine.native import load_native
-from wrinklefree.errors import FormatError
+from wrinklefree.errors import FormatError, InputError
 
 
 def is_packed(path: Path) -> bool:
@@ -25,6 +25,24 @@ def is_packed(path: Path) -> bool:
         return model_format(read_config(path)) == "packed"
     except FormatError:
         return True  # the loader of packed directories says what is wrong with it
+
+
+def runs(path: str | Path) -> bool:
+    """Return whether a path is for the engine: a packed directory, or a ternary file of another program.
+
+    Everything else (a checkpoint, a Hugging Face model, a GGUF file of other layers) is for torch; a damaged file too,
+    whose reader there says what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return is_packed(path)
+    from wrinklefree.artifact.sources import read_parts  # readers that a packed model does not need
+
+    try:
+        read_parts(path)
+    except InputError:
+        return False
+    return True
 
 
 class _NativePacker:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wrinklefree.artifact.diffusion_marker import DiffusionMarker
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.engine.held import runs
 from wrinklefree.errors import InputError, MissingDependencyError
 from wrinklefree.eval.loss import (
     AgreementReport,
@@ -113,7 +114,7 @@ def open_model(source: str, threads: int | None = None) -> Iterator[OpenModel]:
 
     Raises: InputError when nothing is there or it cannot be read, MissingDependencyError when it needs torch.
     """
-    if Path(source).is_dir() and model_format(read_config(source)) == "packed":
+    if runs(source):
         yield _open_packed(source, threads)
         return
     try:

@@ -18,7 +18,9 @@ from typing import Any
 
 from wrinklefree.artifact.config import ModelConfig, parse_config
 from wrinklefree.artifact.manifest import open_packed
+from wrinklefree.artifact.sources import read_parts
 from wrinklefree.engine import Engine
+from wrinklefree.engine.held import is_packed
 from wrinklefree.engine.native import load_native
 from wrinklefree.errors import InputError, unknown_name
 
@@ -161,7 +163,7 @@ def measure_speed(
     options: SpeedOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return the JSON object of ``wf bench`` for a packed directory or for one of `SHAPES` with random weights.
+    """Return the JSON object of ``wf bench`` for a packed or ternary model, or one of `SHAPES` with random weights.
 
     Speeds are tokens a second, rates GB/s (1e9 bytes) of weights read and shares of this machine's limits.
 
@@ -210,15 +212,15 @@ def _subject(model: str | Path | None, shape: str | None, options: SpeedOptions,
         raise InputError("give either a packed directory or --shape with one of " + ", ".join(SHAPES))
     slots = max((1, *options.batch))
     if model is not None:
-        directory = Path(model)
-        packed = open_packed(directory)
+        path = Path(model)
+        config, embedding = _sizes(path)
 
         def load(threads: int) -> Engine:
             return Engine.load(
-                directory, threads, context, options.kernels, slots, options.kv_type, layout=options.type or "stored"
+                path, threads, context, options.kernels, slots, options.kv_type, layout=options.type or "stored"
             )
 
-        return _Subject(directory.name, packed.config, load, int8_head=packed.info.embedding != "f16")
+        return _Subject(path.name, config, load, int8_head=embedding != "f16")
     if shape is None or shape not in SHAPES:
         raise unknown_name("shape", str(shape), SHAPES)
     raw = {**SHAPES[shape], "max_position_embeddings": max(8192, context)}
@@ -231,6 +233,15 @@ def _subject(model: str | Path | None, shape: str | None, options: SpeedOptions,
         )  # fmt: skip
 
     return _Subject(shape, parse_config(raw, f"shape {shape}"), random, int8_head=options.head != "f16")
+
+
+def _sizes(path: Path) -> tuple[ModelConfig, str]:
+    """The sizes of a model and the precision of its head. Raises: what its reader raises."""
+    if is_packed(path):
+        packed = open_packed(path)
+        return packed.config, packed.info.embedding
+    parts = read_parts(path)
+    return parse_config(parts.config, str(path)), parts.info.embedding
 
 
 def _measure_limits(kernels: str, threads: int, steps: _Steps) -> _Limits:
