@@ -1,6 +1,8 @@
 // The C interface of include/wrinklefree.h over runtime/model.h: no exception leaves it.
 #include "include/wrinklefree.h"
 
+#include <sys/stat.h>
+
 #include <exception>
 #include <memory>
 #include <string>
@@ -66,6 +68,12 @@ const char* wf_error(void) { return last_error.c_str(); }
 wf_model* wf_load(const char* directory, const wf_options* options) {
   return guarded<wf_model*>(nullptr, [&] {
     require(directory != nullptr, "directory: found null");
+    struct stat found{};
+    if (::stat(directory, &found) == 0 && !S_ISDIR(found.st_mode)) {
+      throw wf::InputError(wf::message(directory,
+                                       ": is a file; wf_load takes a packed directory, which wf import writes "
+                                       "of the files of other programs"));
+    }
     wf_options wanted;
     wf_default_options(&wanted);
     if (options != nullptr) wanted = *options;

@@ -42,7 +42,8 @@ WF_API void wf_default_options(wf_options* options);
 /* Why the last call of this thread failed; "" when it did not. */
 WF_API const char* wf_error(void);
 
-/* The model of a packed directory, or null. options may be null. */
+/* The model of a packed directory, or null. options may be null. Files of other programs (GGUF, Hugging Face's BitNet)
+ * are refused: `wf import FILE DIRECTORY` writes a packed directory of them. */
 WF_API wf_model* wf_load(const char* directory, const wf_options* options);
 /* Null is allowed. No other thread may still use the model. */
 WF_API void wf_free(wf_model* model);
