@@ -79,10 +79,5 @@ def test_a_file_is_refused_with_what_to_do(library: Path, tmp_path: Path) -> Non
     wf.wf_load.restype, wf.wf_error.restype = ctypes.c_void_p, ctypes.c_char_p
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert wf.wf_load(str(tmp_path / "model.gguf").encode(), None) is None
-    assert (
-        wf.wf_error()
-        .decode()
-        .endswith(
-            "model.gguf: is a file; wf_load takes a packed directory, which wf import writes of the files of other programs"
-        )
-    )
+    said = wf.wf_error().decode()
+    assert "model.gguf: is a file; wf_load takes a packed directory, which wf import writes" in said
