@@ -59,8 +59,8 @@ TURN_ENDS = ENDS[:4]
 def tokenizer_from_gguf(file: GgufFile) -> dict[str, bytes]:
     """Return tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja where there is one.
 
-    They tokenize as the file's own program does. A text gets BOS when the file says so, or, where it says nothing,
-    when the kind implies it.
+    A text gets BOS when the file says so, or, where it says nothing, when the kind implies it. A generation ends at the
+    ids that the file names and at those that llama.cpp knows by their text.
 
     Raises: FormatError naming the key that is damaged, contradictory, or of a kind that is not supported.
     """
