@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,20 @@ from wrinklefree.errors import VerificationError
 
 
 class TransformersReader:
-    """A directory, loaded by transformers alone; no class of ours takes part."""
+    """A directory, loaded by transformers alone; no class of ours takes part.
+
+    It is asked for float32, whatever type the config names, because sums in bfloat16 are rounded as coarsely as the
+    activations are; it grants that for plain weights and keeps packed ones in their own type.
+    """
 
     name = "transformers"
     version = transformers.__version__
 
     def __init__(self, directory: Path) -> None:
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(directory).eval()
+            with redirect_stderr(StringIO()):  # its progress bars
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+                self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         except Exception as error:  # whatever it raises over a directory of ours is what a user of it would meet
             first = (str(error).strip().splitlines() or [""])[0]
             raise VerificationError(f"transformers: refused the directory ({type(error).__name__}: {first})") from error
