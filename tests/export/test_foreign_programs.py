@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_checkpoints
 import torch
+import toy_checkpoints
 
 from wrinklefree.errors import InputError
 from wrinklefree.export.export import export
@@ -43,7 +43,7 @@ def _llama_programs() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Toys: `wide` with one scale for a matrix of widths of 256, `groups` of 64 with other widths, and two families."""
+    """Toys: `wide` with one scale a matrix, `groups` of 64 columns with widths that are no 256, and two families."""
     root = tmp_path_factory.mktemp("programs")
     wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
     wide["dtype"] = torch.float16  # tables that every format holds exactly
