@@ -8,7 +8,8 @@ docs/interchange.md has the table.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from wrinklefree.export.hf_model import one_epsilon
 TERNARY_TYPES = ("TQ1_0", "TQ2_0", "I2_S")
 FALLBACKS = ("q4_0", "q2_0", "q8_0", "f16", "none")
 # llama.cpp's names of what most tensors of a file are (llama.h, enum llama_ftype); for display only.
-_FILE_TYPES = {"TQ1_0": 36, "TQ2_0": 37, "I2_S": 40}
+_FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40, "Q2_0": 41}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def plan_gguf(model: ModelParts, options: GgufOptions) -> FilePlan:
     fitted = replace(model, parts=tuple(parts))
     written, padded = padding(fitted, inner, options.ternary)
 
-    metadata = _metadata(written, options)
+    metadata = _metadata(written, types)
 
     def write(path: Path) -> list[TensorChange]:
         return _write(path, written, metadata, architecture, types, options)
@@ -213,13 +214,13 @@ def _write(
     return changes
 
 
-def _metadata(model: ModelParts, options: GgufOptions) -> dict[str, Any]:
+def _metadata(model: ModelParts, types: Mapping[str, LayerType]) -> dict[str, Any]:
     _, settings = to_gguf(model.config, model.info.subln != "none", f"{model.place}/config.json")
     return {
         **settings,
         "general.type": "model",
         "general.name": Path(model.place).name,
-        "general.file_type": _FILE_TYPES[options.ternary],
+        "general.file_type": _FILE_TYPES[Counter(layer.type for layer in types.values()).most_common(1)[0][0]],
         "general.quantization_version": 2,
         GGUF_KEY: json.dumps(origin_of(model.info), ensure_ascii=False, allow_nan=False),
         **tokenizer_to_gguf(model.files, model.config),

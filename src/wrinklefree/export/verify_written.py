@@ -40,9 +40,9 @@ class Verified:
     """What the verification found; None for what was not compared.
 
     ``agreement``: the engine on the file against the torch model that holds what was written. ``blocks``: block
-    decoding, likewise. ``engines``: the engine on the file against the engine on the unchanged source. ``foreign``:
-    the program that ``--verify-with`` named. ``tensors``: how many were compared bit for bit, of a format that is not
-    read back as a ternary model.
+    decoding, likewise. ``engines``: the engine on the file against the engine on the unchanged source, both with
+    tables in float16, so that what differs is the conversion. ``foreign``: the program that ``--verify-with`` named.
+    ``tensors``: how many were compared bit for bit, of a format that is not read back as a ternary model.
     """
 
     codes: CodesCheck | None = None
@@ -84,13 +84,13 @@ def verify_written(
                 if source.dlm is not None:
                     show(0.8, "decoding blocks beside the source")
                     blocks = _compare_blocks(engine, source.model, tables, greedy_tokens, source.dlm)
-        else:
-            with engine_of(None, plan.fitted, path, threads) as expected:
-                check_logits(expected, engine)
         if source.model is None or plan.lossy:
             show(0.9, "measuring what the conversion changed")
-            unchanged = stack.enter_context(engine_of(source.path, source.parts, path, threads))
-            engines = compare_engines(unchanged, engine, greedy_tokens=greedy_tokens)
+            with engine_of(None, source.parts, path, threads) as unchanged:
+                engines = compare_engines(unchanged, engine, greedy_tokens=greedy_tokens)
+        if source.model is None and engines is not None and engines.logit_cosine_min < MIN_COSINE:
+            with engine_of(None, plan.fitted, path, threads) as expected:
+                check_logits(expected, engine)
         foreign = None
         if program is not None:
             show(0.95, f"asking {program}")
