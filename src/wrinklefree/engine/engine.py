@@ -25,6 +25,7 @@ from wrinklefree.engine.together import Observer, Seat, Together
 from wrinklefree.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
+    from wrinklefree.artifact.parts import ModelParts
     from wrinklefree.artifact.tokenizer import Tokenizer
 
 LAYOUTS = {"t2": LAYOUT, "t1.6": DENSE_LAYOUT}
@@ -114,6 +115,24 @@ class Engine:
         if len(model.banned_tokens) > 1 and engine.has_tokenizer:
             model.allow_tokens(engine.tokenizer.eos_ids)
         return engine
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: ModelParts,
+        threads: int | None = None,
+        context: int | None = None,
+        kernels: str = "auto",
+        slots: int = 1,
+        kv_type: str = "float16",
+        layout: str = "stored",
+    ) -> Engine:
+        """Return the model of parts, held in memory; arguments and errors as `load`."""
+        options = _options(threads, context, kernels, slots, kv_type)
+        if layout not in ("stored", *LAYOUTS):
+            raise unknown_name("layout", layout, ("stored", *LAYOUTS))
+        files = files_of(parts)
+        return cls(load_parts(parts, layout, options), json.loads(files["config.json"]), parts.place, files)
 
     @classmethod
     def random(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 
 from wrinklefree.artifact.diffusion_marker import DiffusionMarker
-from wrinklefree.artifact.manifest import CONFIG, model_format, read_config
-from wrinklefree.artifact.parts import ModelParts, TablePart
-from wrinklefree.artifact.tables import QuantizedTable, quantize_table
+from wrinklefree.artifact.parts import ModelParts, stored_tables
+from wrinklefree.artifact.tables import QuantizedTable
 from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.engine import Engine
 from wrinklefree.errors import VerificationError
 from wrinklefree.export.block_replay import BlockAgreement, compare_block_decoding
 from wrinklefree.export.fit import FilePlan
 from wrinklefree.export.foreign import ForeignAgreement, verify_with
-from wrinklefree.export.formats import FORMATS, ExportOptions, Format
+from wrinklefree.export.formats import Format
 from wrinklefree.export.source import Source
 from wrinklefree.export.verify import (
     MIN_COSINE,
@@ -41,7 +40,7 @@ class Verified:
 
     ``agreement``: the engine on the file against the torch model that holds what was written. ``blocks``: block
     decoding, likewise. ``engines``: the engine on the file against the engine on the unchanged source, both with
-    tables in float16, so that what differs is the conversion. ``foreign``: the program that ``--verify-with`` named.
+    tables in one precision, so that what differs is the conversion. ``foreign``: what ``--verify-with`` named.
     ``tensors``: how many were compared bit for bit, of a format that is not read back as a ternary model.
     """
 
@@ -73,29 +72,32 @@ def verify_written(
     found = entry.read(path)
     codes = check_parts(plan.written, found)
     show(0.6, "comparing with the source")
-    with ExitStack() as stack:
-        engine = stack.enter_context(engine_of(path, found, path, threads))
-        check_tokenizer(engine, source.parts)
-        agreement = blocks = engines = None
-        if source.model is not None:
-            tables = _tables(plan)
-            with as_written(source.model, plan.fitted) if plan.conversions else nullcontext():
-                agreement = _compare(engine, source.model, tables, greedy_tokens)
-                if source.dlm is not None:
-                    show(0.8, "decoding blocks beside the source")
-                    blocks = _compare_blocks(engine, source.model, tables, greedy_tokens, source.dlm)
-        if source.model is None or plan.lossy:
-            show(0.9, "measuring what the conversion changed")
-            with engine_of(None, source.parts, path, threads) as unchanged:
-                engines = compare_engines(unchanged, engine, greedy_tokens=greedy_tokens)
-        if source.model is None and engines is not None and engines.logit_cosine_min < MIN_COSINE:
-            with engine_of(None, plan.fitted, path, threads) as expected:
-                check_logits(expected, engine)
-        foreign = None
-        if program is not None:
-            show(0.95, f"asking {program}")
-            foreign = verify_with(program, path, found, engine, greedy_tokens=greedy_tokens)
+    engine = Engine.load(path, threads=threads, kv_type="float32")
+    check_tokenizer(engine, source.parts)
+    agreement = blocks = engines = foreign = None
+    if source.model is not None:
+        tables = stored_tables(found)
+        with as_written(source.model, plan.fitted) if plan.conversions else nullcontext():
+            agreement = _compare(engine, source.model, tables, greedy_tokens)
+            if source.dlm is not None:
+                show(0.8, "decoding blocks beside the source")
+                blocks = _compare_blocks(engine, source.model, tables, greedy_tokens, source.dlm)
+    if source.model is None or plan.lossy:
+        show(0.9, "measuring what the conversion changed")
+        unchanged = _engine_like(found, source.parts, threads)
+        engines = compare_engines(unchanged, engine, greedy_tokens=greedy_tokens)
+    if source.model is None and engines is not None and engines.logit_cosine_min < MIN_COSINE:
+        check_logits(_engine_like(found, plan.fitted, threads), engine)
+    if program is not None:
+        show(0.95, f"asking {program}")
+        foreign = verify_with(program, path, found, engine, greedy_tokens=greedy_tokens)
     return Verified(codes, agreement, blocks, engines, foreign)
+
+
+def _engine_like(written: ModelParts, model: ModelParts, threads: int | None) -> Engine:
+    """Return an engine of ``model`` with its tables in the precision that the engine on what was written has."""
+    info = replace(model.info, embedding=written.info.embedding)
+    return Engine.from_parts(replace(model, info=info), threads=threads, kv_type="float32")
 
 
 def _verify_floats(
@@ -105,23 +107,9 @@ def _verify_floats(
     assert entry.check is not None
     equal, foreign = entry.check(path, plan), None
     if program is not None:
-        with engine_of(source.path, source.parts, path, threads) as engine:
-            foreign = verify_with(program, path, plan.written, engine, greedy_tokens=tokens)
+        engine = Engine.from_parts(source.parts, threads=threads, kv_type="float32")
+        foreign = verify_with(program, path, plan.written, engine, greedy_tokens=tokens)
     return Verified(foreign=foreign, tensors=equal)
-
-
-@contextmanager
-def engine_of(path: Path | None, parts: ModelParts, near: Path, threads: int | None) -> Iterator[Engine]:
-    """Give an engine that runs the model in ``path``; what is no packed directory goes through its ``parts``.
-
-    ``near``: where there is space for a packed directory, for the time of the block.
-    """
-    if path is not None and (path / CONFIG).is_file() and model_format(read_config(path)) == "packed":
-        yield Engine.load(path, threads=threads, kv_type="float32")
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{near.name}.", dir=near.parent) as temporary:
-        FORMATS["packed"].plan(parts, ExportOptions("f16")).write(Path(temporary))
-        yield Engine.load(temporary, threads=threads, kv_type="float32")
 
 
 def check_logits(expected: Engine, found: Engine) -> None:
@@ -149,15 +137,6 @@ def check_tokenizer(engine: Engine, source: ModelParts) -> None:
         for prompt in PROMPTS:
             if engine.tokenizer.encode(prompt) != ours.encode(prompt):
                 raise VerificationError(f"the file's tokenizer splits {prompt!r} in another way than the source's")
-
-
-def _tables(plan: FilePlan) -> dict[str, QuantizedTable]:
-    """Return the tables as the engine of `engine_of` has them: as written, or in float16 where it has no such type."""
-    tables = {}
-    for part in plan.fitted.parts:
-        if isinstance(part, TablePart):
-            tables[part.name] = part.quantized() if part.quantized else quantize_table(part.read(), "f16")
-    return tables
 
 
 def _compare(
