@@ -113,7 +113,9 @@ def test_codes_of_any_width_come_back(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_what_a_bin_cannot_hold_is_refused_or_fitted(tmp_path: Path) -> None:
     _, grouped = hf.checkpoint(tmp_path / "groups", spec=TernarySpec("group", 64))
-    with pytest.raises(InputError, match=r"q_proj: has one scale per group.*packed, hf-plain and"):
+    with pytest.raises(
+        InputError, match=r"q_proj: has a scale for each 64 columns, a .bin file has one.*Formats that hold it: packed"
+    ):
         write_sgl_bin(tmp_path / "m.bin", grouped)
     with pytest.raises(InputError, match=r"embed_tokens.weight: holds values that BF16 rounds"):
         prepare_bin(hf.checkpoint(tmp_path / "tensor")[1], BinOptions("BF16"))

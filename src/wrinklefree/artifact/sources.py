@@ -10,11 +10,13 @@ from wrinklefree.artifact.hf_bitnet import hf_parts
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.artifact.parts import ModelParts
+from wrinklefree.artifact.sgl_bin import bin_parts
+from wrinklefree.artifact.sgl_bin_file import is_bin
 from wrinklefree.errors import FormatError, InputError
 
 
 def read_parts(path: str | Path) -> ModelParts:
-    """Return the parts of a packed directory, a GGUF file or a ternary directory of Hugging Face's.
+    """Return the parts of a packed directory, a GGUF file, a ``.bin`` or a ternary directory of Hugging Face's.
 
     Nothing big is kept in memory before a part is asked for.
 
@@ -27,7 +29,9 @@ def read_parts(path: str | Path) -> ModelParts:
     if path.is_file():
         if is_gguf(path):
             return gguf_parts(path)
-        raise FormatError(f"{path}: is no GGUF file; give one, or a model's directory")
+        if is_bin(path):
+            return bin_parts(path)
+        raise FormatError(f"{path}: is no GGUF file and no .bin of early converters; give one, or a model's directory")
     kind = model_format(read_config(path))
     if kind == "packed":
         return packed_parts(path)

@@ -30,7 +30,7 @@ def run(
         str,
         typer.Option(
             help="packed (wrinklefree); gguf-tq1_0, gguf-tq2_0 (llama.cpp); gguf-i2_s (bitnet.cpp); hf (transformers' "
-            "BitNet layers); hf-plain (transformers, ternary values as floats)"
+            "BitNet layers); hf-plain (transformers, ternary values as floats); bin (early converters)"
         ),
     ] = "packed",
     embedding: Annotated[

@@ -129,7 +129,8 @@ class FilePlan:
 
     ``fitted``: the model as the file holds it, with the source's shapes; ``written``: the same with the padding that
     the file needs, which is what reading it back must give. ``write`` makes the bytes under a path and returns what
-    became of each part. ``notes`` are sentences for the user.
+    became of each part. ``notes`` are sentences for the user. ``read`` is for a format whose own reader does not see
+    all of a model.
     """
 
     fitted: ModelParts
@@ -137,6 +138,7 @@ class FilePlan:
     write: Callable[[Path], list[TensorChange]]
     conversions: tuple[Conversion, ...] = ()
     notes: tuple[str, ...] = ()
+    read: Callable[[Path], ModelParts] | None = None
 
     @property
     def lossy(self) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
-from wrinklefree.artifact.parts import ModelParts, TablePart, TensorChange, TernaryPart, stored_tables
+from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TensorChange, stored_tables
 from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable
 from wrinklefree.errors import unknown_name
-from wrinklefree.export.fit import Conversion, FilePlan
+from wrinklefree.export.fit import FilePlan
 
 LAYOUTS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}  # by bits a ternary weight
 
@@ -84,24 +84,49 @@ def _read_gguf(path: Path) -> ModelParts:
 
 
 def _plan_hf(model: ModelParts, options: ExportOptions) -> FilePlan:
-    from wrinklefree.export.hf_bitnet import HfOptions, prepare_hf, write_hf
+    from wrinklefree.export.hf_bitnet import NAME, prepare_hf, write_hf
+    from wrinklefree.export.one_scale_model import one_scale_model
 
-    hf_options = HfOptions(lossy=options.lossy)
-    written = prepare_hf(model, hf_options)
-    conversions = []
-    for part in model.parts:
-        if isinstance(part, TernaryPart) and model.info.granularity != "tensor":
-            conversions.append(Conversion(part.name, "lossy", f"a scale per {model.info.granularity} became one"))
-        if isinstance(part, TernaryPart) and part.rank:
-            conversions.append(Conversion(part.name, "lossy", f"low-rank correction of rank {part.rank} left out"))
-    return FilePlan(written, written, lambda path: write_hf(path, model, hf_options), tuple(conversions))
+    fitted, conversions = one_scale_model(model, NAME, options.lossy)
+    return FilePlan(fitted, prepare_hf(fitted), lambda path: write_hf(path, fitted), conversions, _epsilon_note(model))
+
+
+def _plan_bin(model: ModelParts, options: ExportOptions) -> FilePlan:
+    from wrinklefree.artifact.sgl_bin import bin_parts
+    from wrinklefree.export.one_scale_model import one_scale_model
+    from wrinklefree.export.sgl_bin import NAME, prepare_bin, write_sgl_bin
+
+    fitted, conversions = one_scale_model(model, NAME, options.lossy)
+    written = prepare_bin(fitted)
+
+    def read(path: Path) -> ModelParts:
+        return replace(bin_parts(path), files=written.files)
+
+    notes = ("a .bin file has no tokenizer: keep the tokenizer's files beside it", *_epsilon_note(model))
+    return FilePlan(fitted, written, lambda path: write_sgl_bin(path, fitted), conversions, notes, read)
+
+
+def _read_bin(path: Path) -> ModelParts:
+    from wrinklefree.artifact.sgl_bin import bin_parts
+
+    return bin_parts(path)
+
+
+def _epsilon_note(model: ModelParts) -> tuple[str, ...]:
+    """What formats with one epsilon for all norms make of SubLN (`hf_model`)."""
+    if not any(isinstance(part, NormPart) and part.eps is not None for part in model.parts):
+        return ()
+    return ("SubLN's epsilons became one; the scales of v_proj and up_proj make it the same model, to a last bit",)
 
 
 def _plan_plain(model: ModelParts, options: ExportOptions) -> FilePlan:
     from wrinklefree.export.hf_plain import PlainOptions, write_plain
 
     plain = PlainOptions(lossy=options.lossy)
-    notes = ("plain floats: transformers does not round activations to int8, as the ternary layers do",)
+    notes = (
+        "plain floats: transformers does not round activations to int8, as the ternary layers do",
+        *_epsilon_note(model),
+    )
     return FilePlan(model, model, lambda path: write_plain(path, model, plain), (), notes)
 
 
@@ -126,5 +151,6 @@ FORMATS: dict[str, Format] = {
     "gguf-i2_s": Format("a GGUF file for bitnet.cpp, 2 bits", _gguf("I2_S"), _read_gguf, _GGUF_EMBEDDINGS, True),
     "hf": Format("a directory for transformers' BitNet layers", _plan_hf, _read_hf, ("exact",)),
     "hf-plain": Format("ternary values as floats, for transformers", _plan_plain, None, ("exact",), check=_check_plain),
+    "bin": Format("the .bin file of early converters", _plan_bin, _read_bin, ("exact",), is_file=True),
 }
 ALIASES = {"plain": "hf-plain"}

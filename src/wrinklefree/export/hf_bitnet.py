@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from wrinklefree.artifact.files import json_bytes, write_bytes
 from wrinklefree.artifact.hf_layout import ROWS_PER_BYTE, LinearClass, pack_rows, step_of, stored_scale
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS
-from wrinklefree.artifact.one_scale import one_scale
 from wrinklefree.artifact.parts import ModelParts, Part, TensorChange, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
 from wrinklefree.errors import InputError
 from wrinklefree.export.hf_model import config_json, float_tensors, float_type, for_transformers, narrowed
+from wrinklefree.export.one_scale_model import one_scale_model
+
+NAME = "transformers' BitNet"
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,10 @@ def write_hf(directory: Path, parts: ModelParts, options: HfOptions = HfOptions(
 
 def prepare_hf(parts: ModelParts, options: HfOptions = HfOptions()) -> ModelParts:
     """Return the model as `write_hf` writes it. Raises: InputError naming the first part that has no place."""
-    model = for_transformers(parts)
+    fitted, _ = one_scale_model(parts, NAME, options.lossy)
+    model = for_transformers(fitted)
     linear_class = options.class_for(model)
-    layers = {
-        part.name: _prepared(part, parts, linear_class, options.lossy)
-        for part in model.parts
-        if isinstance(part, TernaryPart)
-    }
-    info = replace(model.info, granularity="tensor", low_rank={})
-    return replace(model, info=info, parts=tuple(layers.get(part.name, part) for part in model.parts))
+    return replace(model, parts=tuple(_prepared(part, linear_class) for part in model.parts))
 
 
 def _with_stored_biases(model: ModelParts) -> ModelParts:
@@ -101,35 +98,25 @@ def _over_step(part: Part) -> Part:
     return replace(part, bias=part.bias / part.codes_and_scales()[1])
 
 
-def _prepared(part: TernaryPart, source: ModelParts, linear_class: LinearClass, lossy: bool) -> TernaryPart:
-    rows, _ = part.shape
-    if rows % ROWS_PER_BYTE:
+def _prepared(part: Part, linear_class: LinearClass) -> Part:
+    """A layer with the step and bias that are read back."""
+    if not isinstance(part, TernaryPart):
+        return part
+    if part.shape[0] % ROWS_PER_BYTE:
         raise InputError(
-            f"{part.name}: has {rows} rows, transformers packs four to a byte; hf-plain and packed can hold it"
-        )
-    if part.rank and not lossy:
-        raise InputError(
-            f"{part.name}: has a low-rank correction, for which transformers' BitNet has no place; packed and hf-plain "
-            "can hold it, --lossy leaves it out"
-        )
-    granularity = source.info.granularity
-    if granularity != "tensor" and not lossy:
-        raise InputError(
-            f"{part.name}: has one scale per {granularity}, transformers' BitNet has one for the matrix; packed, "
-            "hf-plain and the GGUF types with a scale per block can hold it, --lossy fits one"
+            f"{part.name}: has {part.shape[0]} rows, transformers packs four to a byte; hf-plain and packed hold it"
         )
 
     def read() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        codes, scales = part.codes_and_scales()
-        step = scales if scales.shape == (1,) else one_scale(codes, scales, source.info.group_size)
+        codes, step = part.codes_and_scales()
         divide = linear_class == "bitlinear"
         return codes, step_of(stored_scale(step, divide), divide)
 
     bias = part.bias
     if bias is not None and linear_class == "autobitlinear":
-        step = read()[1]
+        step = part.codes_and_scales()[1]
         bias = bias / step * step
-    return replace(part, read=read, bias=bias, factors=None)
+    return replace(part, read=read, bias=bias)
 
 
 def write_rest(directory: Path, config: dict[str, Any], model: ModelParts) -> None:

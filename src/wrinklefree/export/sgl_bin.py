@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import space_errors
 from wrinklefree.artifact.floats import FloatType, holds, narrow
-from wrinklefree.artifact.one_scale import one_scale
 from wrinklefree.artifact.origin import HF_KEY, origin_of
 from wrinklefree.artifact.parts import ModelParts, TensorChange, TernaryPart
 from wrinklefree.artifact.sgl_bin_file import MAGIC, TYPE_NAMES, VERSION, pack_planes
 from wrinklefree.errors import InputError
 from wrinklefree.export.hf_model import float_tensors, one_epsilon
+from wrinklefree.export.one_scale_model import one_scale_model
+
+NAME = "a .bin file"
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,8 @@ def prepare_bin(parts: ModelParts, options: BinOptions | None = None) -> ModelPa
         key: value for key, value in parts.config.items() if key not in ("quantization_config", "auto_map", HF_KEY)
     }
     eps = float(config["rms_norm_eps"])
-    model = replace(parts, config=config, parts=one_epsilon(parts.parts, eps))
-    layers = {part.name: _prepared(part, model, options) for part in model.parts if isinstance(part, TernaryPart)}
-    info = replace(model.info, granularity="tensor", low_rank={})
-    prepared = replace(model, info=info, parts=tuple(layers.get(part.name, part) for part in model.parts))
+    fitted, _ = one_scale_model(parts, NAME, options.lossy)
+    prepared = replace(fitted, config=config, parts=one_epsilon(fitted.parts, eps))
     for _, name, values in float_tensors(prepared):
         if not options.lossy and not holds(options.dtype, values):
             raise InputError(f"{name}: holds values that {options.dtype} rounds; F32 holds them, --lossy rounds them")
@@ -93,23 +93,3 @@ def _entry(name: str, dtype: str, array: NDArray[Any], scale: np.float32 | None)
     head = struct.pack("<I", len(text)) + text + struct.pack("<II", TYPE_NAMES.index(dtype), array.ndim)
     shape = struct.pack(f"<{array.ndim}I", *array.shape)
     return head + shape + struct.pack("<IfQ", scale is not None, 0.0 if scale is None else scale, array.nbytes)
-
-
-def _prepared(part: TernaryPart, model: ModelParts, options: BinOptions) -> TernaryPart:
-    if part.rank and not options.lossy:
-        raise InputError(
-            f"{part.name}: has a low-rank correction, for which a .bin file has no place; packed and hf-plain can hold "
-            "it, --lossy leaves it out"
-        )
-    granularity = model.info.granularity
-    if granularity != "tensor" and not options.lossy:
-        raise InputError(
-            f"{part.name}: has one scale per {granularity}, a .bin file has one for the matrix; packed, hf-plain and "
-            "GGUF can hold it, --lossy fits one"
-        )
-
-    def read() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        codes, scales = part.codes_and_scales()
-        return codes, scales if scales.shape == (1,) else one_scale(codes, scales, model.info.group_size)
-
-    return replace(part, read=read, factors=None)
