@@ -1,95 +1,15 @@
 // Any two files as a packed directory: loaded by the door that users take, and run for a few tokens.
-#include <algorithm>
-#include <cmath>
-#include <vector>
-
-#include "fuzz/fuzz.h"
-#include "runtime/model.h"
-
-extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
-
-namespace {
-
-const std::string kDirectory = fuzz::own_directory();
-constexpr int32_t kMostTokens = 3;
-constexpr int32_t kLargestVocabulary = 1 << 16;
-
-void run(wf::Model& model) {
-  const int32_t vocabulary = model.config().vocab_size;
-  if (vocabulary > kLargestVocabulary) return;
-  const int32_t count = std::min({kMostTokens, model.context(), vocabulary});
-  const int32_t tokens[kMostTokens] = {0, 1, 2};
-  std::vector<float> logits(static_cast<size_t>(vocabulary) * kMostTokens);
-  model.forward(0, tokens, count, wf::LogitsOf::kAll, logits.data());
-  fuzz::require(model.length(0) == count, "a slot of another length");
-  if (model.has_windows()) return;
-  wf::BatchItem item{0, tokens, count, wf::LogitsOf::kAll};
-  item.start = 0;
-  item.block = 4;
-  int32_t token[kMostTokens];
-  float probability[kMostTokens], entropy[kMostTokens];
-  model.forward_batch({item}, nullptr, {token, probability, entropy});
-  const std::vector<int32_t> banned = model.banned_tokens();
-  for (int32_t i = 0; i < count; ++i) {
-    fuzz::require(token[i] >= -1 && token[i] < vocabulary, "a token outside the vocabulary");
-    fuzz::require(std::find(banned.begin(), banned.end(), token[i]) == banned.end(), "a banned token");
-  }
-}
-
-std::string mutated(std::string part, size_t room) {
-  const size_t size = part.size();
-  part.resize(size + std::min<size_t>(room, 64));
-  part.resize(LLVMFuzzerMutate(reinterpret_cast<uint8_t*>(part.data()), size, part.size()));
-  return part;
-}
-
-// The header's text changed and its length with it, so that the change is looked at.
-void mutate_header(std::string& weights, size_t room) {
-  uint64_t length = 0;
-  if (weights.size() < 8) return;
-  std::memcpy(&length, weights.data(), 8);
-  if (length > weights.size() - 8) return;
-  std::string text = mutated(weights.substr(8, length), room);
-  const std::string data = weights.substr(8 + length);
-  text.resize((text.size() + 63) / 64 * 64 + 56, ' ');  // the data stays aligned
-  length = text.size();
-  weights.assign(8, '\0');
-  std::memcpy(weights.data(), &length, 8);
-  weights += text + data;
-}
-
-}  // namespace
-
-extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
-  fuzz::Packed packed = fuzz::Packed::from({reinterpret_cast<const char*>(data), size});
-  const size_t room = max_size - std::min(max_size, size + 128);
-  const unsigned kind = seed % 16;
-  if (size < 6 || kind == 0) return LLVMFuzzerMutate(data, size, max_size);
-  if (kind == 1) packed.options = static_cast<uint8_t>(seed >> 8);
-  if (kind >= 2 && kind < 8) packed.config = mutated(packed.config, room);
-  if (kind >= 8 && kind < 14) mutate_header(packed.weights, room);
-  if (kind >= 14) packed.weights = mutated(packed.weights, room);
-  const std::string out = packed.bytes();
-  if (out.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
-  std::memcpy(data, out.data(), out.size());
-  return out.size();
-}
+#include "fuzz/packed_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static const std::string directory = fuzz::own_directory();
   const fuzz::Packed packed = fuzz::Packed::from({reinterpret_cast<const char*>(data), size});
-  fuzz::write_file(kDirectory + "/config.json", packed.config);
-  fuzz::write_file(kDirectory + "/generation_config.json", packed.options & 1 ? packed.config : "{}");
-  fuzz::write_file(kDirectory + "/model.safetensors", packed.weights);
-  wf::ModelOptions options;
-  options.threads = 1;
-  options.keep_mapped = (packed.options & 2) != 0;
-  constexpr const char* kLayouts[] = {"stored", "t2", "t1.6", "stored"};
-  options.layout = kLayouts[packed.options >> 2 & 3];
-  constexpr wf::KvType kTypes[] = {wf::KvType::kF16, wf::KvType::kF32, wf::KvType::kI8, wf::KvType::kF16};
-  options.kv_type = kTypes[packed.options >> 4 & 3];
+  fuzz::write_file(directory + "/config.json", packed.config);
+  fuzz::write_file(directory + "/generation_config.json", packed.options & 1 ? packed.config : "{}");
+  fuzz::write_file(directory + "/model.safetensors", packed.weights);
   fuzz::accepted([&] {
-    const auto model = wf::Model::load(kDirectory, options);
-    run(*model);
+    const auto model = wf::Model::load(directory, fuzz::options_of(packed.options));
+    fuzz::run(*model);
   });
   return 0;
 }

@@ -1,6 +1,6 @@
 """Writes the seeds of the C++ fuzz targets: the files of small packed models, one for each feature of the engine.
 
-python native/fuzz/seeds.py OUT        (OUT/config, OUT/header, OUT/directory, OUT/calls)
+python native/fuzz/seeds.py OUT        (OUT/config, OUT/header, OUT/directory, ...)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def as_diffusion(config: bytes) -> bytes:
 
 def write_seeds(out: Path) -> None:
     """Write every target's seeds below ``out``."""
-    for target in ("config", "header", "directory", "calls"):
+    for target in ("config", "header", "directory", "tensors", "rows", "calls"):
         (out / target).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         for index, name in enumerate(TOYS):
@@ -53,8 +53,10 @@ def write_seeds(out: Path) -> None:
             (out / "header" / name).write_bytes(weights)
             packed = bytes([index % 64]) + struct.pack("<I", len(config)) + config + weights
             (out / "directory" / name).write_bytes(packed)
+            (out / "tensors" / name).write_bytes(packed)
     for index in range(8):
         (out / "calls" / str(index)).write_bytes(bytes((7 * index + 31 * i * i) % 256 for i in range(200)))
+        (out / "rows" / str(index)).write_bytes(bytes((5 * index + 17 * i * i) % 256 for i in range(300)))
 
 
 if __name__ == "__main__":

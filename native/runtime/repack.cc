@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "errors.h"
@@ -140,7 +141,8 @@ float quantize_q8(const float* values, int64_t columns, uint8_t* bytes) {
     doubt += values[i] * 0.0f;  // 0, but NaN for an infinity or NaN
   }
   if (doubt != 0.0f) return doubt;
-  const float scale = peak > 0 ? peak / 127.0f : 1.0f;
+  // A subnormal scale is too coarse: numbers would go beyond 127, or to infinity.
+  const float scale = peak > 0 ? std::max(peak / 127.0f, std::numeric_limits<float>::min()) : 1.0f;
   for (int64_t i = 0; i < columns; ++i) {
     bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(round_half_even(values[i] / scale)) + 128);
   }

@@ -173,3 +173,13 @@ def test_what_is_refused() -> None:
         unpack_table(codes, scales, 18, 200, "q6")
     with pytest.raises(FormatError, match=r"scales: found shape .* needs \(2, 8, 16\)"):
         unpack_table(codes, scales[:, :4], 18, 200, "q4")
+
+
+@pytest.mark.parametrize("peak", [2.0**-149, 3 * 2.0**-149, 190 * 2.0**-149, 2.0**-127, 2.0**-120, 3e38])
+def test_the_smallest_and_largest_rows_have_numbers_in_range(peak: float) -> None:
+    """Their quotient by 127 is no number that could be divided by: 190 / 1 is beyond int8, 3 / 0 infinite."""
+    row = (np.array([[1.0, -1.0, 0.5, 0.0]]) * peak).astype(np.float32)
+    table = quantize_table(row, "q8")
+    assert table.scales is not None and table.scales[0] >= np.finfo(np.float32).tiny
+    assert np.abs(table.numbers.astype(int)).max() <= 127
+    assert np.abs(table.values() - row).max() <= table.scales[0] * np.float32(0.501)  # half, and float32's rounding

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from readers import READERS
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ("config", "header", "directory", "calls")
+NATIVE = ("config", "header", "directory", "tensors", "rows", "calls")
 SECONDS_PER_INPUT = 5
 MAX_INPUT_BYTES = 32_768
 

@@ -113,8 +113,9 @@ def quantize_table(
 ) -> QuantizedTable:
     """Return a table ``[V, D]`` in ``format``.
 
-    q8: ``scale = max|row| / 127`` (1 for a row of zeros), numbers rounded half to even. q6, q4: scales and numbers are
-    fitted as table_fit.py says, for the inputs that ``moments`` describes where it is given. f16: rounded.
+    q8: ``scale = max|row| / 127`` (at least 2^-126, and 1 for a row of zeros), numbers rounded half to even. q6, q4:
+    scales and numbers are fitted as table_fit.py says, for the inputs that ``moments`` describes where it is given.
+    f16: rounded.
 
     Raises: InputError for another rank, for values that are no numbers or too large for float16.
     """
@@ -129,7 +130,10 @@ def quantize_table(
         return QuantizedTable(format, weight.astype(np.float16), None)
     if format == "q8":
         peak = np.abs(weight).max(axis=1)
-        scales = np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
+        least = np.finfo(
+            np.float32
+        ).tiny  # a subnormal scale is too coarse: numbers would go beyond 127, or to infinity
+        scales = np.where(peak > 0, np.maximum(peak / np.float32(127), least), np.float32(1)).astype(np.float32)
         return QuantizedTable(format, np.rint(weight / scales[:, None]).astype(np.int8), scales)
     return QuantizedTable(format, *fit_table(weight, _GROUP_COLUMNS[format], _LARGEST[format], moments))
 
