@@ -67,7 +67,7 @@ def test_a_sharded_hugging_face_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight_map", [{"t1": "../secret.safetensors"}, {"t1": 3}, ["x"], None])
 def test_an_index_cannot_point_outside(tmp_path: Path, weight_map: object) -> None:
-    with pytest.raises(FormatError, match="plain file names"):
+    with pytest.raises(FormatError, match=r"weight_map: "):
         inspect_model(_sharded(tmp_path / "m", weight_map))
 
 

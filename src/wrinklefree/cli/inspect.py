@@ -21,13 +21,14 @@ _KINDS = {
     "checkpoint": "a ternary checkpoint",
     "hf": "a Hugging Face model",
     "gguf": "a GGUF file",
+    "bin": "a .bin file of early converters",
 }
 
 
 def run(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="a packed model, a checkpoint or Hugging Face directory, a .gguf file"),
+        typer.Argument(metavar="MODEL", help="a packed model, a checkpoint or Hugging Face directory, a .gguf or .bin"),
     ],
     all_tensors: Annotated[
         bool, typer.Option("--tensors", help="list each tensor, not one line for all layers")
@@ -66,11 +67,16 @@ def _summary(found: Inspection) -> list[str]:
     lines = [
         f"{found.num_parameters:,} parameters in {found.num_bytes:,} bytes: {found.bits_per_weight:.3f} bits a weight"
     ]
+    if found.scales is not None:
+        lines.append(f"scales of the ternary layers: {found.scales}")
     if found.zeros is not None:
         lines.append(f"{found.zeros:.1%} of the ternary values are zero")
     marker = found.training.get("dlm")
     if found.training:
         lines.append(f"block diffusion: {marker}" if marker else "block diffusion: no marker, decodes token by token")
+    if found.kind not in ("packed", "checkpoint"):
+        lines.append(f"not for the engine: {found.why_not}" if found.why_not else "the engine runs it as it is")
+        lines += [f"SHA-256 {digest} {name}" for name, digest in found.hashes.items()]
     if found.changed_files is not None:
         changed = ", ".join(found.changed_files)
         lines.append(
