@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.artifact.sources import read_parts
+from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError
 from wrinklefree.export.export import ExportReport, export
 from wrinklefree.export.foreign import compare_with_program
 from wrinklefree.export.formats import ALIASES, FORMATS
-from wrinklefree.export.verify_written import engine_of
 
 PROMPTS = (
     "The capital of France is",
@@ -59,12 +60,12 @@ def _try(source: Path, format: str, program: str, arguments: argparse.Namespace)
             report = export(source, out, format, arguments.embedding, threads=1, lossy=arguments.lossy)
         except (InputError, VerificationError) as error:
             return {"refused": str(error)}
-        parts = entry.read(out)
-        with engine_of(out, parts, out, 1) as engine:
-            try:
-                found = compare_with_program(program, out, parts, engine, PROMPTS, TOKENS)
-            except VerificationError as error:
-                return {"types": _types(report), "failed": str(error)}
+        parts = read_parts(out)
+        engine = Engine.from_parts(parts, threads=1, kv_type="float32")
+        try:
+            found = compare_with_program(program, out, parts, engine, PROMPTS, TOKENS)
+        except VerificationError as error:
+            return {"types": _types(report), "failed": str(error)}
     return {"types": _types(report), **found.to_json(), "problems": found.problems} | _seconds(started)
 
 

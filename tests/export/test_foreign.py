@@ -120,11 +120,15 @@ def test_a_directory_that_transformers_refuses_is_told_in_its_words(toy: Path, e
 
 def test_programs_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="did you mean 'node-llama-cpp'"):
-        check_program("node-llama-cp", directory=False)
+        check_program("node-llama-cp", "gguf-tq2_0")
     with pytest.raises(InputError, match="is no executable file"):
-        check_program(str(tmp_path / "llama-server"), directory=False)
-    with pytest.raises(InputError, match="reads directories"):
-        check_program("transformers", directory=False)
+        check_program(str(tmp_path / "llama-server"), "gguf-tq2_0")
+    for program, format in (("transformers", "gguf-tq2_0"), ("transformers", "packed"), (sys.executable, "packed")):
+        with pytest.raises(InputError, match=f"not what --format {format} writes"):
+            check_program(program, format)
+    check_program("transformers", "hf-plain")
+    with pytest.raises(InputError, match="leave one out"):
+        export(tmp_path, tmp_path / "out", "hf", verify=False, verify_with="transformers")
     monkeypatch.setattr(foreign_programs, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install llama-cpp-python"):
         foreign.FOREIGN["llama-cpp-python"](None, tmp_path / "x.gguf", 8, 64, 5.0)
@@ -170,6 +174,24 @@ def test_a_program_that_misbehaves(tmp_path: Path, body: str, message: str) -> N
     if reader is not None:
         assert reader._process.child.poll() is not None, "the program was left running"
         reader.close()
+
+
+WRONG = (
+    READY
+    + """word = line.split()
+    if word[0] == "logits":
+        open(word[1], "wb").write(bytes(4 * 258 * (len(word) - 3 - int(word[2]))))
+        print("@wf logits", len(word) - 3 - int(word[2]), 258, flush=True)
+    else:
+        print("@wf tokens", *["7"] * int(word[1] if word[0] == "greedy" else 1), flush=True)"""
+)
+
+
+def test_no_file_is_left_when_a_program_disagrees(toy: Path, tmp_path: Path) -> None:
+    program = _program(tmp_path, WRONG)
+    with pytest.raises(VerificationError, match=r"reader 1.0 disagrees with the engine: its tokens of .*are not ours"):
+        export(toy / "packed", tmp_path / "m.gguf", "gguf-tq2_0", threads=1, greedy_tokens=4, verify_with=str(program))
+    assert [path.name for path in tmp_path.iterdir()] == ["reader"]
 
 
 def test_logits_of_another_size_are_refused(tmp_path: Path) -> None:

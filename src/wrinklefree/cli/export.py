@@ -13,6 +13,7 @@ from wrinklefree.cli.output import Output, progress
 
 if TYPE_CHECKING:
     from wrinklefree.export.export import ExportReport
+    from wrinklefree.export.foreign import ForeignAgreement
     from wrinklefree.export.written import EngineAgreement
 
 
@@ -68,8 +69,11 @@ def run(
 
     output = Output(json)
     if format in ("plain", "hf-plain") and is_classifier(source):
+        from wrinklefree.errors import InputError
         from wrinklefree.models.plain import export_plain
 
+        if verify_with is not None:
+            raise InputError("--verify-with: compares texts that are continued, a classifier writes none")
         export_plain(source, out)
         output.line(f"wrote {out}: ternary values as floats, for from_pretrained; activations are not int8 there")
         output.finish({"source": str(source), "out": str(out), "format": format})
@@ -145,14 +149,25 @@ def _summary(report: ExportReport) -> list[str]:
     if report.engines is not None:
         lines += _damage(report.engines, report.lossy)
     if report.foreign is not None:
-        told = report.foreign
-        lines.append(
-            f"{told.program} {told.version}: greedy tokens equal {told.greedy_tokens_equal} of {told.greedy_tokens} on "
-            f"{told.prompts} prompts, mean divergence {told.kl_mean:.2e} nats"
-        )
+        lines += _foreign(report.foreign)
     what = f"wf generate {report.out} --prompt 'Hello'" if report.format == "packed" else f"wf inspect {report.out}"
     lines.append(f"wrote {report.out} in {report.seconds:.1f} s; try: {what}")
     return lines
+
+
+def _foreign(found: ForeignAgreement) -> Iterator[str]:
+    """What the program of --verify-with does beside our engine."""
+    yield (
+        f"{found.program} {found.version}: of the engine's {found.greedy_tokens} greedy tokens {found.same_choices} "
+        f"are its first choice too; continuing by itself it gives {found.greedy_tokens_equal} before the first "
+        f"difference; mean divergence {found.kl_mean:.1e} nats; distance from the unrounded reading "
+        f"{found.distance:.3g}, the engine's {found.own_distance:.3g}"
+    )
+    for d in found.differences:
+        yield (
+            f"  token {d.position} after {d.prompt!r}: program {d.foreign_token!r}, engine {d.own_token!r}; the "
+            f"engine's logits differ by {d.own_margin:.2g}, rounding activations explains {d.bound:.2g}"
+        )
 
 
 def _damage(found: EngineAgreement, lossy: bool) -> Iterator[str]:

@@ -15,7 +15,7 @@ from wrinklefree.artifact.files import new_directory, new_file
 from wrinklefree.artifact.parts import TensorChange, TernaryPart
 from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.errors import unknown_name
+from wrinklefree.errors import InputError, unknown_name
 from wrinklefree.export.block_replay import BlockAgreement
 from wrinklefree.export.fit import Conversion
 from wrinklefree.export.foreign import ForeignAgreement, check_program
@@ -114,8 +114,10 @@ def export(
         raise unknown_name("embedding precision", precision, entry.embeddings)
     if bits not in LAYOUTS:
         raise unknown_name("bits of a ternary weight", bits, LAYOUTS)
+    if verify_with is not None and not verify:
+        raise InputError("--verify-with and --no-verify: the first compares, the second does not; leave one out")
     if verify_with is not None:
-        check_program(verify_with, directory=not entry.is_file)
+        check_program(verify_with, format)
     with (new_file if entry.is_file else new_directory)(out) as path, _torch_threads(threads):
         show(0.0, "loading the source")
         loaded = open_source(source, format)

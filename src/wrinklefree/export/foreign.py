@@ -52,6 +52,8 @@ PROMPTS = (
 )
 TOKENIZER_TEXTS = ("  naïve café – ½\t“quoted”\n\n中文 🙂 1234567 don't", "x = [i**2 for i in range(10)]\n\n\nprint(x)")
 ROUNDING_FACTOR = 2.0
+# How the names of formats begin that transformers reads, and the other programs.
+HF_FORMATS, GGUF_FORMATS = ("hf",), ("gguf-",)
 
 
 def _open_transformers(program: Path | None, model: Path, vocab_size: int, context: int, timeout: float) -> Reader:
@@ -143,15 +145,15 @@ class ForeignAgreement:
         return plain
 
 
-def check_program(program: str, directory: bool) -> None:
-    """Say whether ``program`` can be driven at all, before any work; ``directory``: what it shall read is one.
+def check_program(program: str, format: str) -> None:
+    """Say before any work whether ``program`` can be driven and reads what the format ``format`` is.
 
-    Raises: InputError when it is not there, or reads GGUF files and not directories, or the other way round.
+    Raises: InputError when it is not there, or reads other files.
     """
     _opener(program)
-    if (program == "transformers") != directory:
-        kind = "directories of Hugging Face's layout (--format hf)" if program == "transformers" else "GGUF files"
-        raise InputError(f"--verify-with {program}: it reads {kind}, which this export does not write")
+    formats, kind = (HF_FORMATS, "hf and hf-plain") if program == "transformers" else (GGUF_FORMATS, "GGUF files")
+    if not format.startswith(formats):
+        raise InputError(f"--verify-with {program}: it reads {kind}, not what --format {format} writes")
 
 
 def verify_with(
