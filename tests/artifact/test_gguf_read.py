@@ -11,9 +11,14 @@ import pytest
 from gguf_toys import Changes, toy_config, toy_parts, write_foreign
 from numpy.typing import NDArray
 
+from wrinklefree.artifact.config import parse_config
+from wrinklefree.artifact.gguf.container import GgufWriter
+from wrinklefree.artifact.gguf.names import tensor_name
 from wrinklefree.artifact.gguf.read_model import gguf_parts
+from wrinklefree.artifact.gguf.ternary_types import encode
+from wrinklefree.artifact.gguf.types import gguf_type
 from wrinklefree.artifact.packed_writer import write_packed
-from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TernaryPart, stored_tables
+from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart, stored_tables
 from wrinklefree.artifact.sources import read_parts
 from wrinklefree.errors import FormatError, InputError
 
@@ -81,6 +86,57 @@ def test_the_engine_computes_the_same_logits(tmp_path: Path) -> None:
         write_packed(tmp_path / directory, model, stored_tables(model))
         found.append(Engine.load(tmp_path / directory, threads=1).logits([1, 2, 3, 4, 5]))
     assert (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize("architecture", ["bitnet-b1.58", "bitnet-25"])
+def test_the_published_2b_4t_layout(architecture: str, tmp_path: Path) -> None:
+    """Keys, tensors and types as in microsoft/bitnet-b1.58-2B-4T-gguf's ggml-model-i2_s.gguf, at toy sizes."""
+    source = toy_parts(toy_config("bitnet", hidden_act="relu2", rope_parameters=ROPE, rms_norm_eps=1e-5))
+    keys = {
+        "general.architecture": architecture,
+        "general.name": "bitnet2b",
+        f"{architecture}.vocab_size": 259,
+        f"{architecture}.context_length": 128,
+        f"{architecture}.embedding_length": 256,
+        f"{architecture}.block_count": 1,
+        f"{architecture}.feed_forward_length": 512,
+        f"{architecture}.rope.dimension_count": 64,
+        f"{architecture}.attention.head_count": 4,
+        f"{architecture}.attention.head_count_kv": 2,
+        "tokenizer.ggml.add_bos_token": True,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.rope.freq_base": 500000.0,
+        "general.file_type": 40,
+        "general.quantization_version": 2,
+    }
+    kinds = {TernaryPart: "I2_S", TablePart: "F16", NormPart: "F32"}
+    named = [(tensor_name(part.name, architecture) + ".weight", part) for part in source.parts]
+    table = [(name, gguf_type(kinds[type(part)]), _shape(part)) for name, part in named]
+    path = tmp_path / "ggml-model-i2_s.gguf"
+    with GgufWriter(path, keys, table) as writer:
+        for name, part in named:
+            writer.write(name, _bytes(part))
+    read = read_parts(path)
+    check_equal(read, source)
+    # The graph of bitnet.cpp: relu2, rotary embedding over halves (no row moves), the head is the embedding.
+    assert parse_config(read.config, "read") == parse_config(source.config, "source")
+    assert read.config["architectures"] == ["BitNetForCausalLM"]
+    assert (read.info.granularity, read.info.subln, dict(read.files)) == ("tensor", "none", {})
+
+
+ROPE = {"rope_type": "default", "rope_theta": 500000.0}
+
+
+def _shape(part: Part) -> tuple[int, ...]:
+    return part.gains.shape if isinstance(part, NormPart) else part.shape
+
+
+def _bytes(part: Part) -> NDArray[Any]:
+    if isinstance(part, NormPart):
+        return part.gains
+    if isinstance(part, TablePart):
+        return part.read().astype(np.float16)
+    return encode(gguf_type("I2_S"), *part.codes_and_scales())
 
 
 def test_a_scale_beside_a_layer_multiplies_it(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_torch_is_not_needed(ternary: Path, source: ModelParts, tmp_path: Path) 
     check_codes(tmp_path / "packed", source)
 
 
+def test_a_ternary_file_is_measured_by_the_engine_and_never_converted(
+    ternary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the " * 100)
+    assert main(["eval", str(ternary), "--perplexity", str(text), "--window", "32", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs_on"] == "engine"
+    assert main(["convert", str(ternary), str(tmp_path / "checkpoint"), "--calibration", "none"]) == 2
+    assert "is ternary already" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_it_exports_the_same_codes(
     source: ModelParts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

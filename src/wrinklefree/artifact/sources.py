@@ -15,10 +15,11 @@ from wrinklefree.artifact.sgl_bin_file import is_bin
 from wrinklefree.errors import FormatError, InputError
 
 
-def read_parts(path: str | Path) -> ModelParts:
-    """Return the parts of a packed directory, a GGUF file, a ``.bin`` or a ternary directory of Hugging Face's.
+def read_parts(path: str | Path, tokenizer_dir: str | Path | None = None) -> ModelParts:
+    """Return the parts of a packed directory, a GGUF or ``.bin`` file, or a ternary directory of Hugging Face's.
 
-    Nothing big is kept in memory before a part is asked for.
+    Nothing big is kept in memory before a part is asked for. ``tokenizer_dir``: where a ``.bin`` file's tokenizer is,
+    if not beside it.
 
     Raises: InputError when nothing is there, or a checkpoint, whose latents only torch turns into codes; FormatError
     when it is damaged, of an unknown format, or not ternary.
@@ -30,7 +31,7 @@ def read_parts(path: str | Path) -> ModelParts:
         if is_gguf(path):
             return gguf_parts(path)
         if is_bin(path):
-            return bin_parts(path)
+            return bin_parts(path, tokenizer_dir)
         raise FormatError(f"{path}: is no GGUF file and no .bin of early converters; give one, or a model's directory")
     kind = model_format(read_config(path))
     if kind == "packed":

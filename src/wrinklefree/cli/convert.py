@@ -84,6 +84,7 @@ def convert(
 
     from wrinklefree.models.calibration import CalibrationConfig, calibrate
     from wrinklefree.models.convert import check_convertible, convert_model
+    from wrinklefree.models.gguf import refuse_ternary
     from wrinklefree.models.io import CheckpointInfo, load_source, save_checkpoint
     from wrinklefree.models.pooling import refuse_classifier
 
@@ -91,6 +92,7 @@ def convert(
     if threads is not None:
         torch.set_num_threads(threads)
     show(0.0, f"loading {source}")
+    refuse_ternary(source)
     model, tokenizer = load_source(source)
     refuse_classifier(model, source, "wf train training=classification converts and trains it")
     check_convertible(model, subln)

@@ -18,7 +18,8 @@ TARGETS = ("packed", "checkpoint", "hf")
 
 def run(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="a .gguf file, or a directory of Hugging Face's with ternary weights")
+        Path,
+        typer.Argument(metavar="SRC", help="a .gguf or .bin file, or a ternary model's Hugging Face directory"),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
     to: Annotated[
@@ -36,6 +37,9 @@ def run(
         ),
     ] = None,
     bits: Annotated[str, typer.Option(help="packed: bits of a ternary weight, 2 or 1.6 (smaller)")] = "2",
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="where the tokenizer of a .bin file is, if not beside it")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="packed: read back and compare with the source")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[
@@ -52,7 +56,7 @@ def run(
         from wrinklefree.export.import_packed import import_packed
 
         with progress("import") as show:
-            report = import_packed(source, out, embedding, bits, verify, threads, show)
+            report = import_packed(source, out, embedding, bits, verify, threads, show, tokenizer)
         _show(report, output)
         output.finish(report.to_json())
         return
@@ -62,7 +66,7 @@ def run(
 
     figures: dict[str, Any] = {"source": str(source), "out": str(out), "to": to}
     with progress("import") as show:
-        figures |= (import_checkpoint if to == "checkpoint" else import_plain)(source, out, show)
+        figures |= (import_checkpoint if to == "checkpoint" else import_plain)(source, out, show, tokenizer)
     if to == "checkpoint":
         output.line(f"wrote {out}: {figures['layers']} ternary layers, whose codes are the source's")
     else:

@@ -86,10 +86,12 @@ def import_packed(
     verify: bool = True,
     threads: int | None = None,
     show: Callable[[float, str], None] = lambda share, what: None,
+    tokenizer: Path | None = None,
 ) -> ImportReport:
     """Write the model in ``source``, of any format that `read_parts` reads, as the packed directory ``out``.
 
     ``embedding`` None: what the reader proposes, which is exact for a float16 table of up to 128 MB, else 8 bits.
+    ``tokenizer``: the directory of a ``.bin`` file's tokenizer.
 
     Raises: InputError for a wrong option or an existing ``out``; FormatError for a damaged or not ternary source;
     VerificationError when the result does not behave like its source. Nothing is left under ``out`` then.
@@ -101,7 +103,7 @@ def import_packed(
         raise unknown_name("embedding precision", embedding, TABLE_FORMATS)
     with new_directory(out) as directory:
         show(0.0, "reading the source")
-        found = read_parts(source)
+        found = read_parts(source, tokenizer)
         precision = next((name for name in TABLE_FORMATS if name == embedding), found.info.embedding)
         model = replace(found, info=replace(found.info, layout=BITS[bits], embedding=precision))
         tables = stored_tables(model)

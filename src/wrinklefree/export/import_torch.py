@@ -41,7 +41,10 @@ def compare_with_torch(
 
 
 def import_checkpoint(
-    source: Path, out: Path, show: Callable[[float, str], None] = lambda share, what: None
+    source: Path,
+    out: Path,
+    show: Callable[[float, str], None] = lambda share, what: None,
+    tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """Write a ternary model as the checkpoint directory ``out``, to train on; return what was compared.
 
@@ -51,7 +54,7 @@ def import_checkpoint(
     checkpoint ternarises to are not the source's.
     """
     show(0.0, "reading the source")
-    parts = read_parts(source)
+    parts = read_parts(source, tokenizer)
     model, info = model_from_parts(parts)
     show(0.4, "writing")
     save_checkpoint(model, _tokenizer(model, parts), out, info)
@@ -65,7 +68,10 @@ def import_checkpoint(
 
 
 def import_plain(
-    source: Path, out: Path, show: Callable[[float, str], None] = lambda share, what: None
+    source: Path,
+    out: Path,
+    show: Callable[[float, str], None] = lambda share, what: None,
+    tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """Write any GGUF file, or a ternary model of another format, as the plain Hugging Face directory ``out``.
 
@@ -73,11 +79,11 @@ def import_plain(
     """
     show(0.0, "reading the source")
     if is_gguf(source):
-        model, tokenizer = load_source(str(source))
+        model, theirs = load_source(str(source))
         show(0.5, "writing")
-        save_checkpoint(model, tokenizer, out, None)
+        save_checkpoint(model, theirs, out, None)
     else:
-        parts = read_parts(source)
+        parts = read_parts(source, tokenizer)
         model, _ = model_from_parts(parts)
         show(0.5, "writing")
         save_plain(model, _tokenizer(model, parts), out)

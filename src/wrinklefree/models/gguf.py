@@ -15,8 +15,8 @@ from transformers.initialization import no_init_weights
 from wrinklefree.artifact.gguf.architectures import ARCHITECTURES
 from wrinklefree.artifact.gguf.container import read_gguf
 from wrinklefree.artifact.gguf.read_floats import float_tensors
-from wrinklefree.artifact.gguf.read_model import files_of, open_model
-from wrinklefree.errors import FormatError
+from wrinklefree.artifact.gguf.read_model import files_of, is_ternary_gguf, open_model
+from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.tokenizer_files import load_tokenizer
 
 
@@ -62,6 +62,15 @@ def load_gguf(path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
     if generation is not None:
         built.generation_config = generation
     return built.eval(), tokenizer
+
+
+def refuse_ternary(source: str) -> None:
+    """Raise InputError for a GGUF file that is ternary: converting it would choose other codes than it has."""
+    if Path(source).is_file() and is_ternary_gguf(source):
+        raise InputError(
+            f"{source}: is ternary already, and converting would choose its codes anew; take them as they are: "
+            f"wf import {source} CHECKPOINT --to checkpoint"
+        )
 
 
 def _config(settings: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.classification import as_classifier, check_labels
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.families import default_subln
+from wrinklefree.models.gguf import refuse_ternary
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source
 from wrinklefree.models.low_rank import prepare_low_rank
 from wrinklefree.models.subln import SublnInit
@@ -60,6 +61,8 @@ def build_student(recipe: Recipe) -> Student:
         data = _data(recipe, tokenizer, info)
         prepare_low_rank(model, recipe.low_rank, _rows(data), original=False, say=say)
         return Student(_for_task(model, recipe, data), tokenizer, info, recipe.teacher_source or info.teacher, data)
+    if recipe.model.convert:
+        refuse_ternary(source)
     model, tokenizer = load_source(source, dtype)
     if not recipe.model.convert:
         data = _data(recipe, tokenizer, None)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ModelConfig, parse_config
-from wrinklefree.artifact.gguf.container import GgufFile, GgufTensor, read_gguf
+from wrinklefree.artifact.gguf.architectures import ARCHITECTURES
+from wrinklefree.artifact.gguf.container import GgufFile, GgufTensor, is_gguf, read_gguf
 from wrinklefree.artifact.gguf.names import ROPE_FACTORS, permuted_heads, rows_from_gguf, tensor_name
 from wrinklefree.artifact.gguf.settings import from_gguf, known_architecture
 from wrinklefree.artifact.gguf.ternary_types import FLOATS, PLAIN_SCALES, TERNARY_TYPES, decode, scales_of
@@ -127,6 +128,21 @@ def open_model(path: str | Path, keep_subln: bool = True) -> GgufModel:
             shapes[module] = (linears[module].rows, linears[module].columns) if module in linears else tensor.shape
     _compare(file, shapes, linears)
     return GgufModel(file, config, sizes, origin, shapes)
+
+
+def is_ternary_gguf(path: str | Path) -> bool:
+    """Return whether a path is a GGUF file of an architecture of ours whose first layer is ternary.
+
+    Raises: FormatError when such a file is damaged.
+    """
+    if not is_gguf(path) or read_gguf(path).architecture not in ARCHITECTURES:
+        return False
+    model = open_model(path)
+    try:
+        ternary_layer(model, next(iter(model.sizes.linears())))
+    except FormatError:
+        return False
+    return True
 
 
 def gguf_parts(path: str | Path) -> ModelParts:
