@@ -28,7 +28,7 @@ from readers import READERS
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ("config", "header", "directory", "tensors", "rows", "calls")
 SECONDS_PER_INPUT = 5
-MAX_INPUT_BYTES = 32_768
+MAX_INPUT_BYTES = {"config": 4096, "header": 4096, "calls": 1024, "rows": 4096}  # a whole model: 32,768
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ def run_native(target: str, seconds: int, build: Path, finds: Path) -> Row:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as work:
         command = [build / f"fuzz_{target}", f"-max_total_time={seconds}", "-print_final_stats=1"]
-        command += [f"-timeout={SECONDS_PER_INPUT}", "-rss_limit_mb=2048", f"-max_len={MAX_INPUT_BYTES}"]
+        command += [
+            f"-timeout={SECONDS_PER_INPUT}",
+            "-rss_limit_mb=2048",
+            f"-max_len={MAX_INPUT_BYTES.get(target, 32_768)}",
+        ]
         command += [f"-dict={ROOT / 'native' / 'fuzz' / 'keys.dict'}", f"-artifact_prefix={finds}/native-{target}-"]
         start = time.monotonic()
         done = subprocess.run(

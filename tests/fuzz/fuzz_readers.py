@@ -6,7 +6,7 @@ Anything else is a find: another exception, more than a second of processor time
     python tests/fuzz/fuzz_readers.py gguf --seconds 60 --seed 1
     python tests/fuzz/fuzz_readers.py gguf --again build/fuzz/finds/gguf-1-4711       # one directory
 
-Every sixteenth case is traced; one that reaches lines of the package in an order not seen before becomes a seed itself.
+Every 32nd case is traced; one that reaches lines of the package in an order not seen before becomes a seed itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SOURCE = str(Path(sys.modules["wrinklefree.errors"].__file__ or "").parent)
 MAX_SECONDS = 1.0
 HARD_SECONDS = 10  # of processor time: the process ends, and whoever started it sees why
 SPARE_BYTES = 64 << 20
-TRACE_EVERY = 16
+TRACE_EVERY = 32
 MEASURE_EVERY = 256
 MAX_SEEDS = 400
 MAX_FINDS = 20

@@ -36,9 +36,11 @@ from wrinklefree.artifact.parts import ModelParts, TernaryPart  # noqa: E402
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors  # noqa: E402
 from wrinklefree.artifact.sources import read_parts  # noqa: E402
 from wrinklefree.artifact.tokenizer import Tokenizer  # noqa: E402
+from wrinklefree.engine import Engine  # noqa: E402
 from wrinklefree.export.gguf import GgufOptions, write_gguf  # noqa: E402
 from wrinklefree.export.hf_bitnet import write_hf  # noqa: E402
 from wrinklefree.export.hf_plain import write_plain  # noqa: E402
+from wrinklefree.export.sgl_bin import write_sgl_bin  # noqa: E402
 
 Files = Mapping[str, bytes]
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
@@ -220,11 +222,40 @@ def _hf_models(directory: Path) -> None:
     (directory / "shards" / "model.safetensors.index.json").write_text(json.dumps(index_json))
 
 
+def _bins(directory: Path) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        for index in range(2):
+            parts = _small_parts(Path(root) / str(index), subln="identity" if index else "none")
+            (directory / str(index)).mkdir()
+            write_sgl_bin(directory / str(index) / "model.bin", parts)
+
+
+def _model_path(directory: Path) -> Path:
+    return next((path for path in sorted(directory.iterdir()) if path.suffix in (".gguf", ".bin")), directory)
+
+
 def _read_model(directory: Path) -> None:
-    files = sorted(directory.glob("*.gguf"))
-    path = files[0] if files else directory
+    path = _model_path(directory)
     _read_parts(read_parts(path))
-    inspect_model(path)
+    if path.suffix != ".bin":
+        inspect_model(path)
+
+
+def _foreign_models(directory: Path) -> None:
+    for name, write in (("gguf", _gguf_models), ("bin", _bins), ("hf", _hf_models)):
+        made = directory / name
+        made.mkdir()
+        write(made)
+        for inner in list(made.iterdir()):
+            tokenizer_toys.write(inner)
+            inner.rename(directory / f"{name}-{inner.name}")
+        made.rmdir()
+
+
+def _run_model(directory: Path) -> None:
+    engine = Engine.load(_model_path(directory), threads=1)
+    logits = engine.logits([0, 1, 2])
+    assert logits.shape == (3, engine.vocab_size)
 
 
 LOADER_TOYS = ("llama_tensor", "llama_group_64", "qwen3", "bitnet", "linear_rope_f16_head", "bias_everywhere")
@@ -273,5 +304,7 @@ READERS: dict[str, Reader] = {
     "gguf-tokenizer": Reader(_gguf_tokenizers, _read_gguf_tokenizer),
     "gguf-model": Reader(_gguf_models, _read_model),
     "hf": Reader(_hf_models, _read_model),
+    "bin": Reader(_bins, _read_model),
+    "engine": Reader(_foreign_models, _run_model),
     "loader": Reader(_loader_toys, _load),
 }
