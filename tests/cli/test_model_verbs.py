@@ -82,9 +82,14 @@ def test_inspect_a_checkpoint_and_a_gguf(tmp_path: Path, checkpoint: Path, capsy
     found = _json(capsys, ["inspect", str(checkpoint)])
     assert found["kind"] == "checkpoint" and found["training"]["stage"] == "stage1_subln"
     assert 0.2 < found["zeros"] < 0.6 and found["tokenizer"]["eos"] == ["</s> (257)"]
-    import test_gguf
-
-    assert _json(capsys, ["inspect", str(test_gguf._write(tmp_path / "toy.gguf"))])["kind"] == "gguf"
+    toy = tmp_path / "toy.gguf"
+    assert main(["export", str(checkpoint), str(toy), "--format", "gguf-tq2_0", "--no-verify"]) == 0
+    printed = capsys.readouterr().out
+    # 64 columns and a scale for each 64: no block of 256, so another type, and the table says why
+    assert "Q4_0: 64 columns are no multiple of 256" in printed and "not verified" in printed
+    assert _json(capsys, ["inspect", str(toy)])["kind"] == "gguf"
+    _refused(capsys, ["export", str(checkpoint), str(toy), "--format", "gguf-tq2_0"], "exists already")
+    _refused(capsys, ["export", str(checkpoint), str(tmp_path / "i"), "--format", "gguf-i2_s"], "--lossy")
     (tmp_path / "text").write_text("hello")
     _refused(capsys, ["inspect", str(tmp_path / "text")], "is no GGUF file")
     _refused(capsys, ["inspect", str(tmp_path / "none")], "found no such model")
@@ -140,7 +145,7 @@ def test_generate_refuses_wrong_inputs(
 ) -> None:
     cases = [
         ([str(tmp_path / "none"), "--prompt", "a"], "none"),
-        ([str(checkpoint), "--prompt", "a"], "packed"),
+        ([str(checkpoint), "--prompt", "a"], "write it first: wf export"),
         ([str(packed), "--prompt", ""], "found nothing"),
         ([str(packed), "--prompt", "caf\udce9"], "not UTF-8"),
         ([str(packed), "--prompt", "a" * 200], "more than the context of 128"),
