@@ -53,6 +53,7 @@ _MAX_EXTRA_BYTES = 52 * 1024 * 1024
 # may be an eighth longer than its content).
 _WIDEST, _STRING_COST, _PLACE_COST = 4, 96, 9
 _EMPTY_COST = sys.getsizeof("")
+_PIECE_BYTES = 1 << 20
 
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -81,14 +82,22 @@ class Cursor:
         """Return integers. Raises: FormatError as `skip` does."""
         return format_.unpack_from(self.data, self.skip(format_.size, what, index))
 
-    def string(self, most: int, what: str, index: int | str) -> str:
-        """Return a string: its length, at most ``most``, and UTF-8. Raises: FormatError naming the thing."""
+    def span(self, most: int, what: str, index: int | str) -> memoryview:
+        """Return the bytes of a string, at most ``most``. Raises: FormatError naming the thing."""
         (size,) = self.read(U64, what, index)
         if size > most:
             self.fail(f"{what} {index!r} has a length of {size} bytes, at most {most} are allowed")
         begin = self.skip(size, what, index)
+        return self.data[begin : begin + size]
+
+    def string(self, most: int, what: str, index: int | str) -> str:
+        """Return a string. Raises: FormatError as `span` does, or when it is not UTF-8."""
+        return self.decoded(self.span(most, what, index), what, index)
+
+    def decoded(self, span: memoryview, what: str, index: int | str) -> str:
+        """Return bytes in front of here as a string. Raises: FormatError when they are not UTF-8."""
         try:
-            return str(self.data[begin : begin + size], "utf-8")
+            return str(span, "utf-8")
         except UnicodeDecodeError as error:
             self.fail(f"{what} {index!r} is not UTF-8, {error.reason} at byte {error.start} of it")
 
@@ -149,7 +158,10 @@ class Metadata(Mapping[str, Value]):
         cursor = self._cursor
         (number,) = cursor.read(U32, "the type of", key)
         if number == STRING:
-            text = cursor.string(MAX_STRING_BYTES, "the value of", key)
+            span = cursor.span(MAX_STRING_BYTES, "the value of", key)
+            if _most_memory(span, self._memory_left) > self._memory_left:
+                self._too_much(key)
+            text = cursor.decoded(span, "the value of", key)
             self._account(key, text)
             return text
         if number == ARRAY:
@@ -213,7 +225,10 @@ class Metadata(Mapping[str, Value]):
             for _ in range(array.count):
                 begin = position + 8
                 position = begin + read_size(data, position)[0]
-                text = str(data[begin:position], "utf-8")
+                span = data[begin:position]
+                if counting and _most_memory(span, left) > left:
+                    self._too_much(key)
+                text = str(span, "utf-8")
                 texts.append(text)
                 if counting:
                     left -= sys.getsizeof(text) - _EMPTY_COST
@@ -233,6 +248,19 @@ class Metadata(Mapping[str, Value]):
 
     def _too_much(self, key: str) -> NoReturn:
         raise FormatError(f"{self._cursor.path}: {key!r}: the strings of this file take too much memory")
+
+
+def _most_memory(span: memoryview, left: int) -> int:
+    """What UTF-8 may take as a Python string; looked at closely only when the first guess is more than is ``left``."""
+    guess = _WIDEST * len(span) + _STRING_COST
+    if guess <= left:
+        return guess
+    # A character takes as many bytes as the widest one needs, which its first byte in UTF-8 tells.
+    found = np.frombuffer(span, np.uint8)
+    highest = int(found.max(initial=0))
+    width = 4 if highest >= 0xF0 else 2 if highest >= 0xC4 else 1
+    pieces = (found[begin : begin + _PIECE_BYTES] for begin in range(0, found.size, _PIECE_BYTES))
+    return width * sum(int(np.count_nonzero(piece & 0xC0 != 0x80)) for piece in pieces) + _STRING_COST
 
 
 def pack_string(text: str) -> bytes:
