@@ -27,7 +27,7 @@ from wrinklefree import _native  # noqa: E402
 from wrinklefree.artifact.chat_template import ChatTemplate  # noqa: E402
 from wrinklefree.artifact.files import read_json  # noqa: E402
 from wrinklefree.artifact.gguf.container import GgufFile, GgufWriter, read_gguf  # noqa: E402
-from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf  # noqa: E402
+from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf, tokenizer_to_gguf  # noqa: E402
 from wrinklefree.artifact.gguf.types import gguf_type  # noqa: E402
 from wrinklefree.artifact.inspection import inspect_model  # noqa: E402
 from wrinklefree.artifact.manifest import changed_files, read_packed  # noqa: E402
@@ -200,6 +200,18 @@ def _small_parts(directory: Path, **changes: Any) -> ModelParts:
     return packed_parts(packed_toys.write(directory, config, info))
 
 
+def _tokenizer_files(directory: Path) -> None:
+    for name in ("gpt-2", "llama-bpe", "qwen2"):
+        (directory / name).mkdir()
+        for file, data in gguf_tokenizer_toys.files(gguf_tokenizer_toys.byte_level(name), bos=name != "qwen2").items():
+            (directory / name / file).write_bytes(data)
+
+
+def _read_tokenizer_files(directory: Path) -> None:
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    tokenizer_to_gguf(files, {"vocab_size": 600})
+
+
 def _gguf_models(directory: Path) -> None:
     with tempfile.TemporaryDirectory() as root:
         for index, ternary in enumerate(("TQ2_0", "I2_S")):
@@ -302,6 +314,7 @@ READERS: dict[str, Reader] = {
     "tokenizer": Reader(_tokenizers, _read_tokenizer),
     "template": Reader(_templates, _read_template),
     "gguf-tokenizer": Reader(_gguf_tokenizers, _read_gguf_tokenizer),
+    "tokenizer-to-gguf": Reader(_tokenizer_files, _read_tokenizer_files),
     "gguf-model": Reader(_gguf_models, _read_model),
     "hf": Reader(_hf_models, _read_model),
     "bin": Reader(_bins, _read_model),

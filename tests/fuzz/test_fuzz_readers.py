@@ -15,7 +15,7 @@ import pytest
 
 FUZZ = Path(__file__).parent
 READERS = ["safetensors", "config", "gguf", "packed", "tokenizer", "template"]
-READERS += ["gguf-tokenizer", "gguf-model", "hf", "bin", "engine", "loader"]
+READERS += ["gguf-tokenizer", "tokenizer-to-gguf", "gguf-model", "hf", "bin", "engine", "loader"]
 
 
 def _run(*words: object) -> tuple[list[dict[str, Any]], str]:

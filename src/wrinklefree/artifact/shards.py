@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,11 @@ class ShardedTensors:
         if not np.isfinite(values).all():
             raise FormatError(f"{self.place(name)}: holds a value that is no finite number")
         return values
+
+
+def all_plain(names: Iterable[object]) -> bool:
+    """Return whether all are names of safetensors files in the directory itself."""
+    return all(_is_plain(name) for name in names)
 
 
 def _is_plain(name: object) -> bool:

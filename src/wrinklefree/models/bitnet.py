@@ -10,7 +10,6 @@ The layouts and scale conventions are those of transformers' integrations/bitnet
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
+from wrinklefree.artifact.files import read_json
+from wrinklefree.artifact.shards import all_plain
 from wrinklefree.errors import FormatError
 
 _PER_BYTE = 4
@@ -80,7 +81,11 @@ def _tensors(src: str) -> dict[str, Tensor]:
     index = cached_file(src, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     names = ["model.safetensors"]
     if index is not None:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        mapping = read_json(Path(index)).get("weight_map")
+        found = set(mapping.values()) if isinstance(mapping, dict) and all_plain(mapping.values()) else set()
+        if not found:
+            raise FormatError(f"{index}: weight_map: an object from tensor names to plain file names is needed")
+        names = sorted(found)
     tensors: dict[str, Tensor] = {}
     for name in names:
         path = cached_file(src, name)

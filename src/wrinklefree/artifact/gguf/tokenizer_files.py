@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from wrinklefree.artifact.gguf.vocabulary import (
     check_texts,
     padding,
 )
+from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.errors import FormatError, InputError
 
 # Where an added token is found in a text, as tokenizer.json says it.
@@ -202,17 +202,7 @@ class TokenizerFiles:
         """Return the JSON object of a file, {} when there is none."""
         if name not in self._files:
             return {}
-        try:
-            value = json.loads(_text(self._files[name], name))
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{name}: not valid JSON, line {error.lineno}: {error.msg}") from error
-        except (RecursionError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise FormatError(f"{name}: not usable JSON ({type(error).__name__})") from error
-        if not isinstance(value, dict):
-            raise FormatError(f"{name}: found a JSON {type(value).__name__}, an object is needed")
-        return value
+        return parse_json(self._files[name], name)
 
 
 def _text(data: bytes, name: str) -> str:
