@@ -12,11 +12,11 @@ from gguf_toys import Changes, toy_config, toy_parts, write_foreign
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import parse_config
-from wrinklefree.artifact.gguf.container import GgufWriter
+from wrinklefree.artifact.gguf.container import GgufWriter, read_gguf
 from wrinklefree.artifact.gguf.names import tensor_name
 from wrinklefree.artifact.gguf.read_model import gguf_parts
 from wrinklefree.artifact.gguf.ternary_types import encode
-from wrinklefree.artifact.gguf.types import gguf_type
+from wrinklefree.artifact.gguf.types import dequantize, gguf_type
 from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart, stored_tables
 from wrinklefree.artifact.sources import read_parts
@@ -215,3 +215,28 @@ def test_what_is_no_ternary_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"wrinklefree": {"format": "checkpoint"}}')
     with pytest.raises(InputError, match="wf export"):
         read_parts(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_negative_scales_keep_their_sign(kind: str, tmp_path: Path) -> None:
+    """Some programs' blocks have them; codes, scales and rows for the engine must agree on whose the sign is."""
+    path = write_foreign(tmp_path / "toy.gguf", toy_parts(toy_config("llama"), "group"), kind)
+    tensor = read_gguf(path).tensors["blk.0.ffn_gate.weight"]
+    content = bytearray(path.read_bytes())
+    for block in range(0, tensor.num_bytes // tensor.type.block_bytes, 2):
+        content[tensor.offset + (block + 1) * tensor.type.block_bytes - 1] ^= 0x80
+    path.write_bytes(content)
+    file = read_gguf(path)
+    expected = dequantize(tensor.type, file.data(tensor.name), tensor.shape)
+    assert (expected < 0).any()
+    part = next(part for part in gguf_parts(path).parts if part.name.endswith("gate_proj"))
+    assert isinstance(part, TernaryPart) and (weights(part) == expected).all()
+    assert (part.codes_and_scales()[1] > 0).all()
+
+
+def test_weights_for_rotated_inputs_are_refused(tmp_path: Path) -> None:
+    """PrismML's fork multiplies them with inputs that were rotated first; without that they compute nothing."""
+    keys = {"prism.hadamard.block_size": 128}
+    path = write_foreign(tmp_path / "toy.gguf", toy_parts(toy_config("qwen3")), "TQ2_0", Changes(keys=keys))
+    with pytest.raises(FormatError, match="rotated inputs"):
+        gguf_parts(path)

@@ -33,6 +33,8 @@ from wrinklefree.errors import FormatError
 
 # A float16 table up to this size is kept as it is; a larger one would take too much of the time of every token.
 EXACT_TABLE_BYTES = 128 * 1024 * 1024
+# Keys of PrismML's fork: inputs go through a Hadamard transform before such weights (llama.cpp's issue 29058).
+_ROTATED = "prism.hadamard"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def open_model(path: str | Path, keep_subln: bool = True) -> GgufModel:
     architecture = known_architecture(file)
     if file.size("split.count", 1 << 16, 1, least=0) > 1:
         raise FormatError(f"{file.path}: is one of several files; join them first: llama-gguf-split --merge")
+    if rotated := [key for key in file.metadata if key.startswith(_ROTATED)]:
+        raise FormatError(f"{file.path}: {rotated[0]}: weights for rotated inputs, which no model here computes")
     origin = parse_origin(file.text(GGUF_KEY, None), f"{file.path}: {GGUF_KEY}")
     # Norms that a llama model got from SubLN; without our word for it they are a bitnet's own.
     if not (architecture.sub_norms and keep_subln):
@@ -197,6 +201,11 @@ def _fine_scales(model: GgufModel, name: str) -> NDArray[np.float32]:
     assert tensor is not None
     if tensor.type.name not in PLAIN_SCALES:
         return ternary_layer(model, name)[1]
+    return np.abs(_signed_scales(model, name, tensor))
+
+
+def _signed_scales(model: GgufModel, name: str, tensor: GgufTensor) -> NDArray[np.float32]:
+    """Return the scales of a type of `PLAIN_SCALES` as the file has them, the layer's own multiplied in."""
     try:
         scales = scales_of(tensor.type, model.file.data(tensor.name), (tensor.shape[0], tensor.shape[1]))
     except FormatError as error:
@@ -207,12 +216,13 @@ def _fine_scales(model: GgufModel, name: str) -> NDArray[np.float32]:
 def _code_rows(model: GgufModel, name: str, scales: NDArray[np.float32]) -> CodeRows | None:
     """Return the rows of a type whose codes the engine repacks itself, None for another.
 
-    A block whose scale is 0 may hold any codes, which such a scale makes 0 and a wider group's would not.
+    A block whose scale is 0 may hold any codes, which such a scale makes 0 and a wider group's would not; where a scale
+    is negative, the codes are those of `ternary_layer` with their signs changed.
     """
     tensor = model.tensor(name)
     assert tensor is not None
     columns = _REPACKED.get(tensor.type.name, 0)
-    if columns == 0 or tensor.shape[1] % columns or not _fine_scales(model, name).all():
+    if columns == 0 or tensor.shape[1] % columns or not (_signed_scales(model, name, tensor) > 0).all():
         return None
     data, heads = model.file.data(tensor.name), model.heads(name)
     codes = data[: data.size - tensor.type.tail_bytes]
