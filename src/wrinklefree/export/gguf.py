@@ -241,8 +241,9 @@ def _tensors(
     layer, heads = types[part.name], permuted_heads(part.name, model.config, architecture.name)
     group_size = model.info.group_size
     found = [_Tensor(f"{name}.weight", TYPES[layer.type], part.shape, lambda: _codes(part, layer, heads, group_size))]
-    if layer.beside:
-        found.append(_Tensor(f"{name}.scale", TYPES["F32"], (1,), lambda: part.codes_and_scales()[1]))
+    if layer.beside is not None:
+        beside = np.array([layer.beside], np.float32)
+        found.append(_Tensor(f"{name}.scale", TYPES["F32"], (1,), lambda: beside))
     if part.bias is not None:
         bias = rows_to_gguf(part.bias, heads)
         found.append(_Tensor(f"{name}.bias", TYPES["F32"], bias.shape, lambda: bias))
@@ -253,8 +254,8 @@ def _codes(part: TernaryPart, layer: LayerType, heads: int | None, group_size: i
     """Return the bytes of a ternary layer: these codes, these scales, nothing computed anew."""
     codes, scales = part.codes_and_scales()
     codes, scales = rows_to_gguf(codes, heads), rows_to_gguf(scales, heads)
-    if layer.beside:
-        scales = np.ones(1, np.float32)
+    if layer.beside is not None:
+        scales = scales / np.float32(layer.beside)  # exactly 1, or exact because it is a power of two
     if layer.type == "F16":
         return codes.astype(np.float16) * block_scales(scales, part.shape, 1, group_size).astype(np.float16)
     if scales.ndim == 2:

@@ -18,6 +18,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.export.fit import (
     HALF_ROUNDING,
     Conversion,
+    Kind,
     half_scales,
     pad_inner,
     refusal,
@@ -30,11 +31,14 @@ COLUMNS = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128, "Q2_0": 64, "Q4_0": 32, "Q8_
 
 @dataclass(frozen=True)
 class LayerType:
-    """The type of one layer, and why it is not the one that was asked for; ``beside``: its scale is a tensor beside."""
+    """The type of one layer, and why it is not the one that was asked for.
+
+    ``beside``: what a tensor beside the weight multiplies the products by, float32; None where there is none.
+    """
 
     type: str
     reason: str = ""
-    beside: bool = False
+    beside: float | None = None
 
 
 def one_scale_each(model: ModelParts, type_name: str, lossy: bool) -> tuple[ModelParts, list[Conversion]]:
@@ -146,26 +150,33 @@ def stored_scales(
 ) -> tuple[TernaryPart, LayerType, Conversion | None]:
     """Return a layer with its scales as the file holds them.
 
-    I2_S keeps float32. Blocks keep float16, which is said; with ``beside`` a scale of the whole layer that float16
-    would change stays float32 in a tensor beside the weight.
+    I2_S keeps float32. Blocks keep float16, which is said. With ``beside`` a scale of the whole layer that float16
+    would change goes into a tensor beside the weight, in float32; of scales that are out of float16's range a power of
+    two does.
 
     Raises: InputError for a scale that float16 does not hold, unless ``lossy``.
     """
     said = [f"{kind.type}: {kind.reason}"] if kind.reason else []
-    codes_type, how = kind.type, "exact"
-    if codes_type != "I2_S":
-        _, scales = part.codes_and_scales()
-        half, change = half_scales(scales)
-        if change and beside and scales.shape == (1,):
-            kind = replace(kind, beside=True)
-        elif change:
-            if not np.isfinite(half).all() or (change > HALF_ROUNDING and not lossy):
-                what = f"a scale of {_extreme(scales):.3g} is out of the range of {codes_type}'s float16"
-                raise refusal(model, part.name, what, "packed, gguf-i2_s")
-            part = with_scales(part, half)
-            how = "rounded" if change <= HALF_ROUNDING else "lossy"
-            said.append(f"scale rounded to float16, changed by {change:.1e} of itself at most")
-    return part, kind, Conversion(part.name, how, "; ".join(said)) if said else None  # type: ignore[arg-type]
+    if kind.type == "I2_S":
+        return part, kind, Conversion(part.name, "exact", said[0]) if said else None
+    how: Kind = "exact"
+    _, scales = part.codes_and_scales()
+    half, change = half_scales(scales)
+    if change and beside and scales.shape == (1,):
+        kind = replace(kind, beside=float(scales[0]))
+    elif change:
+        factor = np.float32(1)
+        if change > HALF_ROUNDING and beside and scales.ndim == 1:
+            factor = np.exp2(np.floor(np.log2(np.abs(scales).max()))).astype(np.float32)
+            kind = replace(kind, beside=float(factor))
+            half, change = half_scales(scales / factor)
+        if not np.isfinite(half).all() or (change > HALF_ROUNDING and not lossy):
+            what = f"a scale of {_extreme(scales):.3g} is out of the range of {kind.type}'s float16"
+            raise refusal(model, part.name, what, "packed" + ", gguf-i2_s" * (scales.shape == (1,)))
+        part = with_scales(part, half * factor)
+        how = "rounded" if change <= HALF_ROUNDING else "lossy"
+        said.append(f"scale rounded to float16, changed by {change:.1e} of itself at most")
+    return part, kind, Conversion(part.name, how, "; ".join(said)) if said else None
 
 
 def _extreme(scales: NDArray[np.float32]) -> float:
