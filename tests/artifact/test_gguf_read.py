@@ -150,6 +150,29 @@ def test_a_scale_beside_a_layer_multiplies_it(tmp_path: Path) -> None:
     assert (weights(layer) == 4 * weights(plain)).all()
 
 
+def test_a_scale_below_zero_is_kept_by_every_way_through(tmp_path: Path) -> None:
+    from wrinklefree.engine.engine import Engine
+
+    source = toy_parts(toy_config("llama"))
+    path = write_foreign(tmp_path / "model.gguf", source, "TQ2_0")
+    place = read_gguf(path).tensors["blk.0.ffn_up.weight"].offset
+    raw = bytearray(path.read_bytes())
+    raw[place + 65] ^= 0x80  # the sign of the first row's float16 scale
+    path.write_bytes(raw)
+    read = gguf_parts(path)
+    layer, plain = (
+        next(part for part in model.parts if isinstance(part, TernaryPart) and part.name.endswith("up_proj"))
+        for model in (read, source)
+    )
+    wanted = weights(plain)
+    wanted[0] *= -1
+    assert (weights(layer) == wanted).all()
+    (tmp_path / "packed").mkdir()
+    write_packed(tmp_path / "packed", read, stored_tables(read))
+    found = [Engine.load(place, threads=1).logits([1, 2, 3]) for place in (tmp_path / "packed", path)]
+    assert (found[0] == found[1]).all()
+
+
 def test_the_origin_is_taken_and_checked(tmp_path: Path) -> None:
     source = toy_parts(toy_config("llama"), subln="identity")
     marker = {"mask_token_id": 258, "block_size": 4, "token_shift": True, "variant": "causal", "clean_half": "causal"}
@@ -190,6 +213,8 @@ DAMAGE: dict[str, tuple[Changes, str]] = {
     "wrong value": (Changes(keys={"llama.block_count": 0}), "llama.block_count: found 0, an integer from 1"),
     "rope": (Changes(keys={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}), "found 'yarn'"),
     "part of a rope": (Changes(keys={"llama.rope.dimension_count": 32}), "rope.dimension_count: found 32"),
+    "experts": (Changes(tensors={"blk.0.ffn_gate_inp.weight": NAN}), "a mixture of experts cannot be read"),
+    "fused": (Changes(tensors={"blk.0.attn_qkv.weight": NAN}), "fused into one tensor cannot be read"),
     "shard": (Changes(keys={"split.count": 3}), "one of several files"),
     "bias": (Changes(tensors={"blk.0.attn_q.bias": NAN[0]}), "attn_q.bias: holds a value that is no finite number"),
     "scale": (Changes(tensors={"blk.0.attn_q.scale": NAN[0, :1]}), "attn_q.scale: holds a value that is no finite"),

@@ -92,9 +92,10 @@ def _show(report: ImportReport, output: Output) -> None:
     if isinstance(report.agreement, str):
         output.line(report.agreement)
     else:
-        cosine, same = report.agreement["logit_cosine_min"], report.agreement["greedy_tokens_equal"]
+        found = report.agreement
+        cosine, noise = found["logit_cosine_min"], found["noise_cosine_min"]
         output.line(
-            f"against torch with the same parts: lowest cosine of logits {cosine:.6f}, {same} of "
-            f"{report.agreement['of']} greedy tokens equal"
+            f"against torch with the same parts: lowest cosine of logits {cosine:.6f} (noise of rounding {noise:.6f}), "
+            f"{found['greedy_tokens_equal']} of {found['of']} greedy tokens equal"
         )
     output.line(f"wrote {report.out} in {report.seconds:.1f} s")

@@ -255,15 +255,13 @@ def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArra
         raise FormatError(f"{path}: {tensor.name} ({tensor.type.name}): {error}{hint}") from error
     heads = model.heads(name)
     scales = rows_from_gguf(scales, heads) * model.scale(name)
-    codes = rows_from_gguf(codes, heads)
-    if (scales < 0).any():  # the same products; whoever rounds or clamps a scale expects its size
-        signs = np.where(scales < 0, -1, 1).astype(np.int8)
-        codes = codes * (signs if signs.size == 1 else np.repeat(signs, shape[1] // signs.shape[1], axis=1))
-    return codes, np.abs(scales)
+    return rows_from_gguf(codes, heads), scales.astype(np.float32)
 
 
 # Types that the engine repacks, with the columns of a block.
 _REPACKED = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128}
+
+
 _ONLY_TERNARY = frozenset({"TQ1_0", "TQ2_0", "I2_S", "PTQ1_0", "Q2_0", "Q2_0_G128", "PQ2_0"})
 
 
@@ -290,6 +288,9 @@ def _compare(file: GgufFile, shapes: Mapping[str, tuple[int, ...]], linears: Con
     """Compare names and shapes with the table of the file; layers may have a bias and a scale. Raises: FormatError."""
     architecture = known_architecture(file)
     left = set(file.tensors)
+    for other, what in (("ffn_gate_inp", "a mixture of experts"), ("attn_qkv", "q, k and v fused into one tensor")):
+        if f"blk.0.{other}.weight" in left:
+            raise FormatError(f"{file.path}: blk.0.{other}.weight: {what} cannot be read")
     for module, shape in shapes.items():
         theirs = tensor_name(module, architecture.name)
         if f"{theirs}.weight" not in file.tensors:

@@ -213,9 +213,10 @@ def _solved(found: NDArray[np.float64], theta: float) -> list[dict[str, Any]]:
     solved = []
     if middle.sum() >= 2:
         smooth = (1 / found[middle] - 1 / factor) / (1 - 1 / factor)
-        slope, offset = np.polyfit(turns[middle], smooth, 1)
-        if slope > 0:
-            low, high = -offset / slope, (1 - offset) / slope
+        ends, values = turns[middle][[0, -1]], smooth[[0, -1]]  # two points of a straight line
+        if ends[0] > ends[1] and values[0] > values[1]:
+            slope = (values[0] - values[1]) / (ends[0] - ends[1])
+            low, high = ends[1] - values[1] / slope, ends[1] + (1 - values[1]) / slope
             solved = [(round(low, digits), round(high, digits)) for digits in (0, 1, 2, 3, 6)]
     elif (found > 1).any() and (found == 1).any() and not middle.any():
         # Nothing between the bounds: any two that lie between the same neighbours do the same.
