@@ -28,6 +28,8 @@ BlockSize block_of(RowType type) {
       return {256, 54};
     case RowType::kTq2:
       return {256, 66};
+    case RowType::kQ4:
+      return {32, 18};
     case RowType::kI2s:
       return {128, 32};
   }
@@ -85,6 +87,20 @@ uint8_t decode_tq1(const uint8_t* in, int64_t count, uint8_t* out) {
   return 0;
 }
 
+// Behind two bytes of scale, byte m is column m in its low four bits and 16 + m in its high ones, plus 8.
+uint8_t decode_q4(const uint8_t* in, int64_t count, uint8_t* out) {
+  uint8_t wrong = 0;
+  for (int64_t block = 0; block < count; ++block, in += 18) {
+    for (int shift = 0; shift < 8; shift += 4, out += 16) {
+      for (int m = 0; m < 16; ++m) {
+        out[m] = static_cast<uint8_t>((in[2 + m] >> shift & 15) - 7);
+        wrong |= static_cast<uint8_t>(out[m] > 2);
+      }
+    }
+  }
+  return wrong;
+}
+
 // Bits 6 - 2 l of byte m are column 32 l + m.
 uint8_t decode_i2s(const uint8_t* in, int64_t count, uint8_t* out) {
   uint8_t wrong = 0;
@@ -107,6 +123,8 @@ uint8_t decode(RowType type, const uint8_t* in, int64_t blocks, uint8_t* out) {
       return decode_tq1(in, blocks, out);
     case RowType::kTq2:
       return decode_tq2(in, blocks, out);
+    case RowType::kQ4:
+      return decode_q4(in, blocks, out);
     case RowType::kI2s:
       return decode_i2s(in, blocks, out);
   }
@@ -187,8 +205,9 @@ RowType row_type_of(const std::string& name) {
   if (name == "I8") return RowType::kI8;
   if (name == "TQ1_0") return RowType::kTq1;
   if (name == "TQ2_0") return RowType::kTq2;
+  if (name == "Q4_0") return RowType::kQ4;
   if (name == "I2_S") return RowType::kI2s;
-  throw InputError(message("row type: found ", quoted(name), ", allowed are I8, TQ1_0, TQ2_0 and I2_S"));
+  throw InputError(message("row type: found ", quoted(name), ", allowed are I8, TQ1_0, TQ2_0, Q4_0 and I2_S"));
 }
 
 uint64_t row_bytes_of(RowType type, int64_t columns) {

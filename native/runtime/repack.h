@@ -10,10 +10,11 @@ enum class RowType : uint8_t {
   kI8,   // one int8 of -1, 0, 1 for each column
   kTq1,  // GGUF's TQ1_0: blocks of 256 columns in 54 bytes
   kTq2,  // GGUF's TQ2_0: blocks of 256 columns in 66 bytes
+  kQ4,   // GGUF's Q4_0: blocks of 32 columns in 18 bytes; of its 16 values only -1, 0, 1 are allowed
   kI2s,  // bitnet.cpp's I2_S as its x86 builds lay it out: blocks of 128 columns in 32 bytes
 };
 
-// By the names I8, TQ1_0, TQ2_0, I2_S. Throws InputError for another.
+// By the names I8, TQ1_0, TQ2_0, Q4_0, I2_S. Throws InputError for another.
 RowType row_type_of(const std::string& name);
 
 // Bytes of a row of `columns` columns. Throws InputError when the type cannot hold such a row.

@@ -76,14 +76,17 @@ def test_a_gguf_file_runs_as_its_import_does(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(Engine.load(tmp_path / "ours", threads=1).logits(TOKENS), engine.logits(TOKENS))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "bitnet"])
-def test_i2_s_runs_as_its_import_does(model_type: str, tmp_path: Path) -> None:
-    config = toy_config(model_type, **(BITNET if model_type == "bitnet" else {}))
+@pytest.mark.parametrize(("model_type", "kind"), [("llama", "I2_S"), ("bitnet", "I2_S"), ("llama", "Q4_0")])
+def test_a_file_of_ours_runs_as_its_import_does(model_type: str, kind: str, tmp_path: Path) -> None:
+    # Rows of 320 columns are no whole blocks of 256, so that such layers become Q4_0.
+    config = toy_config(
+        model_type, **(BITNET if model_type == "bitnet" else {}), hidden_size=256 + 64 * (kind == "Q4_0")
+    )
     path = tmp_path / "model.gguf"
-    foreign = read_parts(write_foreign(tmp_path / "with_tokenizer.gguf", toy_parts(config)))
-    write_gguf(path, foreign, GgufOptions("I2_S"))
-    parts = read_parts(path).parts
-    assert all(isinstance(p.read, StoredCodes) for p in parts if isinstance(p, TernaryPart))
+    foreign = read_parts(write_foreign(tmp_path / "with_tokenizer.gguf", toy_parts(config), "F16"))
+    write_gguf(path, foreign, GgufOptions("I2_S" if kind == "I2_S" else "TQ2_0"))
+    layers = [part for part in read_parts(path).parts if isinstance(part, TernaryPart)]
+    assert all(isinstance(layer.read, StoredCodes) for layer in layers) and layers[0].stored.type_name == kind
     check_run(path, tmp_path / "packed")
 
 

@@ -60,6 +60,14 @@ def test_a_ternary_gguf_file(kind: str, tmp_path: Path) -> None:
     assert bool(found.training) == (kind == "I2_S")  # ours say where they come from
 
 
+def test_layers_that_became_q4_0(tmp_path: Path) -> None:
+    model = toy_parts(toy_config("llama", hidden_size=320))
+    path = tmp_path / "model.gguf"
+    write_gguf(path, read_parts(write_foreign(tmp_path / "source.gguf", model, "F16")), GgufOptions("TQ2_0"))
+    row = next(row for row in inspect_model(path).tensors if row.name == "blk.0.ffn_up.weight")
+    assert row.type_name == "Q4_0" and row.zeros == pytest.approx(zeros(model)["model.layers.0.mlp.up_proj"])
+
+
 def test_a_block_of_scale_zero_counts_as_zeros(tmp_path: Path) -> None:
     model = some_zeros()
     path = write_foreign(tmp_path / "model.gguf", model)

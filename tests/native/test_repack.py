@@ -14,13 +14,17 @@ from wrinklefree import _native
 from wrinklefree.artifact.packing import PackedShape, pack_codes
 from wrinklefree.errors import FormatError, InputError
 
-BLOCK = {"I8": 1, "TQ1_0": 256, "TQ2_0": 256, "I2_S": 128}
+BLOCK = {"I8": 1, "TQ1_0": 256, "TQ2_0": 256, "Q4_0": 32, "I2_S": 128}
 
 
 def stored(codes: NDArray[np.int8], row_type: str) -> NDArray[np.uint8]:
     """The bytes of rows ``[O, I]`` in a type; those of I2_S as its definition says them, column by column."""
     if row_type == "I8":
         return codes.reshape(-1).view(np.uint8)
+    if row_type == "Q4_0":  # the package's own rounding would write -8 and 7
+        nibbles = (codes + 8).astype(np.uint8).reshape(-1, 2, 16)
+        scales = np.full((len(nibbles), 2), 60, np.uint8)
+        return np.concatenate([scales, nibbles[:, 0] | nibbles[:, 1] << 4], axis=1).reshape(-1)
     if row_type != "I2_S":
         data: NDArray[np.uint8] = quantize(codes.astype(np.float32), gguf.GGMLQuantizationType[row_type])
         return data.reshape(-1)
@@ -48,7 +52,7 @@ def test_rows_become_blocks_byte_for_byte(row_type: str, rows: int, blocks: int,
     np.testing.assert_array_equal(out, pack_codes(codes[order]))
 
 
-@pytest.mark.parametrize("row_type", ["I8", "TQ2_0", "I2_S"])
+@pytest.mark.parametrize("row_type", ["I8", "TQ2_0", "Q4_0", "I2_S"])
 def test_what_is_no_ternary_value_is_refused(row_type: str) -> None:
     data = stored(np.zeros((20, 256), np.int8), row_type).copy()
     data[-3 if row_type != "TQ2_0" else -5] = 0xFD  # -3, and two bits of 3
@@ -58,8 +62,8 @@ def test_what_is_no_ternary_value_is_refused(row_type: str) -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     data = np.zeros(16 * 66, np.uint8)
-    with pytest.raises(InputError, match="row type: found 'Q4_0', allowed are"):
-        repacked(data, "Q4_0", 16, 256)
+    with pytest.raises(InputError, match="row type: found 'Q5_0', allowed are"):
+        repacked(data, "Q5_0", 16, 256)
     with pytest.raises(InputError, match="columns: found 200, this row type has blocks of 256"):
         repacked(data, "TQ2_0", 16, 200)
     with pytest.raises(InputError, match="found 1056 bytes, 15 rows of 256 columns in TQ2_0 have 990"):

@@ -140,6 +140,8 @@ def _zeros_of_rows(rows: CodeRows, place: str) -> int:
     if rows.type_name == "TQ1_0":
         blocks = rows.data.reshape(-1, 54)
         return _count(blocks[:, :48], _TRITS[:, :5]) + _count(blocks[:, 48:52], _TRITS[:, :4])
+    if rows.type_name == "Q4_0":
+        return _count(rows.data.reshape(-1, 18)[:, 2:], _NIBBLES)
     body = rows.data.reshape(-1, 66)[:, :64] if rows.type_name == "TQ2_0" else rows.data
     counts = np.bincount(body.reshape(-1), minlength=256)
     if counts[(_PAIRS == 3).any(axis=1)].any():
@@ -153,6 +155,7 @@ def _count(body: NDArray[np.uint8], codes: NDArray[np.int64]) -> int:
 
 # The codes in each byte value, [256, codes].
 _PAIRS = np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3
+_NIBBLES = (np.arange(256)[:, None] >> np.array([0, 4]) & 15) - 7
 _TRITS = ((np.arange(256)[:, None] * np.array([1, 3, 9, 27, 81]) & 255) * 3) >> 8
 
 

@@ -30,7 +30,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class CodeRows:
-    """Codes as another format stores them: uint8 ``data`` of rows in a type (TQ1_0, TQ2_0, I2_S of x86 builds).
+    """Codes as another format stores them: uint8 ``data`` of rows in a type (TQ1_0, TQ2_0, Q4_0, I2_S of x86).
 
     ``order``, int32 ``[O]``, says which stored row is row i; None when they stand in our order. Blocks whose scale is 0
     must hold codes of 0. The engine turns such rows into its own blocks without unpacking them to int8.

@@ -21,7 +21,7 @@ from wrinklefree.artifact.gguf.architectures import ARCHITECTURES
 from wrinklefree.artifact.gguf.container import GgufFile, GgufTensor, is_gguf, read_gguf
 from wrinklefree.artifact.gguf.names import ROPE_FACTORS, permuted_heads, rows_from_gguf, tensor_name
 from wrinklefree.artifact.gguf.settings import from_gguf, known_architecture
-from wrinklefree.artifact.gguf.ternary_types import FLOATS, PLAIN_SCALES, TERNARY_TYPES, decode, scales_of
+from wrinklefree.artifact.gguf.ternary_types import FLOATS, TERNARY_TYPES, decode, has_plain_scales, scales_of
 from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf
 from wrinklefree.artifact.gguf.types import dequantize
 from wrinklefree.artifact.manifest import TABLES, packed_tensors
@@ -199,13 +199,13 @@ def _fine_scales(model: GgufModel, name: str) -> NDArray[np.float32]:
     """Return the scales that `ternary_layer` gives, the codes unpacked only where they decide over them."""
     tensor = model.tensor(name)
     assert tensor is not None
-    if tensor.type.name not in PLAIN_SCALES:
+    if not has_plain_scales(tensor.type, model.file.data(tensor.name)):
         return ternary_layer(model, name)[1]
     return np.abs(_signed_scales(model, name, tensor))
 
 
 def _signed_scales(model: GgufModel, name: str, tensor: GgufTensor) -> NDArray[np.float32]:
-    """Return the scales of a type of `PLAIN_SCALES` as the file has them, the layer's own multiplied in."""
+    """Return the scales of a type of `has_plain_scales` as the file has them, the layer's own multiplied in."""
     try:
         scales = scales_of(tensor.type, model.file.data(tensor.name), (tensor.shape[0], tensor.shape[1]))
     except FormatError as error:
@@ -259,9 +259,7 @@ def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArra
 
 
 # Types that the engine repacks, with the columns of a block.
-_REPACKED = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128}
-
-
+_REPACKED = {"TQ1_0": 256, "TQ2_0": 256, "Q4_0": 32, "I2_S": 128}
 _ONLY_TERNARY = frozenset({"TQ1_0", "TQ2_0", "I2_S", "PTQ1_0", "Q2_0", "Q2_0_G128", "PQ2_0"})
 
 

@@ -124,8 +124,18 @@ def decode(kind: GgufType, data: Bytes, shape: tuple[int, ...], i2s_layout: I2sL
 PLAIN_SCALES = frozenset({*_TRITS, "TQ2_0", "Q2_0", "Q2_0_G128", "PQ2_0", "I2_S"})
 
 
+def has_plain_scales(kind: GgufType, data: Bytes) -> bool:
+    """Return whether the scales are those of the blocks: by the type, or since a Q4_0 holds only -1, 0 and 1."""
+    if kind.name != "Q4_0":
+        return kind.name in PLAIN_SCALES
+    if data.size % kind.block_bytes:
+        return False
+    used = np.bincount(data.reshape(-1, kind.block_bytes)[:, 2:].reshape(-1), minlength=256)
+    return not used[~_ONES].any()
+
+
 def scales_of(kind: GgufType, data: Bytes, shape: tuple[int, int]) -> Scales:
-    """Return the scales that `decode` gives for a type of `PLAIN_SCALES`, without a look at the codes.
+    """Return the scales that `decode` gives where `has_plain_scales`, without a look at the codes.
 
     Raises: FormatError when the bytes are too few or a scale is no finite number.
     """
@@ -367,6 +377,8 @@ def _encode_floats(kind: GgufType, codes: Codes, scales: Scales) -> Bytes:
 
 # Bits of a byte, lowest first -> code.
 _CODE = tuple(((np.arange(256) >> shift & 3) - 1).astype(np.int8) for shift in (0, 2, 4, 6))
+# Bytes whose two nibbles are -1, 0 or 1, plus 8.
+_ONES = np.isin(np.arange(256) & 15, (7, 8, 9)) & np.isin(np.arange(256) >> 4, (7, 8, 9))
 # The number of five trits -> its byte (a ceiling division); a byte times a power of three -> its highest trit.
 _CARRIER = np.array([min(255, math.ceil(number * 256 / 243)) for number in range(256)], np.uint8)
 _DIGIT = ((np.arange(256) * 3 >> 8) - 1).astype(np.int8)
