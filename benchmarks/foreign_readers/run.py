@@ -91,7 +91,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{head}| {row['program']} {row['version']} | {row['greedy_tokens_equal']} of {row['greedy_tokens']} "
         f"| {row['same_choices']} | {explained} of {len(row['differences'])} | "
         f"{'-' if cosine is None else f'{cosine:.5f}'} | {row['log_probability_max_difference']:.3f} "
-        f"| {row['kl_mean']:.1e} | {row['distance']:.4f} | {row['own_distance']:.4f} "
+        f"| {row['kl_mean']:.1e} | {row['distance']:.4f} | {row['rounding_distance']:.4f} | {row['own_distance']:.4f} "
         f"| {'yes' if row['passed'] else 'NO: ' + '; '.join(row['problems'])} |"
     )
 

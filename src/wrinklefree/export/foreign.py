@@ -1,17 +1,17 @@
 """`--verify-with PROGRAM`: does another program that reads the written file do what the engine does?
 
 Two programs never give the same logits for a ternary file, because each rounds activations to eight bits in its own
-way: the engine by the largest number of a row, llama.cpp by that of 256 or 32 columns, transformers' float layers not
-at all. How far that may move logits is not guessed but measured, against a third reading of the same file that rounds
-nothing (`models.exact`): with E its logits, O the engine's and F the foreign program's,
+way: the engine, bitnet.cpp and transformers by the largest number of a row, llama.cpp by that of 256 or 32 columns. How
+far that may move logits is not guessed but measured, against a reading of the same file that rounds nothing, in float32
+(`models.exact`). With E its logits, R its logits when it rounds as coarsely as the file's type lets a program round
+(the row for I2_S and Hugging Face's directories, 256 columns otherwise), O the engine's and F the foreign program's,
 
-- F may lie `ROUNDING_FACTOR` times as far from E as O does, root mean square over the log-probabilities of each prompt
-  and its continuation. A block of a row has no larger maximum than the row, so its rounding steps are no larger than
-  the engine's and F should lie as near to E as O; the factor leaves room for keys and values in float16 and for other
-  roundings of the head. A reader that misunderstands one tensor misses this by orders of magnitude.
-- A greedy token of F that is not O's is explained when O's own margin between the two is at most `ROUNDING_FACTOR`
-  times what rounding moves the margin of this pair: the largest difference between O and E over the text. That is the
-  way from O to E and from E to F, |F - O| <= |F - E| + |O - E|. Nothing that F says enters this bound, so a wrong
+- F may lie `ROUNDING_FACTOR` times as far from E as R does, root mean square over the log-probabilities of each prompt
+  and its continuation. The factor leaves room for keys and values in float16, for tables of functions and for another
+  rounding of the head. A reader that misunderstands one tensor misses this by far.
+- A greedy token of F that is not O's is explained when O's own margin between the two is at most what rounding moves
+  the margin of this pair: the largest |O - E| over the text plus `ROUNDING_FACTOR` times the largest |R - E|. That is
+  the way from O to E and from E to F, |F - O| <= |F - E| + |O - E|. Nothing that F says enters this bound, so a wrong
   reader cannot excuse itself.
 
 The texts are the engine's greedy continuations, given to the program as tokens (teacher-forced); then the program
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.artifact.gguf.container import is_gguf, read_gguf
 from wrinklefree.artifact.parts import ModelParts
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.engine.decoding_settings import DecodingSettings
@@ -42,7 +43,7 @@ from wrinklefree.export.foreign_programs import (
     open_node_llama_cpp,
 )
 from wrinklefree.export.foreign_server import open_llama_server
-from wrinklefree.models.exact import exact_model, float_logits
+from wrinklefree.models.exact import PreTrainedModel, exact_model, float_logits, rounded_inputs
 from wrinklefree.models.reader import TransformersReader
 
 PROMPTS = (
@@ -52,6 +53,7 @@ PROMPTS = (
 )
 TOKENIZER_TEXTS = ("  naïve café – ½\t“quoted”\n\n中文 🙂 1234567 don't", "x = [i**2 for i in range(10)]\n\n\nprint(x)")
 ROUNDING_FACTOR = 2.0
+BLOCK_COLUMNS = 256  # of which llama.cpp rounds activations together at most (ggml, block_q8_K)
 # How the names of formats begin that transformers reads, and the other programs.
 HF_FORMATS, GGUF_FORMATS = ("hf",), ("gguf-",)
 
@@ -96,9 +98,10 @@ class ForeignAgreement:
     ``greedy_tokens_equal``: tokens before the first difference, the program continuing by itself; ``same_choices``: how
     many of the engine's tokens are the program's first choice too, when it reads the engine's text.
     ``logit_cosine_min``: of centred logits, None when the program tells only the likeliest tokens. ``kl_mean``: mean
-    Kullback-Leibler divergence of its distribution from the engine's, in nats. ``distance``, ``own_distance``: root
-    mean square of log-probabilities against the unrounded reading, program and engine; ``distance_ratio``: the largest
-    quotient of the two over the prompts.
+    Kullback-Leibler divergence of its distribution from the engine's, in nats. ``distance``, ``own_distance``,
+    ``rounding_distance``: root mean square of log-probabilities against the unrounded reading, of the program, of the
+    engine, and of that reading with rounded activations; ``distance_ratio``: the largest quotient of the first and the
+    last over the prompts.
     """
 
     program: str
@@ -112,6 +115,7 @@ class ForeignAgreement:
     kl_mean: float
     distance: float
     own_distance: float
+    rounding_distance: float
     distance_ratio: float
     other_tokens: tuple[str, ...]
     differences: tuple[ForeignDifference, ...]
@@ -122,8 +126,8 @@ class ForeignAgreement:
         found = [f"its tokens of {text!r} are not ours" for text in self.other_tokens]
         if not self.distance_ratio <= ROUNDING_FACTOR:
             found.append(
-                f"its logits lie {self.distance_ratio:.3g} times as far from the unrounded reading as the engine's "
-                f"({ROUNDING_FACTOR:g} are allowed)"
+                f"its logits lie {self.distance_ratio:.3g} times as far from the unrounded reading as rounding "
+                f"activations moves them ({ROUNDING_FACTOR:g} are allowed)"
             )
         for d in self.differences:
             if not d.explained:
@@ -203,10 +207,9 @@ def compare_with_program(
     try:
         texts = (*prompts, *TOKENIZER_TEXTS)
         other = tuple(text for text in texts if reader.tokenize(text) != engine.tokenizer.encode(text))
-        exact = exact_model(parts)
+        readings = _Readings(exact_model(parts), _rounded_columns(path))
         runs = [
-            _run(reader, engine, partial(float_logits, exact), prompt, start, count)
-            for prompt, start in zip(prompts, starts, strict=True)
+            _run(reader, engine, readings, prompt, start, count) for prompt, start in zip(prompts, starts, strict=True)
         ]
         version = reader.version
     finally:
@@ -230,6 +233,27 @@ def _opener(program: str) -> Any:
     return partial(open_llama_server if "server" in path.name else open_line_program, path)
 
 
+def _rounded_columns(path: Path) -> int | None:
+    """Return how many columns share a rounding step at most in programs that read the file; None: all of a row."""
+    if path.is_dir() or not is_gguf(path):
+        return None
+    return None if any(tensor.type.name == "I2_S" for tensor in read_gguf(path).tensors.values()) else BLOCK_COLUMNS
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """The model of the file in float32, and how coarsely a program may round its activations."""
+
+    model: PreTrainedModel
+    columns: int | None
+
+    def logits(self, tokens: Sequence[int], first: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the logits ``[T - first, V]`` without rounding, and with it."""
+        exact = float_logits(self.model, tokens)[first:]
+        with rounded_inputs(self.model, self.columns):
+            return exact, float_logits(self.model, tokens)[first:]
+
+
 @dataclass(frozen=True)
 class _Run:
     """One prompt: figures that `_summary` adds up."""
@@ -241,15 +265,16 @@ class _Run:
     kl: float
     distance: float
     own_distance: float
+    rounding_distance: float
     difference: ForeignDifference | None
 
 
-def _run(reader: Reader, engine: Engine, exact: Any, prompt: str, start: list[int], count: int) -> _Run:
+def _run(reader: Reader, engine: Engine, readings: _Readings, prompt: str, start: list[int], count: int) -> _Run:
     tokens = _greedy(engine, start, count)
     read, first = [*start, *tokens][:-1], len(start) - 1
     keep = np.delete(np.arange(engine.vocab_size), list(engine.banned_tokens))
-    raw = reader.logits(read, first)
-    theirs, own, unrounded = (_log_softmax(x[:, keep]) for x in (raw, engine.logits(read)[first:], exact(read)[first:]))
+    tables = (reader.logits(read, first), engine.logits(read)[first:], *readings.logits(read, first))
+    theirs, own, unrounded, rounded = (_log_softmax(table[:, keep]) for table in tables)
     told = np.isfinite(theirs)
     if not told.any(axis=1).all():
         raise VerificationError(f"{reader.name}: gave logits that are no numbers after {prompt!r}")
@@ -267,35 +292,33 @@ def _run(reader: Reader, engine: Engine, exact: Any, prompt: str, start: list[in
         kl=float(-(likely * gaps).sum(axis=1).mean()),
         distance=_root_mean_square((theirs - unrounded)[told]),
         own_distance=_root_mean_square((own - unrounded)[told]),
+        rounding_distance=_root_mean_square((rounded - unrounded)[told]),
         difference=None if place is None else _difference(
-            engine, prompt, place, (given[place], tokens[place]), _wide(theirs, keep, engine), _wide(own, keep, engine),
-            _wide(unrounded, keep, engine),
+            engine, prompt, place, (given[place], tokens[place]),
+            [_wide(values, keep, engine) for values in (theirs, own, unrounded, rounded)],
         ),
     )  # fmt: skip
 
 
 def _difference(
-    engine: Engine,
-    prompt: str,
-    place: int,
-    pair: tuple[int, int],
-    theirs: NDArray[np.float64],
-    own: NDArray[np.float64],
-    unrounded: NDArray[np.float64],
+    engine: Engine, prompt: str, place: int, pair: tuple[int, int], tables: Sequence[NDArray[np.float64]]
 ) -> ForeignDifference:
-    """Judge the first token that differs; ``pair`` is the program's and ours, the arrays are of the whole text."""
+    """Judge the first token that differs; ``pair`` is the program's and ours.
+
+    ``tables`` ``[T, V]`` of the whole text: the program's, the engine's, without rounding, and with it.
+    """
     wrong, right = (engine.tokenizer.decode([token], skip_special=False) for token in pair)
-    margins = own[:, pair[1]] - own[:, pair[0]]
-    moved = np.abs(margins - (unrounded[:, pair[1]] - unrounded[:, pair[0]]))
-    foreign = float(theirs[place, pair[0]] - theirs[place, pair[1]])
+    with np.errstate(invalid="ignore"):  # a token that the engine never gives has no logit; then nothing is explained
+        theirs, own, unrounded, rounded = (table[:, pair[1]] - table[:, pair[0]] for table in tables)
+        bound = np.abs(own - unrounded).max() + ROUNDING_FACTOR * np.abs(rounded - unrounded).max()
     return ForeignDifference(
         prompt=prompt,
         position=place,
         foreign_token=wrong,
         own_token=right,
-        own_margin=float(margins[place]),
-        foreign_margin=foreign if np.isfinite(foreign) else None,
-        bound=ROUNDING_FACTOR * float(moved.max()) if np.isfinite(moved).all() else 0.0,
+        own_margin=float(np.nan_to_num(own[place], posinf=np.finfo(np.float32).max)),
+        foreign_margin=-float(theirs[place]) if np.isfinite(theirs[place]) else None,
+        bound=float(bound) if np.isfinite(bound) else 0.0,
     )
 
 
@@ -313,7 +336,8 @@ def _summary(name: str, version: str, runs: Sequence[_Run], count: int, other: t
         kl_mean=float(np.mean([run.kl for run in runs])),
         distance=_root_mean_square(np.array([run.distance for run in runs])),
         own_distance=_root_mean_square(np.array([run.own_distance for run in runs])),
-        distance_ratio=max(run.distance / max(run.own_distance, 1e-12) for run in runs),
+        rounding_distance=_root_mean_square(np.array([run.rounding_distance for run in runs])),
+        distance_ratio=max(run.distance / max(run.rounding_distance, 1e-12) for run in runs),
         other_tokens=other,
         differences=tuple(run.difference for run in runs if run.difference is not None),
     )

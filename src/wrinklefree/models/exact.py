@@ -7,13 +7,15 @@ the distance of a program from this one is what its own rounding does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TernaryPart
@@ -73,6 +75,29 @@ def _values(part: Part, model: nn.Module, group_size: int) -> NDArray[np.float32
     if part.factors is not None:
         weights = weights + part.factors[0] @ part.factors[1]
     return np.ascontiguousarray(weights, np.float32)
+
+
+@contextmanager
+def rounded_inputs(model: nn.Module, columns: int | None) -> Iterator[None]:
+    """Let ``model`` round the inputs of its layers to eight bits by the largest of each ``columns`` of a row.
+
+    None: of the whole row. The head's inputs stay as they are.
+    """
+
+    def round_blocks(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        width = x.shape[-1] if columns is None else columns
+        blocks = functional.pad(x, (0, -x.shape[-1] % width)).unflatten(-1, (-1, width))
+        step = blocks.abs().amax(dim=-1, keepdim=True).clamp_min(1e-5) / 127
+        return ((blocks / step).round() * step).flatten(-2)[..., : x.shape[-1]], *inputs[1:]
+
+    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
+    handles = [layer.register_forward_pre_hook(round_blocks) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
