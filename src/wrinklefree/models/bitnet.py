@@ -2,14 +2,12 @@
 
 A repository with ``quantization_config: {quant_method: bitnet}`` stores either float latents that its layers
 ternarise on the fly (``quantization_mode: online``), or codes packed four to a byte with one ``weight_scale`` for each
-matrix (``offline``, and ``linear_class: bitlinear``). Row i M/4 + j of M rows stands in bits 2 i of row j, as code + 1.
-
-The layouts and scale conventions are those of transformers' integrations/bitnet.py: ``autobitlinear`` multiplies by
-``weight_scale``, ``bitlinear`` divides by it.
+matrix. `artifact.hf_layout` says what the bytes mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from wrinklefree.artifact.files import read_json
+from wrinklefree.artifact.hf_layout import Scheme, step_of, unpack_rows
 from wrinklefree.artifact.shards import all_plain
 from wrinklefree.errors import FormatError
-
-_PER_BYTE = 4
 
 
 def is_bitnet_quantized(config: Any) -> bool:
@@ -36,12 +33,12 @@ def load_latents(config: Any, src: str, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises: FormatError when packed weights and scales do not fit together.
     """
-    settings = _settings(config)
+    scheme = Scheme.of(_settings(config), f"{src}: quantization_config")
     del config.quantization_config
-    if settings.get("linear_class") == "autobitlinear" and settings.get("quantization_mode") == "online":
+    if scheme.online:
         online: PreTrainedModel = AutoModelForCausalLM.from_pretrained(src, config=config, dtype=dtype)
         return online
-    state = unpacked(_tensors(src), settings.get("linear_class", "bitlinear") != "autobitlinear", src)
+    state = unpacked(_tensors(src), scheme.divide, src)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     report = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False)
     missing = set(report.missing_keys) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
@@ -52,23 +49,38 @@ def load_latents(config: Any, src: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def unpacked(state: dict[str, Tensor], divide: bool, place: str) -> dict[str, Tensor]:
-    """Return ``state`` with uint8 weights [M/4, K] as float32 codes times (or over) their scales, [M, K].
+    """Return ``state`` with uint8 weights [O/4, I] as float32 codes times their steps, [O, I], and biases to match.
 
-    Raises: FormatError naming ``place`` for a packed weight without a scale.
+    Raises: FormatError naming ``place`` for a packed weight without a scale, a code or a scale that cannot be.
     """
+    steps = {
+        name.removesuffix("_scale"): _checked(f"{place}: {name}", step_of, scale.float().reshape(-1).numpy(), divide)
+        for name, scale in state.items()
+        if name.endswith(".weight_scale")
+    }
     plain = {}
     for name, tensor in state.items():
         if name.endswith(".weight_scale"):
             continue
-        scale = state.get(f"{name}_scale")
+        step = steps.get(name)
         if tensor.dtype == torch.uint8:
-            if scale is None:
+            if step is None:
                 raise FormatError(f"{place}: {name} is packed, but {name}_scale is missing; the file is damaged")
-            tensor = torch.cat([(tensor >> (2 * i)) & 3 for i in range(_PER_BYTE)]).float() - 1.0
-        if scale is not None:
-            tensor = tensor.float() / scale.float() if divide else tensor.float() * scale.float()
+            tensor = torch.from_numpy(_checked(f"{place}: {name}", unpack_rows, tensor.numpy()))
+        if step is not None:
+            tensor = tensor.float() * torch.from_numpy(step)[:, None]
+        owner = steps.get(f"{name.removesuffix('bias')}weight")
+        if name.endswith(".bias") and owner is not None and not divide:
+            tensor = tensor.float() * torch.from_numpy(owner)
         plain[name] = tensor
     return plain
+
+
+def _checked(place: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except FormatError as error:
+        raise FormatError(f"{place}: {error}") from error
 
 
 def _settings(config: Any) -> dict[str, Any]:
