@@ -240,6 +240,10 @@ _UNSAID: dict[str, tuple[dict[str, bytes], str]] = {
     "composed Llama 3": (_changed("llama-bpe", normalizer={"type": "NFC"}), "with normalizer NFC"),
     "whole pieces first": (_changed("qwen2", model_ignore_merges=True), "ignore_merges True"),
     "another model": (_changed("smollm", model_type="Unigram"), "found 'Unigram', only BPE"),
+    "a merge with a space": (
+        _changed("smollm", model_vocab=lambda v: {**v, "a b": 600, "a bc": 601}, model_merges=[["a b", "c"]]),
+        "with a space between",
+    ),
     "dropout": (_changed("smollm", model_dropout=0.1), "dropout 0.1"),
     "suffix": (_changed("smollm", model_end_of_word_suffix="</w>"), "end_of_word_suffix '</w>'"),
     "unknown bytes": (
@@ -292,7 +296,9 @@ def test_what_the_keys_cannot_say_is_refused(case: str) -> None:
 def test_almost_the_same_needs_a_word(tmp_path: Path) -> None:
     """A prefix space before the first word only is written as one before every piece of text when that is allowed."""
     files, _ = _UNSAID["Metaspace"]
-    keys = tokenizer_to_gguf(files, {"vocab_size": 1000}, lossy=True)
+    losses: list[str] = []
+    keys = tokenizer_to_gguf(files, {"vocab_size": 1000}, losses)
+    assert len(losses) == 1 and "prepend_scheme 'first'" in losses[0]
     back = _load(tmp_path, tokenizer_from_gguf(toys.gguf(tmp_path / "t.gguf", keys)))
     before = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     assert back.encode("the town") == before.encode("the town").ids
@@ -416,6 +422,7 @@ def test_llama_3_files_without_the_name_of_their_cut(tmp_path: Path) -> None:
         assert after.encode(text, bos=False) == tokenizer.encode(text).ids
 
 
+_FIELDS = ["type", "pattern", "Regex", "pretokenizers", "content", "id", "single", "SpecialToken", "Sequence", "name"]
 _VALUES = st.one_of(
     st.text(max_size=4),
     st.integers(-5, 600),
@@ -432,7 +439,7 @@ _VALUES = st.one_of(
     name=st.sampled_from(["smollm", "llama"]),
     edits=st.lists(st.tuples(st.integers(0, 14), _VALUES), min_size=1, max_size=3),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_keys_are_read_or_refused(name: str, edits: list[tuple[int, Any]]) -> None:
     """Whatever the keys hold, they are refused with one error, or the files they give can be loaded."""
     keys = dict(_keys(name))
@@ -444,6 +451,38 @@ def test_any_keys_are_read_or_refused(name: str, edits: list[tuple[int, Any]]) -
         return
     tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     tokenizer.decode(tokenizer.encode("It's a small town 12").ids)
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 600), st.floats(), st.text(max_size=3), st.just("Sequence")),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_FIELDS), inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@given(
+    name=st.sampled_from(["smollm", "llama"]), path=st.lists(st.integers(0, 40), min_size=1, max_size=7), value=_JSON
+)
+@settings(max_examples=25, deadline=None)
+def test_any_files_are_written_or_refused(name: str, path: list[int], value: Any) -> None:
+    """Whatever stands at any place of the files, it is refused, or the keys it gives are read again."""
+    files = toys.files(toys.kind(name), bos=True)
+    content = {file: json.loads(data) for file, data in files.items() if file.endswith(".json")}
+    content["generation_config.json"] = {"eos_token_id": [1, 2]}
+    node: Any = content
+    for depth, step in enumerate(path):
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        key = keys[step % len(keys)]
+        if depth == len(path) - 1 or not isinstance(node[key], dict | list) or not node[key]:
+            node[key] = value
+            break
+        node = node[key]
+    changed = {file: json.dumps(data).encode() for file, data in content.items()}
+    try:
+        written = tokenizer_to_gguf(changed, {"vocab_size": 1000})
+    except InputError:
+        return
+    tokenizer_from_gguf(_in_memory(written))
 
 
 @cache

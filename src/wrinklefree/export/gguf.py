@@ -101,8 +101,9 @@ def plan_gguf(model: ModelParts, options: GgufOptions) -> FilePlan:
         conversions += [said] if said else []
     fitted = replace(model, parts=tuple(parts))
     written, padded = padding(fitted, inner, options.ternary)
-
-    metadata = _metadata(written, types)
+    losses: list[str] = []
+    metadata = _metadata(written, types, losses if options.lossy else None)
+    conversions += [Conversion("tokenizer", "lossy", loss) for loss in losses]
 
     def write(path: Path) -> list[TensorChange]:
         return _write(path, written, metadata, architecture, types, options)
@@ -214,7 +215,7 @@ def _write(
     return changes
 
 
-def _metadata(model: ModelParts, types: Mapping[str, LayerType]) -> dict[str, Any]:
+def _metadata(model: ModelParts, types: Mapping[str, LayerType], losses: list[str] | None) -> dict[str, Any]:
     _, settings = to_gguf(model.config, model.info.subln != "none", f"{model.place}/config.json")
     return {
         **settings,
@@ -223,7 +224,7 @@ def _metadata(model: ModelParts, types: Mapping[str, LayerType]) -> dict[str, An
         "general.file_type": _FILE_TYPES[Counter(layer.type for layer in types.values()).most_common(1)[0][0]],
         "general.quantization_version": 2,
         GGUF_KEY: json.dumps(origin_of(model.info), ensure_ascii=False, allow_nan=False),
-        **tokenizer_to_gguf(model.files, model.config),
+        **tokenizer_to_gguf(model.files, model.config, losses),
     }
 
 

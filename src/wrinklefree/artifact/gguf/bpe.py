@@ -84,7 +84,7 @@ def write_byte_level(source: TokenizerFiles) -> tuple[Vocabulary, dict[str, Valu
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise InputError(f"{source.place}: model: {name} {model[name]!r}, which GGUF has no word for")
-    vocab = source.model_vocab()
+    vocab = source.model_vocab
     missing = sorted(set(_byte_characters()) - set(vocab))
     if model.get("unk_token") and missing:
         raise InputError(
@@ -108,15 +108,15 @@ def checked_merges(source: TokenizerFiles, vocab: Mapping[str, int]) -> list[tup
     merges = []
     for index, entry in enumerate(listed):
         pair = entry.split(" ") if isinstance(entry, str) else entry
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(half, str) and half in vocab for half in pair)
-            or "".join(pair) not in vocab
-            or " " in pair[0]
-        ):
-            raise FormatError(f"{place}: entry {index}, {str(entry)[:80]!r}, is no pair of tokens that make a token")
-        merges.append((pair[0], pair[1]))
+        match pair:
+            case [str(left), str(right)] if left in vocab and right in vocab and left + right in vocab:
+                merges.append((left, right))
+            case _:
+                raise FormatError(
+                    f"{place}: entry {index}, {str(entry)[:80]!r}, is no pair of tokens that make a token"
+                )
+        if " " in left or not (left and right):
+            raise InputError(f"{place}: entry {index}, {pair}: GGUF writes a merge as its halves with a space between")
     return merges
 
 

@@ -84,16 +84,16 @@ def read_sentencepiece(file: GgufFile, vocabulary: Vocabulary) -> dict[str, Any]
     }
 
 
-def write_sentencepiece(source: TokenizerFiles, lossy: bool) -> tuple[Vocabulary, dict[str, Value]]:
+def write_sentencepiece(source: TokenizerFiles, losses: list[str] | None) -> tuple[Vocabulary, dict[str, Value]]:
     """Return the vocabulary and the keys that this kind has of its own.
 
-    ``lossy``: take a prefix space that is put only before the first word, or not before a space, for one that is
-    always put.
+    ``losses``: unless None, a prefix space that is put only before the first word, or not before a space, is taken for
+    one that is always put, and that is added to the list.
 
     Raises: InputError for what llama.cpp does otherwise; FormatError for damage.
     """
-    prefix = _prefix(source, lossy)
-    vocab = source.model_vocab()
+    prefix = _prefix(source, losses)
+    vocab = source.model_vocab
     unknown = source.model.get("unk_token")
     vocabulary = source.vocabulary()
     types = vocabulary.types.copy()
@@ -204,7 +204,7 @@ def _check_complete(vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], t
                 )
 
 
-def _prefix(source: TokenizerFiles, lossy: bool) -> bool:
+def _prefix(source: TokenizerFiles, losses: list[str] | None) -> bool:
     """Return whether a space is put before a text, after checking that spaces are handled as llama.cpp does."""
     normalizers = [
         dict(step) for step in sequence(source.tokenizer.get("normalizer"), "normalizers", source.place, "normalizer")
@@ -225,13 +225,14 @@ def _prefix(source: TokenizerFiles, lossy: bool) -> bool:
         scheme, cut = cuts[0].get("prepend_scheme"), cuts[0].get("split", True)
         if scheme == "never" and cut is False:
             return False
-        if lossy and scheme in ("first", "always", "never"):
-            return bool(scheme != "never")
-        raise InputError(
+        what = (
             f"{source.place}: pre_tokenizer: Metaspace with prepend_scheme {scheme!r} and split {cut}: llama.cpp puts "
-            "a space before every piece of text, also before a space and after a special token, and cuts nowhere; "
-            "--lossy takes it for that"
+            "a space before every piece of text, also before a space and after a special token, and cuts nowhere"
         )
+        if losses is None or scheme not in ("first", "always", "never"):
+            raise InputError(f"{what}; --lossy takes it for that")
+        losses.append(what)
+        return bool(scheme != "never")
     raise InputError(
         f"{source.place}: found normalizer {str(normalizers)[:160]} and pre_tokenizer "
         f"{str(list(map(dict, cuts)))[:160]}; of tokenizers with byte_fallback those are supported that replace each "

@@ -101,20 +101,22 @@ def tokenizer_from_gguf(file: GgufFile) -> dict[str, bytes]:
     return {**files, **_templates(file, config), "tokenizer_config.json": json_bytes(config)}
 
 
-def tokenizer_to_gguf(files: Mapping[str, bytes], config: Mapping[str, Any], lossy: bool = False) -> dict[str, Value]:
+def tokenizer_to_gguf(
+    files: Mapping[str, bytes], config: Mapping[str, Any], losses: list[str] | None = None
+) -> dict[str, Value]:
     """Return every ``tokenizer.`` key of a model.
 
     ``files``: tokenizer.json and, where they exist, tokenizer_config.json, special_tokens_map.json,
     generation_config.json and chat_template.jinja. ``config``: the object of config.json; ids up to its
-    ``vocab_size`` that have no token get one that no text contains. ``lossy``: where the keys can only say almost what
-    the tokenizer does (`sentencepiece`), say that.
+    ``vocab_size`` that have no token get one that no text contains. ``losses``: None refuses a tokenizer of which the
+    keys can only say almost what it does (`sentencepiece`); a list takes it and gets what is lost added.
 
     Raises: InputError for a tokenizer that the keys cannot describe exactly, saying what was found and what is
     supported; FormatError when a file is damaged.
     """
     source = TokenizerFiles(files, config)
     spaces = source.model.get("byte_fallback") is True
-    vocabulary, keys = write_sentencepiece(source, lossy) if spaces else write_byte_level(source)
+    vocabulary, keys = write_sentencepiece(source, losses) if spaces else write_byte_level(source)
     bos, eos = source.added_around(vocabulary)
     keys = {
         MODEL_KEY: "llama" if spaces else "gpt2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ class TokenizerFiles:
             raise InputError(f"{self.place}: model: found {str(model['type'])[:40]!r}, only BPE can be written to GGUF")
         return model
 
-    def model_vocab(self) -> dict[str, int]:
-        """Return the text and id of every token but the added ones."""
+    @cached_property
+    def model_vocab(self) -> Mapping[str, int]:
+        """The text and id of every token but the added ones."""
         vocab = self.model.get("vocab")
         if not isinstance(vocab, dict) or not 0 < len(vocab) <= MAX_TOKENS:
             raise FormatError(f"{self.place}: model: vocab: an object of 1 to {MAX_TOKENS} tokens is needed")
@@ -74,7 +76,7 @@ class TokenizerFiles:
             raise FormatError(f"config.json: vocab_size: found {size!r}, 1 to {MAX_TOKENS} is needed")
         texts: dict[int, str] = {}
         kinds: dict[int, int] = {}
-        for text, index in self.model_vocab().items():
+        for text, index in self.model_vocab.items():
             self._place_token(texts, index, text, size)
             kinds[index] = NORMAL if text else UNUSED
         for added in self._added():

@@ -35,7 +35,6 @@ ROLES = {
 EOT_KEY = "tokenizer.ggml.eot_token_id"
 EOM_KEY = "tokenizer.ggml.eom_token_id"
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _PADDING = "[PAD{}]"
 
 
@@ -98,15 +97,13 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
 
 
 def check_texts(texts: Iterable[object], what: str) -> None:
-    """Raises: FormatError for what is no text, no Unicode (half of a surrogate pair), or too long to be a token."""
+    """Raises: FormatError for what is no text, or too long to be a token."""
     for index, text in enumerate(texts):
         if not isinstance(text, str) or len(text) > MAX_TOKEN_CHARACTERS:
             found = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
             raise FormatError(
                 f"{what}: entry {index}: found {found}, a text of at most {MAX_TOKEN_CHARACTERS} is needed"
             )
-        if _SURROGATE.search(text):
-            raise FormatError(f"{what}: entry {index}: found half of a surrogate pair, which is no character")
 
 
 def check_distinct(tokens: list[str], what: str) -> None:
