@@ -255,7 +255,11 @@ def ternary_layer(model: GgufModel, name: str) -> tuple[NDArray[np.int8], NDArra
         raise FormatError(f"{path}: {tensor.name} ({tensor.type.name}): {error}{hint}") from error
     heads = model.heads(name)
     scales = rows_from_gguf(scales, heads) * model.scale(name)
-    return rows_from_gguf(codes, heads), scales.astype(np.float32)
+    codes = rows_from_gguf(codes, heads)
+    if (scales < 0).any():  # the same products; whoever rounds or clamps a scale expects its size
+        signs = np.where(scales < 0, -1, 1).astype(np.int8)
+        codes = codes * (signs if signs.size == 1 else np.repeat(signs, shape[1] // signs.shape[1], axis=1))
+    return codes, np.abs(scales).astype(np.float32)
 
 
 # Types that the engine repacks, with the columns of a block.
