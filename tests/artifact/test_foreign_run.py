@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.parts import ModelParts, StoredCodes, TernaryPart, stored_tables
 from wrinklefree.artifact.safetensors_file import SafetensorsFile
 from wrinklefree.artifact.sources import read_parts
+from wrinklefree.cli.main import main
 from wrinklefree.engine.engine import Engine
 from wrinklefree.engine.held import load_parts
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.export.gguf import GgufOptions, write_gguf
 from wrinklefree.export.hf_bitnet import write_hf
+from wrinklefree.export.sgl_bin import write_sgl_bin
 
 TOKENS = [1, 2, 3, 250, 7]
 BITNET = {"hidden_act": "relu2"}
@@ -112,6 +115,36 @@ def test_a_directory_of_hugging_face_runs_as_its_import_does(tmp_path: Path) -> 
     (tmp_path / "hf").mkdir()
     write_hf(tmp_path / "hf", foreign)
     check_run(tmp_path / "hf", tmp_path / "packed")
+
+
+def test_a_bin_file_runs_as_its_import_does(tmp_path: Path) -> None:
+    foreign = read_parts(write_foreign(tmp_path / "with_tokenizer.gguf", toy_parts(toy_config("llama"))))
+    (tmp_path / "bin").mkdir()
+    write_sgl_bin(tmp_path / "bin" / "model.bin", foreign)
+    (tmp_path / "bin" / "tokenizer.json").write_bytes(foreign.files["tokenizer.json"])
+    check_run(tmp_path / "bin" / "model.bin", tmp_path / "packed")
+
+
+def test_the_verbs_take_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_foreign(tmp_path / "model.gguf", toy_parts(toy_config("llama")))
+    packed = imported(path, tmp_path / "packed")
+    (tmp_path / "text.txt").write_text("This text is scored. " * 9)
+    generate = ["--prompt", "some text", "--max-tokens", "5", "--seed", "1"]
+    scored = ["--perplexity", str(tmp_path / "text.txt"), "--window", "16"]
+    for verb, options, same in (("generate", generate, ("text", "tokens")), ("eval", scored, ("loss", "runs_on"))):
+        found = []
+        for model in (path, packed):
+            assert main([verb, str(model), *options, "--threads", "1", "--json", "-"]) == 0
+            told = json.loads(capsys.readouterr().out)
+            found.append([told[key] for key in same])
+        assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_bench_takes_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_foreign(tmp_path / "model.gguf", toy_parts(toy_config("llama")))
+    assert main(["bench", str(path), "--prompt", "4", "--decode", "2", "--repeat", "1", "--threads", "1"]) == 0
+    assert "model.gguf: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("embedding", ["q8", "q6", "q4", "f16"])
