@@ -316,7 +316,7 @@ def _difference(
         position=place,
         foreign_token=wrong,
         own_token=right,
-        own_margin=float(np.nan_to_num(own[place], posinf=np.finfo(np.float32).max)),
+        own_margin=min(float(own[place]), float(np.finfo(np.float32).max)),
         foreign_margin=-float(theirs[place]) if np.isfinite(theirs[place]) else None,
         bound=float(bound) if np.isfinite(bound) else 0.0,
     )
