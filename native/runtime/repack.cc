@@ -162,7 +162,9 @@ float quantize_q8(const float* values, int64_t columns, uint8_t* bytes) {
   // A subnormal scale is too coarse: numbers would go beyond 127, or to infinity.
   const float scale = peak > 0 ? std::max(peak / 127.0f, std::numeric_limits<float>::min()) : 1.0f;
   for (int64_t i = 0; i < columns; ++i) {
-    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(round_half_even(values[i] / scale)) + 128);
+    // Within the range but for a scale that is no normal number.
+    const float number = std::min(std::max(round_half_even(values[i] / scale), -127.0f), 127.0f);
+    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(number) + 128);
   }
   return scale;
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wrinklefree import _native
 from wrinklefree.artifact.packing import PackedShape, pack_codes
+from wrinklefree.artifact.tables import pack_table, quantize_table
 from wrinklefree.errors import FormatError, InputError
 
 BLOCK = {"I8": 1, "TQ1_0": 256, "TQ2_0": 256, "Q4_0": 32, "I2_S": 128}
@@ -79,3 +80,31 @@ def test_wrong_arguments_are_refused() -> None:
         repacked(data, "TQ2_0", 16, 256, order=np.zeros(3, np.int32))
     with pytest.raises(InputError, match="threads: found -1"):
         repacked(data, "TQ2_0", 16, 256, threads=-1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 200), power=st.integers(-45, 38), seed=st.integers(0, 1 << 30))
+def test_tables_in_q8_are_those_of_numpy(rows: int, columns: int, power: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    with np.errstate(under="ignore"):
+        values = (rng.integers(-9, 10, (rows, columns)) * (10.0**power / 9)).astype(np.float32)
+    values[0] = 0
+    codes, scales = pack_table(quantize_table(values, "q8"))
+    out, found = np.full(codes.shape, 7, np.uint8), np.full(rows, 7, np.float32)
+    _native.pack_q8(values, out, found, threads=2)
+    np.testing.assert_array_equal(found, scales)
+    np.testing.assert_array_equal(out, codes)
+
+
+def test_tables_that_cannot_be_are_refused() -> None:
+    values, codes, scales = np.ones((3, 5), np.float32), np.zeros((1, 1, 1024), np.uint8), np.zeros(3, np.float32)
+    for wrong in (np.nan, np.inf, -np.inf):
+        values[2, 4] = wrong
+        with pytest.raises(FormatError, match="here: row 2: found an infinity or NaN"):
+            _native.pack_q8(values, codes, scales, "here")
+    with pytest.raises(InputError, match=r"codes: an array \[1, 1, 1024\] is needed"):
+        _native.pack_q8(values, codes[:, :, :512].copy(), scales)
+    with pytest.raises(InputError, match=r"scales: an array \[3\] is needed"):
+        _native.pack_q8(values, codes, scales[:2])
+    with pytest.raises(InputError, match="values: found 0 x 5"):
+        _native.pack_q8(values[:0], codes, scales)
