@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gguf_toys import Changes, toy_config, toy_parts, write_foreign
 
 from wrinklefree.artifact.manifest import WEIGHTS
 from wrinklefree.artifact.packed_reader import packed_parts
+from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.parts import ModelParts, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsFile
 from wrinklefree.cli.main import main
@@ -87,6 +89,21 @@ def test_torch_is_not_needed(ternary: Path, source: ModelParts, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "torch and transformers are not installed" in done.stdout
     check_codes(tmp_path / "packed", source)
+
+
+def test_what_was_written_wrongly_never_gets_its_name(
+    ternary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wrinklefree.export import import_packed
+
+    def write_another(directory: Path, model: ModelParts, tables: Any) -> Any:
+        other = toy_parts(toy_config("llama"), "row", seed=1)
+        return write_packed(directory, replace(model, parts=other.parts), tables)
+
+    monkeypatch.setattr(import_packed, "write_packed", write_another)
+    assert main(["import", str(ternary), str(tmp_path / "packed")]) == 1
+    assert "q_proj: the codes or scales that were written are not the source's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ternary_file_is_measured_by_the_engine_and_never_converted(
