@@ -13,7 +13,7 @@ namespace {
 uint64_t blocks_of(int64_t size, int64_t block) { return static_cast<uint64_t>((size + block - 1) / block); }
 
 void rows_of(FuzzedDataProvider& input) {
-  const wf::RowType type = wf::row_type_of(input.PickValueInArray({"I8", "TQ1_0", "TQ2_0", "I2_S"}));
+  const wf::RowType type = wf::row_type_of(input.PickValueInArray({"I8", "TQ1_0", "TQ2_0", "Q4_0", "I2_S"}));
   const int32_t rows = input.ConsumeIntegralInRange<int32_t>(1, 40);
   const int32_t columns = input.ConsumeBool() ? 256 * input.ConsumeIntegralInRange<int32_t>(1, 3)
                                               : input.ConsumeIntegralInRange<int32_t>(1, 700);

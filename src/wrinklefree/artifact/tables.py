@@ -130,9 +130,8 @@ def quantize_table(
         return QuantizedTable(format, weight.astype(np.float16), None)
     if format == "q8":
         peak = np.abs(weight).max(axis=1)
-        least = np.finfo(
-            np.float32
-        ).tiny  # a subnormal scale is too coarse: numbers would go beyond 127, or to infinity
+        # A subnormal scale is too coarse: numbers would go beyond 127, or to infinity.
+        least = np.finfo(np.float32).tiny
         scales = np.where(peak > 0, np.maximum(peak / np.float32(127), least), np.float32(1)).astype(np.float32)
         return QuantizedTable(format, np.rint(weight / scales[:, None]).astype(np.int8), scales)
     return QuantizedTable(format, *fit_table(weight, _GROUP_COLUMNS[format], _LARGEST[format], moments))
