@@ -440,6 +440,7 @@ def test_what_the_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
         ({"general.alignment": 33}, [], "power of two"),
         ({}, [("t", "F32", (1,)), ("t", "F32", (1,))], "appears twice"),
         ({}, [("t" * 64, "F32", (1,))], "63 bytes"),
+        ({}, [("\ud800", "F32", (1,))], "UTF-8"),
         ({}, [("t", "TQ1_0", (2, 100))], "blocks hold 256"),
         ({}, [("t", "F32", (1, 1, 1, 1, 1))], "5 dimensions"),
     ):

@@ -368,7 +368,7 @@ def _layout(
     sizes: dict[str, tuple[GgufType, tuple[int, ...], int, int]] = {}
     end = 0
     for name, kind, shape in tensors:
-        if name in sizes or not 0 < len(name.encode()) <= MAX_WRITTEN_NAME_BYTES:
+        if name in sizes or not 0 < len(name.encode("utf-8", "replace")) <= MAX_WRITTEN_NAME_BYTES:
             raise InputError(
                 f"{path}: tensor name {name!r} appears twice or has not 1 to {MAX_WRITTEN_NAME_BYTES} bytes"
             )
