@@ -89,9 +89,10 @@ def test_inspect_a_checkpoint_and_a_gguf(tmp_path: Path, checkpoint: Path, capsy
     assert "Q4_0: 64 columns are no multiple of 256" in printed and "not verified" in printed
     assert _json(capsys, ["inspect", str(toy)])["kind"] == "gguf"
     _refused(capsys, ["export", str(checkpoint), str(toy), "--format", "gguf-tq2_0"], "exists already")
-    _refused(capsys, ["export", str(checkpoint), str(tmp_path / "i"), "--format", "gguf-i2_s"], "--lossy")
+    words = ["export", str(checkpoint), str(tmp_path / "i"), "--format", "gguf-i2_s", "--fallback", "none"]
+    _refused(capsys, words, "Give --fallback q4_0")
     (tmp_path / "text").write_text("hello")
-    _refused(capsys, ["inspect", str(tmp_path / "text")], "is no GGUF file")
+    _refused(capsys, ["inspect", str(tmp_path / "text")], "is no GGUF")
     _refused(capsys, ["inspect", str(tmp_path / "none")], "found no such model")
 
 

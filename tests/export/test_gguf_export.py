@@ -57,6 +57,7 @@ MORE: dict[str, tuple[dict[str, Any], str, str]] = {
     "subln-row": ({"spec": ROW, "subln": "identity", **FITTING}, "gguf-tq2_0", "TQ2_0"),
     "llama3-rope": ({"spec": TENSOR, "rope_parameters": LLAMA3, **FITTING}, "gguf-tq1_0", "TQ1_0"),
     "biases-row-padded": ({"spec": ROW, **BIASED, **FITTING, "intermediate_size": 500}, "gguf-tq2_0", "TQ2_0"),
+    "i2s-of-what-does-not-fit-it": ({}, "gguf-i2_s", "Q4_0"),
     "576": ({"spec": ROW, "hidden_size": 576, "head_dim": 144}, "gguf-tq1_0", "Q4_0"),
     "640-i2s": ({"spec": TENSOR, "hidden_size": 640, "head_dim": 160, "intermediate_size": 256}, "gguf-i2_s", "I2_S"),
     "960-odd-vocabulary": ({"spec": ROW, "hidden_size": 960, "head_dim": 240, "vocab_size": 261}, "gguf-tq2_0", "Q4_0"),
@@ -154,7 +155,7 @@ def test_a_file_with_requantised_codes_gets_no_name(tmp_path: Path, monkeypatch:
 def test_what_gguf_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """One line each: the part, why, and the formats that hold it."""
     cases: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
-        ({"spec": ROW}, "gguf-i2_s", {}, "q_proj: has a scale for each row, I2_S has one .* packed, gguf-tq1_0"),
+        ({"spec": ROW, **FITTING}, "gguf-i2_s", {}, "q_proj: has a scale for each row, I2_S has one .* packed, gguf-tq1_0"),
         ({"family": "qwen3", "spec": TENSOR}, "gguf-i2_s", {}, "only bitnet.cpp reads I2_S"),
         ({"subln": "ones", "tie_word_embeddings": False}, "gguf-tq2_0", {}, "no output head of its own"),
         ({"spec": TENSOR, **NARROW}, "gguf-tq1_0", {"fallback": "none"}, "192 columns .*fallback"),

@@ -86,7 +86,8 @@ def plan_gguf(model: ModelParts, options: GgufOptions) -> FilePlan:
     if options.ternary == "I2_S":
         model, merged = one_scale_each(model, "I2_S", options.lossy)
         conversions += merged
-    may_pad = not any(part.name.endswith("ffn_sub_norm") for part in model.parts)
+    several = options.ternary == "I2_S" and model.info.granularity != "tensor"  # padding would make it fit, not hold
+    may_pad = not several and not any(part.name.endswith("ffn_sub_norm") for part in model.parts)
     types, inner = choose_types(model, options.ternary, options.fallback, may_pad)
     parts: list[Part] = []
     for part in model.parts:
@@ -259,6 +260,8 @@ def _codes(part: TernaryPart, layer: LayerType, heads: int | None, group_size: i
         scales = scales / np.float32(layer.beside)  # exactly 1, or exact because it is a power of two
     if layer.type == "F16":
         return codes.astype(np.float16) * block_scales(scales, part.shape, 1, group_size).astype(np.float16)
-    if scales.ndim == 2:
+    if layer.type == "I2_S":
+        scales = scales.reshape(-1)[:1]  # equal, all of them
+    elif scales.ndim == 2:
         scales = block_scales(scales, part.shape, TYPES[layer.type].block_elements, group_size)
     return encode(TYPES[layer.type], codes, scales)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.gguf.types import TYPES
 from wrinklefree.artifact.one_scale import one_scale
-from wrinklefree.artifact.parts import ModelParts, TernaryPart
+from wrinklefree.artifact.parts import ModelParts, Part, TernaryPart
 from wrinklefree.errors import InputError
 from wrinklefree.export.fit import (
     HALF_ROUNDING,
@@ -41,30 +41,49 @@ class LayerType:
     beside: float | None = None
 
 
-def one_scale_each(model: ModelParts, type_name: str, lossy: bool) -> tuple[ModelParts, list[Conversion]]:
-    """Return a model with one scale for each layer, which some types demand.
+def one_scale_each(model: ModelParts, wanted: str, lossy: bool) -> tuple[ModelParts, list[Conversion]]:
+    """Return a model with one scale for each layer whose columns fit ``wanted``, a type that has only one.
 
-    Raises: InputError for the first layer that has several, unless ``lossy``: then the nearest one is taken.
+    Other layers go into another type and keep their scales. Where all layers have one, so has the model.
+
+    Raises: InputError for the first such layer that has several, unless ``lossy``: then the nearest one is taken.
     """
     if model.info.granularity == "tensor":
         return model, []
-    per = "row" if model.info.granularity == "row" else f"{model.info.group_size} columns"
-    parts, conversions = [], []
+    parts: list[Part] = []
+    conversions, single = [], True
     for part in model.parts:
         if isinstance(part, TernaryPart):
             codes, scales = part.codes_and_scales()
-            one = scales.reshape(-1)[:1]
-            if not (scales == one).all():
-                if not lossy:
-                    what = f"has a scale for each {per}, {type_name} has one for a tensor"
-                    raise refusal(model, part.name, what, "packed, gguf-tq1_0, gguf-tq2_0")
-                one = one_scale(codes, scales, model.info.group_size)
-                what = f"{scales.size} scales became one, {float(one[0]):.6g}"
-                conversions.append(Conversion(part.name, "lossy", what))
-            part = with_scales(part, one)
+            if part.shape[1] % COLUMNS[wanted] == 0 and not (scales == scales.flat[0]).all():
+                scales, said = _merged(model, part, codes, scales, wanted, lossy)
+                conversions.append(said)
+                part = with_scales(part, scales)
+            single &= bool((scales == scales.flat[0]).all())
         parts.append(part)
-    info = replace(model.info, granularity="tensor")
-    return replace(model, parts=tuple(parts), info=info), conversions
+    if single:
+        parts = [with_scales(p, _first_scale(p)) if isinstance(p, TernaryPart) else p for p in parts]
+        model = replace(model, info=replace(model.info, granularity="tensor"))
+    return replace(model, parts=tuple(parts)), conversions
+
+
+def _merged(
+    model: ModelParts, part: TernaryPart, codes: NDArray[np.int8], scales: NDArray[np.float32], wanted: str, lossy: bool
+) -> tuple[NDArray[np.float32], Conversion]:
+    """Return one scale in place of several, in their shape."""
+    if not lossy:
+        per = "row" if model.info.granularity == "row" else f"{model.info.group_size} columns"
+        what = f"has a scale for each {per}, {wanted} has one for a tensor"
+        raise refusal(model, part.name, what, "packed, gguf-tq1_0, gguf-tq2_0")
+    one = one_scale(codes, scales, model.info.group_size)
+    if scales.ndim == 2:  # beside layers with groups, whose scales are float16 everywhere
+        one, _ = half_scales(one)
+    what = f"{scales.size} scales became one, {float(one[0]):.6g}"
+    return np.broadcast_to(one, scales.shape).copy(), Conversion(part.name, "lossy", what)
+
+
+def _first_scale(part: TernaryPart) -> NDArray[np.float32]:
+    return part.codes_and_scales()[1].reshape(-1)[:1]
 
 
 def choose_types(model: ModelParts, wanted: str, fallback: str, may_pad: bool) -> tuple[dict[str, LayerType], int]:
