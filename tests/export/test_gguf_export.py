@@ -155,7 +155,7 @@ def test_a_file_with_requantised_codes_gets_no_name(tmp_path: Path, monkeypatch:
 def test_what_gguf_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """One line each: the part, why, and the formats that hold it."""
     cases: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
-        ({"spec": ROW, **FITTING}, "gguf-i2_s", {}, "q_proj: has a scale for each row, I2_S has one .* packed, gguf-tq1_0"),
+        ({"spec": ROW, **FITTING}, "gguf-i2_s", {}, "q_proj: has a scale for each row, I2_S has one .* gguf-tq1_0"),
         ({"family": "qwen3", "spec": TENSOR}, "gguf-i2_s", {}, "only bitnet.cpp reads I2_S"),
         ({"subln": "ones", "tie_word_embeddings": False}, "gguf-tq2_0", {}, "no output head of its own"),
         ({"spec": TENSOR, **NARROW}, "gguf-tq1_0", {"fallback": "none"}, "192 columns .*fallback"),
