@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import toy_checkpoints
 from safetensors.numpy import load_file, save_file
 
+from wrinklefree.artifact.gguf.container import read_gguf
 from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError, VerificationError
@@ -25,10 +27,11 @@ from wrinklefree.export.export import export
 from wrinklefree.export.foreign import ForeignDifference, check_program, compare_with_program, verify_with
 from wrinklefree.export.foreign_server import ServerReader
 from wrinklefree.export.walk import model_parts
-from wrinklefree.models.exact import exact_model, float_logits
+from wrinklefree.models.exact import exact_model, float_logits, rounded_inputs
 from wrinklefree.models.io import load_checkpoint
 from wrinklefree.models.plain import export_plain
 from wrinklefree.models.reader import TransformersReader
+from wrinklefree.quant.ternary import TernarySpec
 
 TEXT = list(range(5, 29))
 
@@ -58,6 +61,34 @@ def test_the_unrounded_reading_is_that_of_the_plain_export(tmp_path: Path, famil
     export_plain(tmp_path / "ckpt", tmp_path / "plain")
     plain = TransformersReader(tmp_path / "plain").logits(TEXT, 0)
     assert np.array_equal(float_logits(exact_model(parts), TEXT), plain)
+
+
+@pytest.mark.parametrize("columns", [None, 4])
+def test_rounded_inputs_are_multiples_of_their_blocks_step(columns: int | None) -> None:
+    layers = torch.nn.ModuleDict({"inner": torch.nn.Linear(6, 6, bias=False), "lm_head": torch.nn.Linear(6, 6)})
+    layers["inner"].weight.data = torch.eye(6)
+    x = torch.tensor([[0.1, -0.5, 0.25, 0.3, 100.0, 0.4], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    expected = torch.empty_like(x)
+    for row in range(2):
+        for block in [range(6)] if columns is None else [range(4), range(4, 6)]:
+            step = max(abs(float(x[row, i])) for i in block) / 127
+            for i in block:
+                expected[row, i] = round(float(x[row, i]) / step) * step
+    head = layers["lm_head"](x)
+    with rounded_inputs(layers, columns):
+        assert torch.allclose(layers["inner"](x), expected, atol=1e-6)
+        assert torch.equal(layers["lm_head"](x), head)
+    assert torch.equal(layers["inner"](x), x)
+
+
+@pytest.mark.parametrize(("format", "columns"), [("gguf-tq2_0", 256), ("gguf-i2_s", None)])
+def test_a_file_says_how_coarsely_programs_round(tmp_path: Path, format: str, columns: int | None) -> None:
+    toy_checkpoints.write(tmp_path / "ckpt", spec=TernarySpec("tensor", 64), intermediate_size=128)
+    export(tmp_path / "ckpt", tmp_path / "m.gguf", format, verify=False)
+    kinds = {tensor.type.name for tensor in read_gguf(tmp_path / "m.gguf").tensors.values()}
+    assert foreign._rounded_columns(tmp_path / "m.gguf") == (None if "I2_S" in kinds else 256)
+    assert ("I2_S" in kinds) == (columns is None)
+    assert foreign._rounded_columns(tmp_path / "ckpt") is None
 
 
 def test_transformers_agrees_on_the_plain_export(toy: Path, engine: Engine) -> None:
