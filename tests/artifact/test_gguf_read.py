@@ -150,6 +150,18 @@ def test_a_scale_beside_a_layer_multiplies_it(tmp_path: Path) -> None:
     assert (weights(layer) == 4 * weights(plain)).all()
 
 
+def test_a_bitnet_graph_takes_the_embedding_as_its_head(tmp_path: Path) -> None:
+    source = toy_parts(toy_config("bitnet", **BITNET))
+    table = next(part for part in source.parts if isinstance(part, TablePart)).read().astype(np.float16)
+    same = Changes(tensors={"output.weight": table})
+    read = gguf_parts(write_foreign(tmp_path / "model.gguf", source, "TQ2_0", same))
+    assert read.config["tie_word_embeddings"] is True
+    check_equal(read, source)
+    other = Changes(tensors={"output.weight": table[::-1].copy()})
+    with pytest.raises(FormatError, match=r"output\.weight: differs from token_embd\.weight"):
+        gguf_parts(write_foreign(tmp_path / "other.gguf", source, "TQ2_0", other))
+
+
 def test_a_scale_below_zero_is_kept_by_every_way_through(tmp_path: Path) -> None:
     from wrinklefree.engine.engine import Engine
 

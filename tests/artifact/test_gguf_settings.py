@@ -137,3 +137,12 @@ def test_settings_nothing_of_ours_computes_are_refused() -> None:
     other["rope_parameters"]["sliding_attention"] = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
     with pytest.raises(InputError, match="windowed layers"):
         to_gguf(other)
+
+
+def test_gemma_s_pattern_is_that_of_its_class() -> None:
+    kinds = ["sliding_attention" if (layer + 1) % 6 else "full_attention" for layer in range(13)]  # Gemma3TextConfig
+    config = toy_config("gemma3_text", num_hidden_layers=13)
+    config["layer_types"] = kinds
+    file = through_a_file(config, False)
+    assert file.size("gemma3.attention.sliding_window_pattern", 100) == 6
+    assert from_gguf(file)["layer_types"] == kinds
