@@ -18,7 +18,7 @@ from wrinklefree.artifact.gguf.read_model import gguf_parts
 from wrinklefree.artifact.gguf.ternary_types import encode
 from wrinklefree.artifact.gguf.types import dequantize, gguf_type
 from wrinklefree.artifact.packed_writer import write_packed
-from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart, stored_tables
+from wrinklefree.artifact.parts import ModelParts, NormPart, Part, StoredCodes, TablePart, TernaryPart, stored_tables
 from wrinklefree.artifact.sources import read_parts
 from wrinklefree.errors import FormatError, InputError
 
@@ -277,3 +277,19 @@ def test_weights_for_rotated_inputs_are_refused(tmp_path: Path) -> None:
     path = write_foreign(tmp_path / "toy.gguf", toy_parts(toy_config("qwen3")), "TQ2_0", Changes(keys=keys))
     with pytest.raises(FormatError, match="rotated inputs"):
         gguf_parts(path)
+
+
+def test_ternary_values_of_q4_0_that_are_not_one(tmp_path: Path) -> None:
+    """A program that stores 10 and 6 where we store 9 and 7: the factor belongs to the scale, for the engine too."""
+    path = write_foreign(tmp_path / "toy.gguf", toy_parts(toy_config("llama")), "Q4_0")
+    content, codes = bytearray(path.read_bytes()), {}
+    for number, tensor in enumerate(t for t in read_gguf(path).tensors.values() if t.type.name == "Q4_0"):
+        codes[tensor.name] = np.random.default_rng(number).integers(-1, 2, tensor.shape).astype(np.int8)
+        blocks = encode(tensor.type, codes[tensor.name], np.array([0.25], np.float32)).reshape(-1, 18).copy()
+        nibbles = (codes[tensor.name] * 2 + 8).astype(np.uint8).reshape(-1, 32)
+        blocks[:, 2:] = nibbles[:, :16] | nibbles[:, 16:] << 4
+        content[tensor.offset : tensor.offset + tensor.num_bytes] = blocks.tobytes()
+    path.write_bytes(content)
+    part = next(part for part in gguf_parts(path).parts if part.name.endswith("gate_proj"))
+    assert isinstance(part, TernaryPart) and not isinstance(part.read, StoredCodes)
+    assert (weights(part) == codes["blk.0.ffn_gate.weight"] * np.float32(0.5)).all()

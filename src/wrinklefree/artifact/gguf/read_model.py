@@ -222,9 +222,11 @@ def _code_rows(model: GgufModel, name: str, scales: NDArray[np.float32]) -> Code
     tensor = model.tensor(name)
     assert tensor is not None
     columns = _REPACKED.get(tensor.type.name, 0)
-    if columns == 0 or tensor.shape[1] % columns or not (_signed_scales(model, name, tensor) > 0).all():
-        return None
     data, heads = model.file.data(tensor.name), model.heads(name)
+    if columns == 0 or tensor.shape[1] % columns or not has_plain_scales(tensor.type, data):
+        return None
+    if not (_signed_scales(model, name, tensor) > 0).all():
+        return None
     codes = data[: data.size - tensor.type.tail_bytes]
     order = None if heads is None else rows_from_gguf(np.arange(tensor.shape[0], dtype=np.int32), heads)
     return CodeRows(tensor.type.name, codes, order, scales)
