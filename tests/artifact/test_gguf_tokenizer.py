@@ -64,7 +64,10 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     model, pre = ("gpt2", name) if name in toys.BYTE_LEVEL else ("llama", "default")
     assert (file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")) == (model, pre)
     before = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    after = _load(tmp_path / "after", tokenizer_from_gguf(file))
+    back = tokenizer_from_gguf(file)
+    for field in ("ignore_merges", "byte_fallback"):
+        assert json.loads(back["tokenizer.json"])["model"][field] == json.loads(before.to_str())["model"][field]
+    after = _load(tmp_path / "after", back)
     assert {after.token_text(index): index for index in range(after.vocab_size)} == before.get_vocab()
     for text in TEXTS:
         expected = before.encode(text).ids
@@ -130,6 +133,8 @@ def test_t23_bos_exactly_once_through_gguf(tmp_path: Path, post_processor_bos: b
     assert after.encode_chat(MESSAGES) == before.encode_chat(MESSAGES)
     assert after.encode_chat(MESSAGES).count(after.bos_id) == 1
     # A program that goes by tokenizer.json alone puts it there too.
+    declares = json.loads((tmp_path / "after" / "tokenizer_config.json").read_text())["add_bos_token"]
+    assert declares is before.adds_bos
     alone = tokenizers.Tokenizer.from_file(str(tmp_path / "after" / "tokenizer.json"))
     assert alone.encode("hi").ids == after.encode("hi")
 
@@ -326,6 +331,11 @@ _DAMAGED_FILES: dict[str, tuple[dict[str, bytes], str]] = {
     "half a character": (_changed("smollm", model_vocab=lambda v: {**v, "\ud800": 900}), "half a surrogate pair"),
     "a long token": (_changed("smollm", model_vocab=lambda v: {**v, "x" * 5000: 900}), "found 5000 characters"),
     "merges of no tokens": (_changed("smollm", model_merges=[["q", "ÿÿ"]]), "entry 0, .* is no pair of tokens"),
+    "merges that make no token": (_changed("smollm", model_merges=[["q", "ÿ"]]), "entry 0, .* is no pair of tokens"),
+    "a token called as an unused id": (
+        _changed("smollm", model_vocab=lambda v: {**v, "[PAD999]": 900}),
+        "is the token of 900 and of 999",
+    ),
     "merges that are none": (_changed("smollm", model_merges=[["q"], 5]), "entry 0"),
     "nested steps": (
         _changed("smollm", pre_tokenizer=json.loads('{"type":"Sequence","pretokenizers":[' * 20 + "]}" * 20)),
@@ -375,6 +385,7 @@ _DAMAGED_KEYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no merges": ("smollm", {f"{_T}merges": None}, "has no key"),
     "merges of no tokens": ("smollm", {f"{_T}merges": ["a b", "zz ÿÿ"]}, "entry"),
     "merges without a space": ("smollm", {f"{_T}merges": ["ab"]}, "entry 0, 'ab', is no pair"),
+    "merges of half a token": ("smollm", {f"{_T}merges": ["<|im_end| >"]}, "entry 0"),
     "a long merge": ("smollm", {f"{_T}merges": ["a " * 5000]}, "found 10000 characters"),
     "a long template": ("smollm", {"tokenizer.chat_template": " " * (2 << 20)}, "found 2097152 characters"),
     "a template that is none": ("smollm", {"tokenizer.chat_template": 5}, "a string is needed"),
@@ -400,6 +411,25 @@ def test_damaged_keys_are_one_error(tmp_path: Path, case: str) -> None:
     changed = {key: value(keys[key]) if callable(value) else value for key, value in changes.items()}
     with pytest.raises(FormatError, match=message):
         tokenizer_from_gguf(toys.written(tmp_path / "t.gguf", files, **changed))
+
+
+def test_an_empty_token_has_a_name(tmp_path: Path) -> None:
+    files = toys.files(toys.byte_level("smollm"))
+    index = toys.byte_level("smollm").token_to_id("<think>")
+    tokens = ["" if text == "<think>" else text for text in tokenizer_to_gguf(files, toys.config(files))[f"{_T}tokens"]]
+    back = tokenizer_from_gguf(toys.written(tmp_path / "t.gguf", files, **{f"{_T}tokens": tokens}))
+    assert json.loads(back["tokenizer.json"])["model"]["vocab"][f"[EMPTY_{index}]"] == index
+
+
+def test_runs_of_one_score_grow_from_the_left(tmp_path: Path) -> None:
+    """Llama 2's vocabulary gives all its runs of spaces the same score; llama.cpp then joins the leftmost pair."""
+    keys = dict(_keys("llama without prefix"))
+    runs = [len(text) > 1 and set(text) == {"▁"} for text in keys[f"{_T}tokens"]]
+    keys[f"{_T}scores"] = np.where(runs, np.float32(-1e9), keys[f"{_T}scores"])
+    back = tokenizer_from_gguf(toys.gguf(tmp_path / "t.gguf", keys))
+    tokenizer = tokenizers.Tokenizer.from_str(back["tokenizer.json"].decode())
+    longest = sum(runs) + 1
+    assert tokenizer.encode(" " * (longest + 3)).tokens == ["▁" * longest, "▁" * 3]
 
 
 def test_a_table_of_another_size_is_refused(tmp_path: Path) -> None:
