@@ -119,14 +119,33 @@ def test_unfinished_characters_are_held_back(toy: Path) -> None:
     assert scripted(toy, [*EURO, *EURO, 2], stop=("€aa",)).text == "€"
 
 
-@given(st.lists(st.integers(1, 255), min_size=1, max_size=40), st.integers(0, 3))
+# Characters of one, two and three tokens, and one that its text breaks off in.
+CHARACTERS = st.one_of(st.integers(1, 199).map(lambda token: [token]), st.sampled_from([[200, 203], EURO]))
+
+
+@given(st.lists(CHARACTERS, min_size=1, max_size=20), st.sampled_from([[], [200], EURO[:2]]), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_pieces_join_to_the_decoded_text(tokens: list[int], stops: int) -> None:
-    directory = PIECES_TOY[0]
+def test_pieces_join_to_the_decoded_text(characters: list[list[int]], rest: list[int], stops: int) -> None:
+    directory, tokens = PIECES_TOY[0], [token for character in characters for token in character]
+    # A broken character behind whole ones of bytes would make the decoder replace those, too.
+    tokens += rest if len(characters[-1]) == 1 else []
     text = "".join(pieces(directory, tokens, stop=("ab", "€", "aaa")[:stops]))
     whole = Tokenizer.load(directory).decode(tokens)
     starts = [at for at in (whole.find(stop) for stop in ("ab", "€", "aaa")[:stops]) if at >= 0]
     assert text == whole[: min(starts, default=len(whole))]
+
+
+@given(st.lists(st.integers(1, 255), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_what_was_handed_out_stays(tokens: list[int]) -> None:
+    """Bytes that are no UTF-8 take back nothing before them; without such bytes the pieces are the whole text."""
+    decoder, out = Tokenizer.load(PIECES_TOY[0]).decoder(), ""
+    for token in tokens:
+        out += decoder.push(token)
+    out += decoder.flush()
+    whole = Tokenizer.load(PIECES_TOY[0]).decode(tokens)
+    assert len(out) <= len(whole)
+    assert "\ufffd" in whole or out == whole
 
 
 PIECES_TOY: list[Path] = []

@@ -208,7 +208,9 @@ class Tokenizer:
 class StreamDecoder:
     """Text of ids that arrive one by one; a character whose bytes span tokens is held back until complete.
 
-    The pieces of `push` and the last of `flush`, joined, are what `Tokenizer.decode` gives for all ids.
+    The pieces of `push` and the last of `flush`, joined, are what `Tokenizer.decode` gives for all ids, with one
+    exception: a SentencePiece decoder takes back whole characters when byte tokens that are no UTF-8 follow them at
+    once. What was handed out stays.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
