@@ -124,10 +124,10 @@ def test_transformers_computes_what_the_checkpoint_does(tmp_path: Path, case: st
     assert_same_parts(hf_parts(out), prepare_hf(parts, options))
     loaded = AutoModelForCausalLM.from_pretrained(out).eval()
     expected, found = logits(model), logits(loaded)
-    # Sums in float32 in another order: 1e-5 of logits of size 10. With bitlinear a scale may be a last bit off, which
-    # turns an activation into the next of its 255 steps here and there.
-    exact = linear_class != "bitlinear" or case != "llama"
-    assert (expected - found).abs().max() < (1e-4 if exact else 0.1)
+    # Sums in float32 in another order: 1e-5 of logits of size 10. Where that or a scale's last bit turns an activation
+    # into the next of its 255 steps, the logits of this token and of later ones move a little; most tokens meet none.
+    difference = (expected - found).abs().amax(dim=1)
+    assert difference.median() < 1e-4 and difference.max() < 0.1
     assert torch.nn.functional.cosine_similarity(expected, found).min() > 0.9999
 
 

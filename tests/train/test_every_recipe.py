@@ -38,8 +38,8 @@ NEEDS: dict[str, Callable[[Path], list[str]]] = {
 NOT_FOR_THE_ENGINE = {
     "classification": "is a classifier",
     "bitdistill": "is a classifier",
-    "teacher_finetune": "is not ternary yet",
-    "teacher_finetune_summarization": "is not ternary yet",
+    "teacher_finetune": "is not ternary .* wf convert",
+    "teacher_finetune_summarization": "is not ternary .* wf convert",
 }
 # Recipes that only convert: there is no step to interrupt.
 CONVERT_ONLY = {"stage1_subln"}

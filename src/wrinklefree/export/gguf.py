@@ -29,7 +29,7 @@ from wrinklefree.artifact.origin import GGUF_KEY, origin_of
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TensorChange, TernaryPart
 from wrinklefree.errors import InputError, unknown_name
 from wrinklefree.export.fit import Conversion, FilePlan, block_scales, refusal, without_factors
-from wrinklefree.export.gguf_layers import LayerType, choose_types, one_scale_each, padding, stored_scales
+from wrinklefree.export.gguf_layers import COLUMNS, LayerType, choose_types, one_scale_each, padding, stored_scales
 from wrinklefree.export.hf_model import one_epsilon
 
 TERNARY_TYPES = ("TQ1_0", "TQ2_0", "I2_S")
@@ -84,7 +84,7 @@ def plan_gguf(model: ModelParts, options: GgufOptions) -> FilePlan:
     notes = _notes(model, architecture, options)
     model, conversions = _without_what_has_no_place(model, architecture, options)
     if options.ternary == "I2_S":
-        model, merged = one_scale_each(model, "I2_S", options.lossy)
+        model, merged = one_scale_each(model, "I2_S", options.lossy, COLUMNS["I2_S"])
         conversions += merged
     several = options.ternary == "I2_S" and model.info.granularity != "tensor"  # padding would make it fit, not hold
     may_pad = not several and not any(part.name.endswith("ffn_sub_norm") for part in model.parts)

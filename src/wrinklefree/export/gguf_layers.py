@@ -41,10 +41,13 @@ class LayerType:
     beside: float | None = None
 
 
-def one_scale_each(model: ModelParts, wanted: str, lossy: bool) -> tuple[ModelParts, list[Conversion]]:
-    """Return a model with one scale for each layer whose columns fit ``wanted``, a type that has only one.
+def one_scale_each(
+    model: ModelParts, wanted: str, lossy: bool, columns: int = 1
+) -> tuple[ModelParts, list[Conversion]]:
+    """Return a model with one scale for each layer whose columns are a multiple of ``columns``.
 
-    Other layers go into another type and keep their scales. Where all layers have one, so has the model.
+    ``wanted`` names the format or type that has one only, for messages. Other layers go into another type and keep
+    their scales. Where all layers have one, so has the model.
 
     Raises: InputError for the first such layer that has several, unless ``lossy``: then the nearest one is taken.
     """
@@ -55,7 +58,7 @@ def one_scale_each(model: ModelParts, wanted: str, lossy: bool) -> tuple[ModelPa
     for part in model.parts:
         if isinstance(part, TernaryPart):
             codes, scales = part.codes_and_scales()
-            if part.shape[1] % COLUMNS[wanted] == 0 and not (scales == scales.flat[0]).all():
+            if part.shape[1] % columns == 0 and not (scales == scales.flat[0]).all():
                 scales, said = _merged(model, part, codes, scales, wanted, lossy)
                 conversions.append(said)
                 part = with_scales(part, scales)
