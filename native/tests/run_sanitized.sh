@@ -18,7 +18,7 @@ if [ "$sanitize" = address ] && nanobind=$("$python" -m nanobind --cmake_dir 2>/
   with_python=ON
 fi
 cmake -S "$root" -B "$build" -DWF_BUILD_PYTHON=$with_python -DWF_BUILD_TESTS=ON \
-  -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DWF_SANITIZE="$sanitize" \
+  -DCMAKE_BUILD_TYPE=Release -DWF_SANITIZE="$sanitize" \
   -DPython_EXECUTABLE="$(command -v "$python")" -Dnanobind_DIR="${nanobind:-}" >/dev/null
 targets="kernel_test threads_test model_test"
 [ $with_python = OFF ] || targets="$targets _native"

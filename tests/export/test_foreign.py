@@ -277,6 +277,18 @@ def test_a_server_that_misbehaves(tmp_path: Path, action: str, error: type[Excep
     assert reader._process.child.poll() is not None
 
 
+def test_a_server_that_holds_back_half_a_character(tmp_path: Path) -> None:
+    """llama-server gives no probabilities for a token that ends within a character; that is no failure."""
+    body = '{"content": "\ufffd", "stop": true, "tokens": []}'.encode()
+    reader = ServerReader(_program(tmp_path, SERVER.format(action=REPLY.format(status=200, body=body))),
+                          tmp_path / "m.gguf", 8, 64, 20.0)  # fmt: skip
+    try:
+        assert reader.greedy([1, 2], 2) == []
+        assert np.isnan(reader.logits([1, 2, 3], 1)).all()
+    finally:
+        reader.close()
+
+
 def test_a_server_that_refuses_the_model_is_told_in_its_words(tmp_path: Path) -> None:
     program = _program(tmp_path, "import sys\nsys.exit('error loading model: wrong magic')")
     with pytest.raises(VerificationError, match=r"did not start.*exit status 1.*wrong magic"):

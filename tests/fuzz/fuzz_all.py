@@ -71,7 +71,7 @@ def build_native(build: Path, compiler: str) -> None:
     cmake = shutil.which("cmake", path=tools)
     if cmake is None:
         raise SystemExit("the C++ targets need cmake: pip install cmake")
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
+    options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_BUILD_TYPE=Release"]
     options += ["-DWF_BUILD_PYTHON=OFF", "-DWF_BUILD_FUZZERS=ON", "-DWF_SANITIZE=address,undefined"]
     targets = [f"fuzz_{name}" for name in NATIVE]
     subprocess.run([cmake, "-S", ROOT, "-B", build, *options], check=True, stdout=subprocess.DEVNULL)

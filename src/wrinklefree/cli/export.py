@@ -138,8 +138,9 @@ def _summary(report: ExportReport) -> list[str]:
         found = report.agreement
         lines.append(
             f"engine against source: lowest cosine of logits {found.logit_cosine_min:.6f} (rounding noise alone gives "
-            f"{found.noise_cosine_min:.6f}), largest difference {found.logit_max_abs_difference:.2e}, greedy tokens "
-            f"equal {found.greedy_tokens_equal} of {found.greedy_tokens}"
+            f"{found.noise_cosine_min:.6f}), largest difference {found.logit_max_abs_difference:.2e}, the source "
+            f"chooses {found.same_choices} of the engine's {found.greedy_tokens} greedy tokens, "
+            f"{found.greedy_tokens_equal} before the first difference of a text"
         )
         for d in found.differences:
             lines.append(

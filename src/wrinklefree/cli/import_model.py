@@ -96,6 +96,7 @@ def _show(report: ImportReport, output: Output) -> None:
         cosine, noise = found["logit_cosine_min"], found["noise_cosine_min"]
         output.line(
             f"against torch with the same parts: lowest cosine of logits {cosine:.6f} (noise of rounding {noise:.6f}), "
-            f"{found['greedy_tokens_equal']} of {found['of']} greedy tokens equal"
+            f"torch chooses {found['same_choices']} of the engine's {found['of']} greedy tokens, "
+            f"{found['greedy_tokens_equal']} before the first difference of a text"
         )
     output.line(f"wrote {report.out} in {report.seconds:.1f} s")

@@ -42,7 +42,10 @@ class Reader(Protocol):
         ...
 
     def greedy(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
-        """Return the most likely tokens, one after another, past the end of the text where need be."""
+        """Return the most likely tokens, one after another, past the end of the text where need be.
+
+        Fewer than ``num_tokens`` where it does not tell the next one.
+        """
         ...
 
     def logits(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:

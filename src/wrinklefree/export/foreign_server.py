@@ -97,7 +97,10 @@ class ServerReader:
     def greedy(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
         tokens = [int(token) for token in prompt]
         for _ in range(num_tokens):
-            tokens.append(self._likeliest(tokens, 1)[0][0])
+            likeliest = self._likeliest(tokens, 1)
+            if not likeliest:
+                break
+            tokens.append(likeliest[0][0])
         return tokens[len(prompt) :]
 
     def logits(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
@@ -108,9 +111,14 @@ class ServerReader:
         return out
 
     def _likeliest(self, prompt: list[int], count: int) -> list[tuple[int, float]]:
-        """Return the likeliest tokens after a prompt and their log-probabilities, the likeliest first."""
+        """Return the likeliest tokens after a prompt and their log-probabilities, the likeliest first.
+
+        None where the likeliest one ends within a character: the program then holds back text and probabilities.
+        """
         request = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": True}
         found = self._ask("POST", "/completion", request)
+        if "completion_probabilities" not in found and str(found.get("content", "")).endswith("\ufffd"):
+            return []
         try:
             listed = found["completion_probabilities"][0]
             if "top_logprobs" not in listed:
