@@ -122,6 +122,17 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
+def test_a_post_processor_that_names_a_second_text(tmp_path: Path) -> None:
+    """The library loads it and panics at the first text."""
+    file = toys.write(tmp_path) / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    pieces = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    raw["post_processor"] = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": {}}
+    file.write_text(json.dumps(raw))
+    with pytest.raises(FormatError, match=r"tokenizer\.json: cannot encode a text"):
+        Tokenizer.load(tmp_path).encode("a")
+
+
 def test_no_template(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no chat template"):
         Tokenizer.load(toys.write(tmp_path, template=None)).apply_chat(MESSAGES)

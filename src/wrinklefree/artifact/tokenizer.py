@@ -7,7 +7,8 @@ appears exactly once, whether post-processor, configuration or chat template wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,8 @@ class Tokenizer:
         path = f"{place}/tokenizer.json"
         if "tokenizer.json" not in files:
             raise FormatError(f"{path}: found no such file")
-        try:
+        with _library_errors(f"{path}: not a tokenizer"):
             backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of the Rust library is not an Exception
-            raise FormatError(f"{path}: not a tokenizer ({_first_line(error)})") from error
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if name in files:
@@ -102,7 +99,8 @@ class Tokenizer:
         declared = self._config.get("add_bos_token")
         if isinstance(declared, bool):
             return declared and self.bos_id is not None
-        return self.bos_id is not None and self._backend.encode("a").ids[:1] == [self.bos_id]
+        with _library_errors(f"{self._place}/tokenizer.json: cannot encode a text"):
+            return self.bos_id is not None and self._backend.encode("a").ids[:1] == [self.bos_id]
 
     def encode(self, text: str, bos: bool | None = None) -> list[int]:
         """Return the ids of a text.
@@ -110,9 +108,11 @@ class Tokenizer:
         ``bos``: True puts the beginning-of-sequence token first, False adds none, None does what the model's
         configuration says. A text that already starts with it is never given a second one.
 
-        Raises: InputError when ``bos`` is True and the tokenizer has no such token.
+        Raises: InputError when ``bos`` is True and the tokenizer has no such token; FormatError when tokenizer.json is
+        damaged in a way that only shows here.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with _library_errors(f"{self._place}/tokenizer.json: cannot encode a text"):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if bos is None:
             bos = self.adds_bos
         if not bos:
@@ -122,8 +122,9 @@ class Tokenizer:
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD. Raises: FormatError as `encode`."""
+        with _library_errors(f"{self._place}/tokenizer.json: cannot decode tokens"):
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
     def decoder(self, skip_special: bool = True) -> StreamDecoder:
@@ -264,6 +265,17 @@ def _id_list(value: object, place: str) -> list[int]:
         if not isinstance(entry, int) or isinstance(entry, bool) or not 0 <= entry < 2**31:
             raise FormatError(f"{place}: found {entry!r}, a token id or a list of them is needed")
     return values
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Turn what the Rust library raises over a tokenizer.json into FormatError; its panics are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise FormatError(f"{what} ({_first_line(error)}); the file is damaged") from error
 
 
 def _first_line(error: BaseException) -> str:
