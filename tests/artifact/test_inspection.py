@@ -11,7 +11,7 @@ import numpy as np
 import packed_toys
 import pytest
 
-from wrinklefree.artifact.inspection import inspect_model, share_of_zeros
+from wrinklefree.artifact.inspection.model import inspect_model, share_of_zeros
 from wrinklefree.artifact.packing import LAYOUTS, PackedShape, pack_codes, unpack_codes
 from wrinklefree.artifact.safetensors_file import write_safetensors
 from wrinklefree.artifact.tables import TABLE_FORMATS

@@ -14,7 +14,7 @@ import pytest
 from gguf_toys import Changes, toy_config, toy_parts, write_foreign
 
 from wrinklefree.artifact.gguf.container import read_gguf
-from wrinklefree.artifact.inspection import inspect_model
+from wrinklefree.artifact.inspection.model import inspect_model
 from wrinklefree.artifact.manifest import WEIGHTS
 from wrinklefree.artifact.parts import ModelParts, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors

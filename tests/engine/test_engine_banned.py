@@ -15,6 +15,7 @@ import pytest
 from toy_models import add_tokenizer, make_toy
 
 from wrinklefree import _native
+from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.engine import Batch, BatchItem, Engine, SamplingParams
 from wrinklefree.errors import FormatError, InputError
 
@@ -83,9 +84,9 @@ def test_padding_that_ends_texts_is_given_out(tmp_path: Path, where: str) -> Non
     if where == "tokenizer":
         assert Engine.load(directory, threads=1).banned_tokens == (MASK, 0)
         add_tokenizer(directory)  # whose </s> has the id 0
-    engine = Engine.load(directory, threads=1)
-    assert engine.banned_tokens == (MASK,)
-    assert np.isfinite(engine.logits([1, 2])[:, 0]).all()
+    for engine in (Engine.load(directory, threads=1), Engine.from_parts(packed_parts(directory), threads=1)):
+        assert engine.banned_tokens == (MASK,)
+        assert np.isfinite(engine.logits([1, 2])[:, 0]).all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 import toy_checkpoints as toys
 from transformers import AutoModelForCausalLM
 
-from wrinklefree.artifact.hf_bitnet import hf_parts
+from wrinklefree.artifact.huggingface.read_model import hf_parts
 from wrinklefree.artifact.manifest import PackedInfo, read_config
 from wrinklefree.artifact.packed_writer import write_packed
 from wrinklefree.artifact.parts import ModelParts, NormPart, TablePart, TernaryPart, stored_tables

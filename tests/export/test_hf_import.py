@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.bitnet import BitLinear, WeightQuant, pack_weights, unpack_weights
 
-from wrinklefree.artifact.hf_bitnet import hf_parts
-from wrinklefree.artifact.hf_layout import pack_rows, step_of, stored_scale, unpack_rows
+from wrinklefree.artifact.huggingface.bitnet_layout import pack_rows, step_of, stored_scale, unpack_rows
+from wrinklefree.artifact.huggingface.read_model import hf_parts
 from wrinklefree.artifact.parts import ModelParts, TablePart, TernaryPart, stored_tables
 from wrinklefree.artifact.safetensors_file import SafetensorsFile
 from wrinklefree.engine import SamplingParams

@@ -17,7 +17,7 @@ import torch
 import toy_checkpoints as toys
 from safetensors.torch import load_file, save_file
 
-from wrinklefree.artifact.inspection import inspect_model
+from wrinklefree.artifact.inspection.model import inspect_model
 from wrinklefree.artifact.manifest import open_packed, read_packed
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, write_safetensors
 from wrinklefree.errors import FormatError, InputError, VerificationError

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.floats import widen
+from wrinklefree.artifact.huggingface.floats import widen
 from wrinklefree.artifact.parts import NormPart, TernaryPart
 from wrinklefree.artifact.sgl_bin import bin_parts
 from wrinklefree.artifact.sgl_bin_file import BinFile, pack_planes, padded

@@ -29,7 +29,7 @@ from wrinklefree.artifact.files import read_json  # noqa: E402
 from wrinklefree.artifact.gguf.container import GgufFile, GgufWriter, read_gguf  # noqa: E402
 from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf, tokenizer_to_gguf  # noqa: E402
 from wrinklefree.artifact.gguf.types import gguf_type  # noqa: E402
-from wrinklefree.artifact.inspection import inspect_model  # noqa: E402
+from wrinklefree.artifact.inspection.model import inspect_model  # noqa: E402
 from wrinklefree.artifact.manifest import changed_files, read_packed  # noqa: E402
 from wrinklefree.artifact.packed_reader import packed_parts  # noqa: E402
 from wrinklefree.artifact.parts import ModelParts, TernaryPart  # noqa: E402

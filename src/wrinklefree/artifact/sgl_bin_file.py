@@ -26,9 +26,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.floats import FLOAT_TYPES, widen
 from wrinklefree.artifact.gguf.ternary_types import decode, encode
 from wrinklefree.artifact.gguf.types import TYPES
+from wrinklefree.artifact.huggingface.floats import FLOAT_TYPES, widen
 from wrinklefree.artifact.json_text import parse_json
 from wrinklefree.errors import FormatError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wrinklefree.artifact.gguf.container import is_gguf
 from wrinklefree.artifact.gguf.read_model import gguf_parts
-from wrinklefree.artifact.hf_bitnet import hf_parts
+from wrinklefree.artifact.huggingface.read_model import hf_parts
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.artifact.parts import ModelParts

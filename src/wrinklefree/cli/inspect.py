@@ -14,7 +14,7 @@ import typer
 from wrinklefree.cli.output import Output
 
 if TYPE_CHECKING:
-    from wrinklefree.artifact.inspection import Inspection, TensorRow
+    from wrinklefree.artifact.inspection.model import Inspection, TensorRow
 
 _KINDS = {
     "packed": "a packed model",
@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Shows architecture, tensors, types, bits per weight, zeros, tokenizer, training stage and hashes."""
     output = Output(json)
-    from wrinklefree.artifact.inspection import inspect_model
+    from wrinklefree.artifact.inspection.model import inspect_model
 
     found = _with_zeros(inspect_model(model))
     output.line(f"{found.path}: {_KINDS[found.kind]}")

@@ -111,10 +111,7 @@ class Engine:
             model = load_parts(parts, layout, options)
             files = files_of(parts)
             config = json.loads(files["config.json"])
-        engine = cls(model, config, str(path), files)
-        if len(model.banned_tokens) > 1 and engine.has_tokenizer:
-            model.allow_tokens(engine.tokenizer.eos_ids)
-        return engine
+        return cls(model, config, str(path), files)._with_ends()
 
     @classmethod
     def from_parts(
@@ -132,7 +129,15 @@ class Engine:
         if layout not in ("stored", *LAYOUTS):
             raise unknown_name("layout", layout, ("stored", *LAYOUTS))
         files = files_of(parts)
-        return cls(load_parts(parts, layout, options), json.loads(files["config.json"]), parts.place, files)
+        return cls(
+            load_parts(parts, layout, options), json.loads(files["config.json"]), parts.place, files
+        )._with_ends()
+
+    def _with_ends(self) -> Engine:
+        """Let a diffusion model whose padding ends texts give it out: what ends them, the tokenizer may say too."""
+        if len(self._model.banned_tokens) > 1 and self.has_tokenizer:
+            self._model.allow_tokens(self.tokenizer.eos_ids)
+        return self
 
     @classmethod
     def random(

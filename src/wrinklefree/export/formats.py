@@ -137,7 +137,7 @@ def _check_plain(path: Path, plan: FilePlan) -> int:
 
 
 def _read_hf(path: Path) -> ModelParts:
-    from wrinklefree.artifact.hf_bitnet import hf_parts
+    from wrinklefree.artifact.huggingface.read_model import hf_parts
 
     return hf_parts(path)
 

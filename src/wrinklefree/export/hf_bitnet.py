@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import json_bytes, write_bytes
-from wrinklefree.artifact.hf_layout import ROWS_PER_BYTE, LinearClass, pack_rows, step_of, stored_scale
+from wrinklefree.artifact.huggingface.bitnet_layout import ROWS_PER_BYTE, LinearClass, pack_rows, step_of, stored_scale
 from wrinklefree.artifact.manifest import CONFIG, WEIGHTS
 from wrinklefree.artifact.parts import ModelParts, Part, TensorChange, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ATTENTION_LINEARS, MLP_LINEARS, ModelConfig, parse_config
-from wrinklefree.artifact.floats import FloatType, holds, narrow
+from wrinklefree.artifact.huggingface.floats import FloatType, holds, narrow
 from wrinklefree.artifact.origin import HF_KEY, origin_of
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart
 from wrinklefree.errors import InputError

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.floats import FloatType, holds
+from wrinklefree.artifact.huggingface.floats import FloatType, holds
+from wrinklefree.artifact.huggingface.shards import ShardedTensors
 from wrinklefree.artifact.manifest import WEIGHTS
 from wrinklefree.artifact.parts import ModelParts, TensorChange, TernaryPart
 from wrinklefree.artifact.safetensors_file import SafetensorsWriter, TensorInfo
-from wrinklefree.artifact.shards import ShardedTensors
 from wrinklefree.errors import InputError, VerificationError
 from wrinklefree.export.hf_bitnet import tensor_changes, write_rest
 from wrinklefree.export.hf_model import config_json, float_tensors, float_type, for_transformers, narrowed

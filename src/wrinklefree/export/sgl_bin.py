@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import space_errors
-from wrinklefree.artifact.floats import FloatType, holds, narrow
+from wrinklefree.artifact.huggingface.floats import FloatType, holds, narrow
 from wrinklefree.artifact.origin import HF_KEY, origin_of
 from wrinklefree.artifact.parts import ModelParts, TensorChange, TernaryPart
 from wrinklefree.artifact.sgl_bin_file import MAGIC, TYPE_NAMES, VERSION, pack_planes

@@ -2,7 +2,7 @@
 
 A repository with ``quantization_config: {quant_method: bitnet}`` stores either float latents that its layers
 ternarise on the fly (``quantization_mode: online``), or codes packed four to a byte with one ``weight_scale`` for each
-matrix. `artifact.hf_layout` says what the bytes mean.
+matrix. `artifact.huggingface.bitnet_layout` says what the bytes mean.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from wrinklefree.artifact.files import read_json
-from wrinklefree.artifact.hf_layout import Scheme, step_of, unpack_rows
-from wrinklefree.artifact.shards import all_plain
+from wrinklefree.artifact.huggingface.bitnet_layout import Scheme, step_of, unpack_rows
+from wrinklefree.artifact.huggingface.shards import all_plain
 from wrinklefree.errors import FormatError
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import Fields
-from wrinklefree.artifact.floats import FloatType, rounded
+from wrinklefree.artifact.huggingface.floats import FloatType, rounded
 from wrinklefree.errors import FormatError, InputError
 
 ROWS_PER_BYTE = 4

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.floats import FLOAT_TYPES
-from wrinklefree.artifact.hf_layout import ROWS_PER_BYTE, Scheme, step_of, ternarize_online, unpack_rows
-from wrinklefree.artifact.mlx_layout import MlxFormat
+from wrinklefree.artifact.huggingface.bitnet_layout import ROWS_PER_BYTE, Scheme, step_of, ternarize_online, unpack_rows
+from wrinklefree.artifact.huggingface.floats import FLOAT_TYPES
+from wrinklefree.artifact.huggingface.mlx_layout import MlxFormat
+from wrinklefree.artifact.huggingface.shards import ShardedTensors
 from wrinklefree.artifact.parts import Stored
-from wrinklefree.artifact.shards import ShardedTensors
 from wrinklefree.artifact.ternary_values import exact_ternary
 from wrinklefree.errors import FormatError
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ModelConfig
 from wrinklefree.artifact.gguf.container import is_gguf
-from wrinklefree.artifact.inspection_foreign import inspect_bin, inspect_gguf, inspect_hf, stored_rows
-from wrinklefree.artifact.inspection_rows import Inspection, TensorRow, scales_text
-from wrinklefree.artifact.inspection_tokenizer import tokenizer_of
+from wrinklefree.artifact.inspection.foreign import inspect_bin, inspect_gguf, inspect_hf, stored_rows
+from wrinklefree.artifact.inspection.rows import Inspection, TensorRow, scales_text
+from wrinklefree.artifact.inspection.tokenizer import tokenizer_of
 from wrinklefree.artifact.manifest import TABLES, PackedModel, changed_files, model_format, open_packed, read_config
 from wrinklefree.artifact.packing import (
     BLOCKS_PER_FIVE,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.files import read_json
-from wrinklefree.artifact.floats import FLOAT_TYPES, FloatType, widen
+from wrinklefree.artifact.huggingface.floats import FLOAT_TYPES, FloatType, widen
 from wrinklefree.artifact.safetensors_file import SafetensorsFile, TensorInfo
 from wrinklefree.errors import FormatError
 

@@ -2,7 +2,7 @@
 
 A ternary layer stands in such a directory in one of these ways:
 
-- ``uint8`` and ``weight_scale``: four rows to a byte (`hf_layout`), what BitNet repositories publish;
+- ``uint8`` and ``weight_scale``: four rows to a byte (`bitnet_layout`), what BitNet repositories publish;
 - floats and ``weight_scale``: ternary values as floats, what transformers saved of a loaded model at times;
 - floats alone, where quantization_config says ``online``: latents, ternarised here once, by that rule;
 - floats alone otherwise: each must be exactly -s, 0 or s, with one s for the matrix, the row or a group of columns;
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.config import ModelConfig, parse_config
-from wrinklefree.artifact.hf_source import HfLayer, HfSource
+from wrinklefree.artifact.huggingface.shards import ShardedTensors
+from wrinklefree.artifact.huggingface.source import HfLayer, HfSource
 from wrinklefree.artifact.manifest import CONFIG, TABLES, PackedInfo, model_format, packed_tensors, read_config
 from wrinklefree.artifact.origin import HF_KEY, parse_origin
 from wrinklefree.artifact.parts import ModelParts, NormPart, Part, TablePart, TernaryPart
-from wrinklefree.artifact.shards import ShardedTensors
 from wrinklefree.artifact.tables import QuantizedTable, TableFormat
 from wrinklefree.artifact.ternary_values import Grain, common_grain, exact_ternary, regroup
 from wrinklefree.artifact.tokenizer import read_model_files

@@ -19,15 +19,15 @@ from wrinklefree.artifact.files import sha256
 from wrinklefree.artifact.gguf.container import GgufFile, read_gguf
 from wrinklefree.artifact.gguf.names import tensor_name
 from wrinklefree.artifact.gguf.read_model import files_of, gguf_parts
-from wrinklefree.artifact.hf_bitnet import hf_parts
-from wrinklefree.artifact.inspection_rows import Inspection, TensorRow, scales_text
-from wrinklefree.artifact.inspection_tokenizer import tokenizer_of
+from wrinklefree.artifact.huggingface.read_model import hf_parts
+from wrinklefree.artifact.huggingface.shards import ShardedTensors
+from wrinklefree.artifact.inspection.rows import Inspection, TensorRow, scales_text
+from wrinklefree.artifact.inspection.tokenizer import tokenizer_of
 from wrinklefree.artifact.manifest import read_config
 from wrinklefree.artifact.origin import GGUF_KEY, HF_KEY, origin_of
 from wrinklefree.artifact.parts import CodeRows, ModelParts, StoredCodes, TernaryPart
 from wrinklefree.artifact.sgl_bin import bin_parts
 from wrinklefree.artifact.sgl_bin_file import BinFile
-from wrinklefree.artifact.shards import ShardedTensors
 from wrinklefree.artifact.tokenizer import read_model_files
 from wrinklefree.errors import FormatError, InputError
 

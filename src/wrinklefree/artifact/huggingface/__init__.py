@@ -1,0 +1,1 @@
+"""Ternary models in Hugging Face directories: packed BitNet, ternary floats, MLX, one file or shards."""
