@@ -14,16 +14,15 @@ import numpy as np
 from wrinklefree.artifact.files import new_directory
 from wrinklefree.artifact.packed_reader import packed_parts
 from wrinklefree.artifact.packed_writer import write_packed
-from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT, Layout
 from wrinklefree.artifact.parts import ModelParts, TablePart, TensorChange, TernaryPart, stored_tables
 from wrinklefree.artifact.sources import read_parts
 from wrinklefree.artifact.tables import TABLE_FORMATS, QuantizedTable, TableFormat
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
 from wrinklefree.errors import VerificationError, unknown_name
+from wrinklefree.export.formats import LAYOUTS
 
 # A torch model takes four bytes for each weight; beyond this many the comparison is left out, and the report says so.
 MOST_PARAMETERS_IN_TORCH = 1_000_000_000
-BITS: dict[str, Layout] = {"2": LAYOUT, "1.6": DENSE_LAYOUT}
 PROMPT = "The capital of France is"
 GREEDY_TOKENS = 16
 
@@ -97,15 +96,15 @@ def import_packed(
     VerificationError when the result does not behave like its source. Nothing is left under ``out`` then.
     """
     start = time.perf_counter()
-    if bits not in BITS:
-        raise unknown_name("bits of a ternary weight", bits, BITS)
+    if bits not in LAYOUTS:
+        raise unknown_name("bits of a ternary weight", bits, LAYOUTS)
     if embedding is not None and embedding not in TABLE_FORMATS:
         raise unknown_name("embedding precision", embedding, TABLE_FORMATS)
     with new_directory(out) as directory:
         show(0.0, "reading the source")
         found = read_parts(source, tokenizer)
         precision = next((name for name in TABLE_FORMATS if name == embedding), found.info.embedding)
-        model = replace(found, info=replace(found.info, layout=BITS[bits], embedding=precision))
+        model = replace(found, info=replace(found.info, layout=LAYOUTS[bits], embedding=precision))
         tables = stored_tables(model)
         show(0.2, "writing")
         tensors = write_packed(directory, model, tables)
