@@ -279,13 +279,13 @@ _VALUES = st.one_of(
     ),
 )
 _SHAPES = st.tuples(st.integers(0, 3), st.integers(1, 3))
+# Two types have the number 42, and a file holds one of them (see below): of small tensors that cannot be seen.
+_TYPES = st.sampled_from(sorted(TYPES.keys() - {"Q2_0_G128"}))
 
 
 @given(
     values=st.dictionaries(st.text(st.characters(codec="ascii"), min_size=1, max_size=8), _VALUES, max_size=5),
-    tensors=st.dictionaries(
-        st.text(min_size=1, max_size=6), st.tuples(st.sampled_from(sorted(TYPES)), _SHAPES), max_size=4
-    ),
+    tensors=st.dictionaries(st.text(min_size=1, max_size=6), st.tuples(_TYPES, _SHAPES), max_size=4),
     alignment=st.sampled_from([8, 32, 128]),
 )
 @settings(max_examples=20, deadline=None)
@@ -312,9 +312,7 @@ def test_any_content_comes_back_here_and_in_the_package(
         assert isinstance(value, np.ndarray) <= (getattr(found, "dtype", None) == getattr(value, "dtype", None))
     for name, kind, shape in table:
         assert read.tensors[name].shape == shape
-        # Which of the two types with the number 42 it is cannot be seen in a tensor this small.
-        if kind.name != "Q2_0_G128":
-            assert read.tensors[name].type is kind and np.array_equal(read.data(name), contents[name]), name
+        assert read.tensors[name].type is kind and np.array_equal(read.data(name), contents[name]), name
     known = {kind.value for kind in gguf.GGMLQuantizationType}
     if all(kind.number in known and kind.name != "Q8_1" and shape[0] for _, kind, shape in table):
         theirs = gguf.GGUFReader(str(path))

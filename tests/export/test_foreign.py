@@ -185,7 +185,7 @@ def _program(tmp_path: Path, body: str) -> Path:
         ("import sys\nsys.exit('error: unknown type 99')", r"refused the model.*exit status 1.*unknown type 99"),
         ("import time\ntime.sleep(60)", "gave no answer within 0.5 s"),
         ("print('hello')", "ended without an answer.*hello|ended without an answer"),
-        ("print('@wf error out of memory')\nimport time\ntime.sleep(60)", "answered 'error out of memory'"),
+        ("print('@wf error out of memory', flush=True)\nimport time\ntime.sleep(60)", "answered 'error out of memory'"),
         (READY + "sys.exit(3)", "ended without an answer.*exit status 3"),
         (READY + 'print("@wf tokens 1 x", flush=True)', "outside the vocabulary of 8"),
         (READY + 'print("@wf tokens 1 8", flush=True)', "outside the vocabulary of 8"),
