@@ -115,10 +115,11 @@ std::unique_ptr<Model> model_from_tensors(const std::string& config_json, const 
 }
 
 void bind_repack(nb::module_& module) {
-  module.def("repack", &repack, "type"_a, "data"_a, "out"_a, "rows"_a, "columns"_a, "order"_a.none() = nb::none(),
-             "place"_a = "repack", "threads"_a = 0,
-             "Writes ternary rows uint8 [bytes] in the type I8, TQ1_0, TQ2_0, Q4_0 or I2_S (x86) to out uint8 [R, C, 256] in "
-             "the layout t2-r16c64; order int32 [rows]: which stored row becomes row i.");
+  module.def(
+      "repack", &repack, "type"_a, "data"_a, "out"_a, "rows"_a, "columns"_a, "order"_a.none() = nb::none(),
+      "place"_a = "repack", "threads"_a = 0,
+      "Writes ternary rows uint8 [bytes] in the type I8, TQ1_0, TQ2_0, Q4_0 or I2_S (x86) to out uint8 [R, C, 256] in "
+      "the layout t2-r16c64; order int32 [rows]: which stored row becomes row i.");
   module.def("pack_q8", &pack_table, "values"_a, "codes"_a, "scales"_a, "place"_a = "pack_q8", "threads"_a = 0,
              "Writes a table float32 [V, D] in q8: codes uint8 [R, C, 1024], scales float32 [V].");
 }
