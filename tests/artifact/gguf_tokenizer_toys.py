@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,16 @@ def written(path: Path, found: dict[str, bytes], **changes: Any) -> GgufFile:
 
 def int32(*values: int) -> np.ndarray[Any, Any]:
     return np.array(values, np.int32)
+
+
+@cache
+def keys(name: str) -> dict[str, Any]:
+    """Return the keys of a toy's tokenizer."""
+    made = files(kind(name))
+    return tokenizer_to_gguf(made, config(made))
+
+
+def in_memory(keys: dict[str, Any]) -> GgufFile:
+    """Return a file of these keys that is on no disk any more."""
+    with tempfile.TemporaryDirectory() as directory:
+        return gguf(Path(directory) / "t.gguf", keys)

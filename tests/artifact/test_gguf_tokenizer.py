@@ -20,7 +20,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.artifact.gguf.container import GgufFile
 from wrinklefree.artifact.gguf.pre_tokenizers import PRE_TOKENIZERS, recognise, steps
 from wrinklefree.artifact.gguf.tokenizer import tokenizer_from_gguf, tokenizer_to_gguf
 from wrinklefree.artifact.tokenizer import Tokenizer
@@ -423,7 +422,7 @@ def test_an_empty_token_has_a_name(tmp_path: Path) -> None:
 
 def test_runs_of_one_score_grow_from_the_left(tmp_path: Path) -> None:
     """Llama 2's vocabulary gives all its runs of spaces the same score; llama.cpp then joins the leftmost pair."""
-    keys = dict(_keys("llama without prefix"))
+    keys = dict(toys.keys("llama without prefix"))
     runs = [len(text) > 1 and set(text) == {"▁"} for text in keys[f"{_T}tokens"]]
     keys[f"{_T}scores"] = np.where(runs, np.float32(-1e9), keys[f"{_T}scores"])
     back = tokenizer_from_gguf(toys.gguf(tmp_path / "t.gguf", keys))
@@ -450,77 +449,3 @@ def test_llama_3_files_without_the_name_of_their_cut(tmp_path: Path) -> None:
     after = _load(tmp_path / "after", tokenizer_from_gguf(file))
     for text in TEXTS:
         assert after.encode(text, bos=False) == tokenizer.encode(text).ids
-
-
-_FIELDS = ["type", "pattern", "Regex", "pretokenizers", "content", "id", "single", "SpecialToken", "Sequence", "name"]
-_VALUES = st.one_of(
-    st.text(max_size=4),
-    st.integers(-5, 600),
-    st.booleans(),
-    st.floats(width=32),
-    st.lists(st.text(max_size=3), max_size=4),
-    st.sampled_from(["llama", "gpt2", "default", "qwen2"]),
-    st.integers(-2, 8).map(lambda fill: np.full(437, fill, np.int32)),
-    st.integers(0, 600).map(lambda size: np.zeros(size, np.float32)),
-)
-
-
-@given(
-    name=st.sampled_from(["smollm", "llama"]),
-    edits=st.lists(st.tuples(st.integers(0, 14), _VALUES), min_size=1, max_size=3),
-)
-@settings(max_examples=30, deadline=None)
-def test_any_keys_are_read_or_refused(name: str, edits: list[tuple[int, Any]]) -> None:
-    """Whatever the keys hold, they are refused with one error, or the files they give can be loaded."""
-    keys = dict(_keys(name))
-    for place, value in edits:
-        keys[sorted(keys)[place % len(keys)]] = value
-    try:
-        files = tokenizer_from_gguf(_in_memory(keys))
-    except FormatError:
-        return
-    tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    tokenizer.decode(tokenizer.encode("It's a small town 12").ids)
-
-
-_JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-2, 600), st.floats(), st.text(max_size=3), st.just("Sequence")),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_FIELDS), inner, max_size=3)),
-    max_leaves=6,
-)
-
-
-@given(
-    name=st.sampled_from(["smollm", "llama"]), path=st.lists(st.integers(0, 40), min_size=1, max_size=7), value=_JSON
-)
-@settings(max_examples=25, deadline=None)
-def test_any_files_are_written_or_refused(name: str, path: list[int], value: Any) -> None:
-    """Whatever stands at any place of the files, it is refused, or the keys it gives are read again."""
-    files = toys.files(toys.kind(name), bos=True)
-    content = {file: json.loads(data) for file, data in files.items() if file.endswith(".json")}
-    content["generation_config.json"] = {"eos_token_id": [1, 2]}
-    node: Any = content
-    for depth, step in enumerate(path):
-        keys = list(node) if isinstance(node, dict) else range(len(node))
-        key = keys[step % len(keys)]
-        if depth == len(path) - 1 or not isinstance(node[key], dict | list) or not node[key]:
-            node[key] = value
-            break
-        node = node[key]
-    changed = {file: json.dumps(data).encode() for file, data in content.items()}
-    try:
-        written = tokenizer_to_gguf(changed, {"vocab_size": 1000})
-    except InputError:
-        return
-    tokenizer_from_gguf(_in_memory(written))
-
-
-@cache
-def _keys(name: str) -> dict[str, Any]:
-    files = toys.files(toys.kind(name))
-    return tokenizer_to_gguf(files, toys.config(files))
-
-
-def _in_memory(keys: dict[str, Any]) -> GgufFile:
-    with tempfile.TemporaryDirectory() as directory:
-        return toys.gguf(Path(directory) / "t.gguf", keys)

@@ -108,18 +108,10 @@ def new_directory(out: Path) -> Iterator[Path]:
     Raises: InputError when ``out`` exists already, or for lack of space or permission.
     """
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: exists already; choose another output directory or remove this one")
-    with space_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            temporary.rename(out)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with _temporary_beside(out, "directory") as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(out)
 
 
 @contextmanager
@@ -132,14 +124,21 @@ def new_file(out: Path) -> Iterator[Path]:
     Raises: InputError when ``out`` exists already, or for lack of space or permission.
     """
     out = Path(out)
+    with _temporary_beside(out, "file") as temporary:
+        yield temporary / out.name
+        (temporary / out.name).rename(out)
+
+
+@contextmanager
+def _temporary_beside(out: Path, what: str) -> Iterator[Path]:
+    """Give a directory beside ``out``, on its file system, that is gone afterwards unless it was renamed."""
     if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: exists already; choose another output file or remove this one")
+        raise InputError(f"{out}: exists already; choose another output {what} or remove this one")
     with space_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
-            yield temporary / out.name
-            (temporary / out.name).rename(out)
+            yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

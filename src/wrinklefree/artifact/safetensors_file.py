@@ -20,14 +20,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.files import space_errors
 from wrinklefree.artifact.json_text import parse_json
+from wrinklefree.artifact.whole_file import WholeFile
 from wrinklefree.errors import FormatError, InputError
 
 ALIGNMENT = 64
@@ -102,7 +101,7 @@ class SafetensorsFile:
         return flat.reshape(info.shape)
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(WholeFile):
     """Writes one file tensor by tensor, in any order, and gives it its name only when every tensor is there.
 
     Use it as a context manager; when the block raises, nothing is left. The whole size is reserved at the start, so
@@ -116,21 +115,11 @@ class SafetensorsWriter:
 
         Raises: InputError when a name appears twice or there is no space.
         """
-        self.path = Path(path)
         self.tensors = layout(tensors)
         header = _header(self.tensors.values(), metadata or {})
         self._data_begin = len(header)
-        self._missing = set(self.tensors)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with space_errors(self.path):
-            self._stream = self._temporary.open("xb")
-            try:
-                total = sum(info.num_bytes for info in self.tensors.values())
-                os.posix_fallocate(self._stream.fileno(), 0, len(header) + total)
-                self._stream.write(header)
-            except BaseException:
-                self._abandon()
-                raise
+        size = len(header) + sum(info.num_bytes for info in self.tensors.values())
+        super().__init__(Path(path), header, size, self.tensors)
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Write one tensor; its NumPy type and shape must be the declared ones (BF16 as uint16).
@@ -138,46 +127,15 @@ class SafetensorsWriter:
         Raises: InputError when it is unknown, written already, or of another type or shape.
         """
         info = self.tensors.get(name)
-        if info is None or name not in self._missing:
+        if info is None or not self.is_missing(name):
             raise InputError(f"{self.path}: tensor {name!r} was not announced or is written already")
         found = (array.dtype.newbyteorder("<"), array.shape)
         if found != (DTYPES[info.dtype].newbyteorder("<"), info.shape):
             raise InputError(
                 f"{self.path}: {name}: found {array.dtype} {array.shape}, announced {info.dtype} {info.shape}"
             )
-        with space_errors(self.path):
-            self._stream.seek(self._data_begin + info.begin)
-            self._stream.write(np.ascontiguousarray(array, DTYPES[info.dtype]).reshape(-1).view(np.uint8).data)
-        self._missing.discard(name)
-
-    def __enter__(self) -> SafetensorsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._abandon()
-            return
-        try:
-            if self._missing:
-                raise InputError(f"{self.path}: never written: {', '.join(sorted(self._missing)[:3])}")
-            with space_errors(self.path):
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-                self._stream.close()
-                self._temporary.replace(self.path)
-        except BaseException:
-            self._abandon()
-            raise
-
-    def _abandon(self) -> None:
-        try:
-            self._stream.close()
-        except OSError:  # what is still buffered cannot be written either; the file goes away anyhow
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        stored = np.ascontiguousarray(array, DTYPES[info.dtype]).reshape(-1).view(np.uint8)
+        self.put(name, self._data_begin + info.begin, stored.data)
 
 
 def write_safetensors(

@@ -18,15 +18,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import EllipsisType, TracebackType
+from types import EllipsisType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.artifact.files import space_errors
 from wrinklefree.artifact.gguf.metadata import U32, Cursor, Metadata, Value, pack_pair, pack_string
 from wrinklefree.artifact.gguf.types import AMBIGUOUS, BY_NUMBER, PLAIN_DTYPES, GgufType
+from wrinklefree.artifact.whole_file import WholeFile
 from wrinklefree.errors import FormatError, InputError
 
 MAGIC = b"GGUF"
@@ -172,7 +172,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     return GgufFile(data, path)
 
 
-class GgufWriter:
+class GgufWriter(WholeFile):
     """Writes one file tensor by tensor, in any order, and gives it its name only when every tensor is there.
 
     Use it as a context manager; when the block raises, nothing is left. The same content gives the same bytes.
@@ -190,19 +190,9 @@ class GgufWriter:
 
         Raises: InputError for a value or name that the format cannot hold, or when there is no space.
         """
-        self.path = Path(path)
-        alignment = _checked_alignment(metadata.get(ALIGNMENT_KEY, ALIGNMENT), self.path, InputError)
-        header, self.tensors, end = _layout(self.path, metadata, tensors, alignment)
-        self._missing = set(self.tensors)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with space_errors(self.path):
-            self._stream = self._temporary.open("xb")
-            try:
-                os.posix_fallocate(self._stream.fileno(), 0, end)
-                self._stream.write(header)
-            except BaseException:
-                self._abandon()
-                raise
+        alignment = _checked_alignment(metadata.get(ALIGNMENT_KEY, ALIGNMENT), Path(path), InputError)
+        header, self.tensors, end = _layout(Path(path), metadata, tensors, alignment)
+        super().__init__(Path(path), header, end, self.tensors)
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Write a tensor: its bytes as uint8, or for a type of plain numbers an array of that type and shape.
@@ -210,7 +200,7 @@ class GgufWriter:
         Raises: InputError when it is unknown, written already, or of another type or size.
         """
         tensor = self.tensors.get(name)
-        if tensor is None or name not in self._missing:
+        if tensor is None or not self.is_missing(name):
             raise InputError(f"{self.path}: tensor {name!r} was not announced or is written already")
         plain = PLAIN_DTYPES.get(tensor.type.name)
         as_bytes = array.dtype == np.uint8 and array.nbytes == tensor.num_bytes
@@ -220,39 +210,7 @@ class GgufWriter:
                 f"{list(tensor.shape)} of {tensor.num_bytes} bytes"
             )
         stored = np.ascontiguousarray(array, np.uint8 if as_bytes else plain)
-        with space_errors(self.path):
-            self._stream.seek(tensor.offset)
-            self._stream.write(stored.reshape(-1).view(np.uint8).data)
-        self._missing.discard(name)
-
-    def __enter__(self) -> GgufWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._abandon()
-            return
-        try:
-            if self._missing:
-                raise InputError(f"{self.path}: never written: {', '.join(sorted(self._missing)[:3])}")
-            with space_errors(self.path):
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-                self._stream.close()
-                self._temporary.replace(self.path)
-        except BaseException:
-            self._abandon()
-            raise
-
-    def _abandon(self) -> None:
-        try:
-            self._stream.close()
-        except OSError:  # what is still buffered cannot be written either; the file goes away anyhow
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self.put(name, tensor.offset, stored.reshape(-1).view(np.uint8).data)
 
 
 def _read_counts(cursor: Cursor) -> tuple[int, int, int]:
