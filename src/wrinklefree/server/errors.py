@@ -1,0 +1,46 @@
+"""What goes wrong over HTTP, as OpenAI's clients know it: a status and ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    ``kind`` is OpenAI's ``type``: invalid_request_error, authentication_error, not_found_error, rate_limit_error,
+    server_error. ``param``: the request's field at fault. ``code``: a word for programs. ``retry_after``: seconds for
+    the header of that name.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object of the answer (and of the event that ends a stream that has begun)."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def overloaded(waiting: int, retry_after: int) -> ApiError:
+    """Return the refusal of a full queue."""
+    message = f"the server is busy: {waiting} requests are waiting, no more are taken; try again in {retry_after} s"
+    return ApiError(429, message, "rate_limit_error", code="queue_full", retry_after=retry_after)
+
+
+def draining() -> ApiError:
+    """Return the refusal of a server that is stopping."""
+    return ApiError(503, "the server is stopping; try another one", "server_error", code="stopping", retry_after=5)

@@ -1,0 +1,27 @@
+"""Everything a server can be told, with its defaults: what `wf serve` passes on and tests change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The limits and promises of one server. Sizes in bytes, times in seconds.
+
+    ``model_id``: the one name that requests may give. ``slots``: answers computed at a time. ``queue``: answers that
+    may wait for a slot; the next one is refused with 429. ``request_seconds``: the most for an answer from its arrival
+    on; ``queue_seconds``: of that, waiting for a slot. ``drain_seconds``: how long running answers may go on after the
+    order to stop.
+    """
+
+    model_id: str
+    slots: int = 4
+    queue: int = 64
+    request_seconds: float = 600.0
+    queue_seconds: float = 60.0
+    drain_seconds: float = 30.0
+    max_choices: int = 8
+    max_body_bytes: int = 2 << 20
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()

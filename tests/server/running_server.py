@@ -1,0 +1,55 @@
+"""A real server over a real socket, in a thread of the test's process; and models for it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import tokenizer_toys
+import uvicorn
+from toy_models import BASE, write_toy
+
+from wrinklefree.engine import Engine
+from wrinklefree.server.app import create_app
+from wrinklefree.server.settings import ServerSettings
+
+MODEL = "toy"
+
+
+def chat_toy(directory: Path, **config: Any) -> Path:
+    """Write a packed toy model of 258 tokens (bytes, then <s> and </s>) with random weights and a ChatML template."""
+    write_toy(directory, {**BASE, "vocab_size": 258, "eos_token_id": 257, **config}, "row", 64, seed=3)
+    return tokenizer_toys.write(directory, template=tokenizer_toys.CHATML)
+
+
+class RunningServer:
+    """``url`` without the /v1; ``client``: httpx on it. ``slots`` is the engine's and the settings'."""
+
+    def __init__(self, model: Path, slots: int = 4, context: int = 512, **settings: Any) -> None:
+        self.engine = Engine.load(model, threads=1, context=context, slots=slots)
+        self.settings = ServerSettings(MODEL, slots=slots, **settings)
+        self.app = create_app(self.engine, self.settings)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", log_config=None))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server did not start"
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the server did not stop"
+        self._socket.close()
