@@ -140,16 +140,19 @@ Choices checked_choices(const std::optional<ChoiceArrays>& arrays, size_t rows) 
 void forward_batch(Model& model, const std::vector<int32_t>& slots, const std::vector<Tokens>& tokens,
                    const std::vector<Wanted>& wants, const std::optional<Logits>& logits,
                    const std::optional<std::vector<int64_t>>& starts, const std::optional<std::vector<int64_t>>& blocks,
-                   const std::optional<std::vector<bool>>& alone, const std::optional<ChoiceArrays>& choices) {
+                   const std::optional<std::vector<bool>>& alone, const std::optional<ChoiceArrays>& choices,
+                   const std::optional<Logits>& hidden, const std::optional<std::vector<bool>>& hidden_items) {
   const auto wrong = [&](const auto& list) { return list.has_value() && list->size() != slots.size(); };
-  if (slots.size() != tokens.size() || slots.size() != wants.size() || wrong(starts) || wrong(blocks) || wrong(alone)) {
-    throw InputError("batch: slots, tokens, wants, starts, blocks and alone must have the same length");
+  if (slots.size() != tokens.size() || slots.size() != wants.size() || wrong(starts) || wrong(blocks) || wrong(alone) ||
+      wrong(hidden_items)) {
+    throw InputError("batch: slots, tokens, wants, starts, blocks, alone and hidden_items must have the same length");
   }
   std::vector<BatchItem> items;
-  size_t rows = 0;
+  size_t rows = 0, hidden_rows = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
     BatchItem item{slots[i], tokens[i].data(), static_cast<int64_t>(tokens[i].shape(0)), LogitsOf::kNone};
-    rows += set_want(item, wants[i]);
+    item.hidden = hidden_items.has_value() && (*hidden_items)[i];
+    (item.hidden ? hidden_rows : rows) += set_want(item, wants[i]);
     if (starts.has_value()) item.start = (*starts)[i];
     if (blocks.has_value()) item.block = (*blocks)[i];
     if (alone.has_value()) item.alone = (*alone)[i];
@@ -162,8 +165,14 @@ void forward_batch(Model& model, const std::vector<int32_t>& slots, const std::v
   }
   float* out = rows > 0 && logits.has_value() ? logits->data() : nullptr;
   const Choices chosen = checked_choices(choices, rows);
+  const auto size = static_cast<size_t>(model.config().hidden_size);
+  if (hidden_rows > 0 &&
+      (!hidden.has_value() || hidden->ndim() != 2 || hidden->shape(0) != hidden_rows || hidden->shape(1) != size)) {
+    throw InputError(message("hidden: an array [", hidden_rows, ", ", size, "] is needed"));
+  }
+  float* states = hidden_rows > 0 ? hidden->data() : nullptr;
   const nb::gil_scoped_release release;
-  model.forward_batch(items, out, chosen);
+  model.forward_batch(items, out, chosen, states);
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -258,15 +267,20 @@ void bind_model(nb::module_& module) {
       .def(
           "forward_batch", &forward_batch, "slots"_a, "tokens"_a, "wants"_a, "logits"_a.none() = nb::none(),
           "starts"_a.none() = nb::none(), "blocks"_a.none() = nb::none(), "alone"_a.none() = nb::none(),
-          "choices"_a.none() = nb::none(),
+          "choices"_a.none() = nb::none(), "hidden"_a.none() = nb::none(), "hidden_items"_a.none() = nb::none(),
           "Computes tokens of several slots in joint passes; see BatchItem in runtime/model.h. wants: 0 nothing, 1 the "
           "last token, 2 all, or an int32 array of rising indices; logits [rows asked for, V], in order, or None; "
           "starts: position of the first token or -1; blocks: 1 causal, B by blocks; choices: (token int32, "
-          "probability float32, entropy float32), each [rows asked for].")
+          "probability float32, entropy float32), each [rows asked for]; hidden_items: which items' rows are given in "
+          "hidden "
+          "[those rows, D] instead, the float32 states behind the last norm.")
       .def("allow_tokens", &Model::allow_tokens, "ends"_a,
            "Tokens that end a text are no padding: they are not banned.")
       .def("length", &Model::length, "slot"_a)
       .def("truncate", &Model::truncate, "slot"_a, "length"_a)
+      .def("copy_prefix", &Model::copy_prefix, "source"_a, "target"_a, "positions"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Lets the slot target hold the first positions of the slot source, and nothing else.")
       .def("time_prefill", &time_prefill, "count"_a, "Seconds for a prompt of count tokens in slot 0.")
       .def("time_decode", &time_decode, "count"_a, "Seconds for count greedy tokens behind what slot 0 holds.")
       .def("time_pass", &time_pass, "count"_a, "all"_a, "Seconds of one pass of count tokens behind what slot 0 holds.")
@@ -286,6 +300,7 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("prefetch_bytes", &Model::prefetch_bytes)
       .def_prop_ro("bytes_per_token", &Model::bytes_per_token)
       .def_prop_ro("kv_bytes", &Model::kv_bytes)
+      .def_prop_ro("hidden_size", [](const Model& model) { return model.config().hidden_size; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
       .def_prop_ro("max_position_embeddings",
                    [](const Model& model) { return model.config().max_position_embeddings; });

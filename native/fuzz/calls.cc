@@ -15,7 +15,7 @@ constexpr const char* kConfig = R"({"model_type": "qwen3", "hidden_size": 16, "i
   "max_position_embeddings": 40, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true,
   "wrinklefree": {"dlm": {"mask_token_id": 3, "block_size": 4, "token_shift": true, "variant": "fast_dllm",
   "clean_half": "causal"}}})";
-constexpr int32_t kVocabulary = 20;
+constexpr int32_t kVocabulary = 20, kHidden = 16;
 constexpr int32_t kSlots = 3;
 
 std::unique_ptr<wf::Model> make_model() {
@@ -41,7 +41,7 @@ void batch(wf::Model& model, FuzzedDataProvider& input) {
   };
   std::vector<Item> owned(input.ConsumeIntegralInRange<size_t>(0, 4));
   std::vector<wf::BatchItem> items;
-  size_t rows = 0;
+  size_t rows = 0, hidden_rows = 0;
   for (Item& own : owned) {
     own.tokens.resize(input.ConsumeIntegralInRange<size_t>(0, 12));
     const bool good = input.ConsumeIntegral<uint8_t>() < 240;
@@ -58,18 +58,19 @@ void batch(wf::Model& model, FuzzedDataProvider& input) {
     item.alone = input.ConsumeBool();
     item.rows = own.rows.data();
     item.row_count = static_cast<int64_t>(own.rows.size());
-    rows += item.want == wf::LogitsOf::kNone   ? 0
-            : item.want == wf::LogitsOf::kLast ? 1
-            : item.want == wf::LogitsOf::kAll  ? own.tokens.size()
-                                               : own.rows.size();
+    item.hidden = input.ConsumeBool();
+    (item.hidden ? hidden_rows : rows) += item.want == wf::LogitsOf::kNone   ? 0
+                                          : item.want == wf::LogitsOf::kLast ? 1
+                                          : item.want == wf::LogitsOf::kAll  ? own.tokens.size()
+                                                                             : own.rows.size();
     items.push_back(item);
   }
-  std::vector<float> logits(rows * kVocabulary), probability(rows), entropy(rows);
+  std::vector<float> logits(rows * kVocabulary), probability(rows), entropy(rows), hidden(hidden_rows * kHidden);
   std::vector<int32_t> token(rows, -2);
   wf::Choices choices;
   if (input.ConsumeBool()) choices = {token.data(), probability.data(), entropy.data()};
-  const bool ran =
-      fuzz::accepted([&] { model.forward_batch(items, input.ConsumeBool() ? logits.data() : nullptr, choices); });
+  const bool ran = fuzz::accepted(
+      [&] { model.forward_batch(items, input.ConsumeBool() ? logits.data() : nullptr, choices, hidden.data()); });
   for (size_t i = 0; ran && choices.token != nullptr && i < rows; ++i) {
     fuzz::require(token[i] >= -1 && token[i] < kVocabulary && token[i] != 3, "a token that is not allowed");
   }
@@ -113,12 +114,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (int32_t slot = 0; slot < kSlots; ++slot) model->truncate(slot, 0);
   FuzzedDataProvider input(data, size);
   for (int step = 0; step < 8 && input.remaining_bytes() > 0; ++step) {
-    switch (input.ConsumeIntegralInRange<int>(0, 3)) {
+    switch (input.ConsumeIntegralInRange<int>(0, 4)) {
       case 0:
         sample(input);
         break;
       case 1:
         fuzz::accepted([&] { model->truncate(small(input, kSlots), small(input, 40)); });
+        break;
+      case 2:
+        fuzz::accepted([&] { model->copy_prefix(small(input, kSlots), small(input, kSlots), small(input, 40)); });
         break;
       default:
         batch(*model, input);

@@ -47,6 +47,7 @@ void Pass::run(Worker& worker) noexcept {
     mark(worker, Part::kNorm);
     mlp(worker, layer);
   }
+  if (!c_.shared.hidden_rows.empty() && hidden_ != nullptr) give_hidden(worker);
   if (!c_.shared.wanted.empty()) head(worker);
   mark(worker, Part::kHead);
 }

@@ -22,9 +22,14 @@ struct PassContext {
 
 class Pass {
  public:
-  // logits: [wanted rows, V], or null where nobody asks for them; choices: of the wanted rows.
-  Pass(const PassContext& context, float* logits, const Choices& choices)
-      : c_(context), count_(static_cast<int32_t>(context.shared.ids.size())), logits_(logits), choices_(choices) {}
+  // logits: [wanted rows, V], or null where nobody asks for them; choices: of the wanted rows; hidden: [hidden rows,
+  // D].
+  Pass(const PassContext& context, float* logits, const Choices& choices, float* hidden)
+      : c_(context),
+        count_(static_cast<int32_t>(context.shared.ids.size())),
+        logits_(logits),
+        choices_(choices),
+        hidden_(hidden) {}
 
   // The job of the thread pool: all threads call it with their worker. No exception leaves it: it allocates nothing.
   void run(Worker& worker) noexcept;
@@ -67,6 +72,7 @@ class Pass {
   void mlp(Worker& worker, const Layer& layer) noexcept;
   // forward_head.cc
   void head(Worker& worker) noexcept;
+  void give_hidden(Worker& worker) noexcept;
   void norm_head_rows(Worker& worker, int32_t rows) noexcept;
   // Logits [count, V] of the wanted rows from `first` on.
   void head_product(Worker& worker, int32_t first, int32_t count, float* out) noexcept;
@@ -113,6 +119,7 @@ class Pass {
   const int32_t count_;
   float* const logits_;
   const Choices choices_;
+  float* const hidden_;
 };
 
 }  // namespace wf

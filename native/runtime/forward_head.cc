@@ -1,4 +1,4 @@
-// The head of a pass: logits of the rows asked for, and what their softmax says of each.
+// The head of a pass: logits of the rows asked for, what their softmax says of each, and states without logits.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -20,6 +20,20 @@ void Pass::head(Worker& worker) noexcept {
     head_product(worker, first, count, out);
     if (choosing) choose(worker, first, count, out);
   }
+}
+
+void Pass::give_hidden(Worker& worker) noexcept {
+  if (count_ == 1 && worker.index() != 0) return;  // every thread has the row
+  TokenScratch& s = scratch(worker);
+  const int32_t hidden = c_.config.hidden_size;
+  each_row(worker, static_cast<int32_t>(c_.shared.hidden_rows.size()), [&](int32_t place) {
+    const int32_t row = c_.shared.hidden_rows[static_cast<size_t>(place)];
+    float* residual = s.residual.data() + static_cast<int64_t>(row) * hidden;
+    float* out = hidden_ + static_cast<int64_t>(place) * hidden;
+    add_to_residual(residual, c_.shared.hidden.data() + static_cast<int64_t>(row) * c_.shared.hidden_stride,
+                    c_.weights.layers.back().ffn_out_norm, out);
+    c_.kernels.rms_norm(residual, c_.weights.final_norm, c_.config.rms_norm_eps, hidden, out);
+  });
 }
 
 void Pass::norm_head_rows(Worker& worker, int32_t rows) noexcept {

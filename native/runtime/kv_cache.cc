@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 namespace wf {
@@ -54,6 +55,24 @@ KvView KvCache::view(int32_t layer, int32_t head) const {
     view.v_scales = scales + rows_ + row;
   }
   return view;
+}
+
+void KvCache::copy_prefix(const KvCache& other, int32_t positions) noexcept {
+  const auto count = static_cast<size_t>(positions);
+  const size_t row_bytes = head_dim_ * element_bytes(type_);
+  const auto copy = [&](const void* to, const void* from, size_t bytes) {
+    std::memcpy(const_cast<void*>(to), from, bytes);
+  };
+  for (size_t head = 0; head < rows_ / context_; ++head) {  // of all layers
+    const auto layer = static_cast<int32_t>(head / heads_), index = static_cast<int32_t>(head % heads_);
+    const KvView to = view(layer, index), from = other.view(layer, index);
+    copy(to.k, from.k, count * row_bytes);
+    copy(to.v, from.v, count * row_bytes);
+    if (type_ != KvType::kI8) continue;
+    copy(to.k_scales, from.k_scales, count * sizeof(float));
+    copy(to.v_scales, from.v_scales, count * sizeof(float));
+  }
+  length_ = positions;
 }
 
 void KvCache::store(const Kernels& kernels, int32_t layer, int32_t head, int32_t position, const float* key,

@@ -25,6 +25,9 @@ class KvCache {
   int32_t length() const { return length_; }  // positions in use
   void set_length(int32_t length) { length_ = length; }
 
+  // Holds then what `other`, a cache of the same model and context, holds in its first `positions` positions.
+  void copy_prefix(const KvCache& other, int32_t positions) noexcept;
+
   // What one key-value head of a layer holds, from position 0 on.
   KvView view(int32_t layer, int32_t head) const;
   // Writes the key and value [head_dim] of one position.

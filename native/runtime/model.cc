@@ -177,6 +177,18 @@ void Model::truncate(int32_t slot, int32_t length) {
   cache.set_length(length);
 }
 
+void Model::copy_prefix(int32_t source, int32_t target, int32_t positions) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const KvCache& from = checked_slot(source);
+  KvCache& to = checked_slot(target);
+  if (positions < 0 || positions > from.length()) {
+    throw InputError(
+        message("copy_prefix: found ", positions, ", slot ", source, " holds ", from.length(), " positions"));
+  }
+  if (source == target) return to.set_length(positions);
+  to.copy_prefix(from, positions);
+}
+
 void Model::run_job(Pass& pass, size_t rows) {
   const auto job = [&pass](Worker& worker) { pass.run(worker); };
   if (rows > static_cast<size_t>(kFewRows)) {  // pieces of work long enough to wait for
@@ -191,16 +203,17 @@ void Model::run_job(Pass& pass, size_t rows) {
   threads.record(taken.count() / (1 + kRowCost * static_cast<double>(rows - 1)), pool_.stalls() - stalls);
 }
 
-void Model::run_pass(float*& logits, Choices& choices) {
+void Model::run_pass(Outputs& out) {
   const PassContext context{config_, weights_, *kernels_, rope_, local_rope_, shared_, own_, profile_.get()};
-  Pass pass(context, logits, choices);
+  Pass pass(context, out.logits, out.choices, out.hidden);
   run_job(pass, shared_.ids.size());
   for (const Run& run : shared_.runs) run.cache->set_length(std::max(run.cache->length(), run.start + run.count));
   const size_t rows = shared_.wanted.size();
-  if (logits != nullptr) logits += rows * static_cast<size_t>(config_.vocab_size);
-  if (choices.token != nullptr) {
-    choices = {choices.token + rows, choices.probability + rows, choices.entropy + rows};
+  if (out.logits != nullptr) out.logits += rows * static_cast<size_t>(config_.vocab_size);
+  if (out.choices.token != nullptr) {
+    out.choices = {out.choices.token + rows, out.choices.probability + rows, out.choices.entropy + rows};
   }
+  if (out.hidden != nullptr) out.hidden += shared_.hidden_rows.size() * static_cast<size_t>(config_.hidden_size);
   clear_rows();
 }
 
@@ -299,6 +312,7 @@ void Model::grow_scratch(const std::vector<BatchItem>& items, bool logits, bool 
   if (!choices) return;
   int64_t rows = 0;
   for (const BatchItem& item : items) {
+    if (item.hidden) continue;
     rows += item.want == LogitsOf::kAll    ? item.count
             : item.want == LogitsOf::kRows ? item.row_count
             : item.want == LogitsOf::kLast ? 1
@@ -324,25 +338,25 @@ int64_t Model::fitting(const BatchItem& item, const Place& place, int64_t done, 
   return count >= 2 ? count : room == shared_.chunk ? 1 : 0;
 }
 
-void Model::forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices) {
+void Model::forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices, float* hidden) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const std::vector<Place> places = check(items);
   grow_scratch(items, logits != nullptr, choices.token != nullptr);
   clear_rows();
-  Choices chosen = choices;
+  Outputs out{logits, choices, hidden};
   for (size_t i = 0; i < items.size(); ++i) {
     for (int64_t done = 0; done < items[i].count;) {
       const int64_t room = shared_.chunk - static_cast<int64_t>(shared_.ids.size());
       const int64_t count = fitting(items[i], places[i], done, room);
       if (count == 0) {
-        run_pass(logits, chosen);
+        run_pass(out);
         continue;
       }
       add_rows(items[i], places[i], done, count);
       done += count;
     }
   }
-  run_pass(logits, chosen);
+  run_pass(out);
 }
 
 void Model::add_rows(const BatchItem& item, const Place& place, int64_t done, int64_t count) {
@@ -353,9 +367,10 @@ void Model::add_rows(const BatchItem& item, const Place& place, int64_t done, in
                           static_cast<int32_t>(item.block), static_cast<int32_t>(std::max(place.length, start + count)),
                           item.alone || one, !one || place.shared});
   shared_.ids.insert(shared_.ids.end(), item.tokens + done, item.tokens + done + count);
+  std::vector<int32_t>& rows = item.hidden ? shared_.hidden_rows : shared_.wanted;
   const size_t before = shared_.wanted.size();
   const auto want = [&](int64_t index) {
-    if (index >= done && index < done + count) shared_.wanted.push_back(first + static_cast<int32_t>(index - done));
+    if (index >= done && index < done + count) rows.push_back(first + static_cast<int32_t>(index - done));
   };
   if (item.want == LogitsOf::kLast) want(item.count - 1);
   for (int64_t i = 0; i < (item.want == LogitsOf::kAll ? count : 0); ++i) want(done + i);
@@ -366,6 +381,7 @@ void Model::add_rows(const BatchItem& item, const Place& place, int64_t done, in
 void Model::clear_rows() {
   shared_.ids.clear();
   shared_.wanted.clear();
+  shared_.hidden_rows.clear();
   shared_.runs.clear();
   shared_.alone = false;
 }

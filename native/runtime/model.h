@@ -49,6 +49,8 @@ struct BatchItem {
   bool alone = false;
   const int32_t* rows = nullptr;  // kRows: which tokens, rising
   int64_t row_count = 0;
+  // The rows asked for are given as hidden states, not as logits and choices.
+  bool hidden = false;
 };
 
 // For each row asked for: the best token (the lowest of equal ones), its probability, and the entropy in nats of the
@@ -93,9 +95,11 @@ class Model {
 
   // The same for several slots together: the weights are read once for all tokens. logits: null, or a row for each one
   // asked for, in the order of the items, [rows, V]; choices: the same of each row, or null. A token's numbers are
-  // those of one call after the other. A slot may occur again when the new item starts where the one before it ends.
+  // those of one call after the other. hidden: the states behind the last norm, [rows of items with `hidden`, D], or
+  // null where there are none. A slot may occur again when the new item starts where the one before it ends.
   // The rows of a block go through the layers together: throws InputError for more of them than pass_rows().
-  void forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices = {});
+  void forward_batch(const std::vector<BatchItem>& items, float* logits, const Choices& choices = {},
+                     float* hidden = nullptr);
   int32_t pass_rows() const { return shared_.chunk; }
   // Whether layers attend within a sliding window, which has no rule for blocks.
   bool has_windows() const;
@@ -112,6 +116,9 @@ class Model {
   int32_t length(int32_t slot) const;
   // Forgets the positions from `length` on. Throws InputError when the slot holds fewer.
   void truncate(int32_t slot, int32_t length);
+  // Lets `target` hold what `source` holds in its first `positions` positions, to the last bit, and nothing else.
+  // Throws InputError when the source holds fewer.
+  void copy_prefix(int32_t source, int32_t target, int32_t positions);
 
  private:
   KvCache& checked_slot(int32_t slot) const;
@@ -130,8 +137,14 @@ class Model {
   // Adds `count` tokens of an item, from `done` on, to the rows of the next pass.
   void add_rows(const BatchItem& item, const Place& place, int64_t done, int64_t count);
   void clear_rows();
-  // Runs the rows that shared_ holds, appends them to their slots and clears shared_; both outputs move on.
-  void run_pass(float*& logits, Choices& choices);
+  // Where the rows of a call go; moves on from pass to pass.
+  struct Outputs {
+    float* logits;
+    Choices choices;
+    float* hidden;
+  };
+  // Runs the rows that shared_ holds, appends them to their slots and clears shared_; the outputs move on.
+  void run_pass(Outputs& out);
   void run_job(Pass& pass, size_t rows);
 
   ModelConfig config_;

@@ -164,6 +164,7 @@ struct SharedScratch {
         low(TokenScratch::size(chunk, low_stride)) {
     ids.reserve(static_cast<size_t>(chunk));
     wanted.reserve(static_cast<size_t>(chunk));
+    hidden_rows.reserve(static_cast<size_t>(chunk));
     runs.reserve(static_cast<size_t>(chunk));
   }
 
@@ -177,10 +178,11 @@ struct SharedScratch {
   LineVector<float> gate, up;   // [tokens, middle_stride]
   LineVector<float> low;        // [tokens, low_stride]: V^T x of low-rank corrections
   // The pass at hand.
-  std::vector<int32_t> ids;     // [tokens]
-  std::vector<int32_t> wanted;  // rows whose logits are asked for, rising
-  std::vector<Run> runs;        // in the order of rows
-  bool alone = false;           // rows are to get the logits of a pass of their own, to the last bit
+  std::vector<int32_t> ids;          // [tokens]
+  std::vector<int32_t> wanted;       // rows whose logits are asked for, rising
+  std::vector<int32_t> hidden_rows;  // other rows, whose hidden states are asked for, rising
+  std::vector<Run> runs;             // in the order of rows
+  bool alone = false;                // rows are to get the logits of a pass of their own, to the last bit
   // Grown before a pass that needs them.
   LineVector<float> logits;        // [kHeadRows or fewer, V]
   std::vector<SoftmaxPart> parts;  // [kHeadRows or fewer, softmax_pieces]

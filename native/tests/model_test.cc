@@ -71,6 +71,31 @@ std::vector<float> slots_of(wf::Model& model, bool jointly) {
   return logits;
 }
 
+// The hidden states of three slots' tokens in joint passes beside logits that are as without them, and what a slot says
+// behind a prefix copied from another.
+std::vector<float> states_of(wf::Model& model) {
+  const auto width = static_cast<size_t>(model.config().vocab_size),
+             size = static_cast<size_t>(model.config().hidden_size);
+  std::vector<int32_t> tokens(20);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(7 * i) % model.config().vocab_size;
+  for (const int32_t slot : {0, 1, 2, 3}) model.truncate(slot, 0);
+  wf::BatchItem item{0, tokens.data(), 20, wf::LogitsOf::kAll};
+  item.hidden = true;
+  wf::BatchItem one{2, tokens.data(), 1, wf::LogitsOf::kLast};
+  one.hidden = true;
+  std::vector<float> logits(width * 2), hidden(22 * size);
+  model.forward_batch({item, {1, tokens.data(), 20, wf::LogitsOf::kLast}, one}, logits.data(), {}, hidden.data());
+  model.forward_batch({one}, nullptr, {}, hidden.data() + 21 * size);
+  model.copy_prefix(0, 3, 13);
+  require(model.length(3) == 13 && model.length(0) == 20, "lengths of a copied prefix");
+  model.forward(3, tokens.data() + 13, 7, wf::LogitsOf::kLast, logits.data() + width);
+  require(std::equal(logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(width),
+                     logits.begin() + static_cast<std::ptrdiff_t>(width)),
+          "a copied prefix");
+  hidden.insert(hidden.end(), logits.begin(), logits.end());
+  return hidden;
+}
+
 // Not for a head in float16, whose sums run in another order for several tokens.
 void check_joint(wf::Model& model, const std::string& what) {
   require(slots_of(model, true) == slots_of(model, false), "joint passes, " + what);
@@ -131,6 +156,7 @@ void check_random() {
       const std::string what = std::string("random model, ") + layout + ", " + head;
       require(logits_of(*one) == logits_of(*four), what);
       require(blocks_of(*one) == blocks_of(*four), "blocks, " + what);
+      require(states_of(*one) == states_of(*four), "hidden states, " + what);
       if (std::string(head) != "f16") check_joint(*four, what);
     }
 }

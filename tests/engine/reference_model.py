@@ -51,8 +51,17 @@ class ReferenceModel:
 
         Sets ``first_tie`` (see record_ties; T when none) and ``head_slack`` [T] (see head_input; 0 for float16 heads).
         """
-        self.first_tie = len(tokens)
         self.head_slack = np.zeros(len(tokens))
+        normed = self.hidden(tokens)
+        head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
+        weight = self.table(head)
+        return (
+            normed if self.tensors[head + ".weight"].dtype == np.float16 else self.head_input(normed, weight)
+        ) @ weight.T
+
+    def hidden(self, tokens: list[int]) -> Array:
+        """Return the states behind the last norm [T, D] of a whole sequence; sets ``first_tie``."""
+        self.first_tie = len(tokens)
         gemma = self.config["model_type"] == "gemma3_text"
         x = self.table("model.embed_tokens")[tokens]
         if gemma:
@@ -64,11 +73,7 @@ class ReferenceModel:
             before = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
             added = self.mlp(prefix + "mlp.", self.norm(x, prefix + before))
             x = x + (self.norm(added, prefix + "post_feedforward_layernorm") if gemma else added)
-        head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
-        weight, normed = self.table(head), self.norm(x, "model.norm")
-        return (
-            normed if self.tensors[head + ".weight"].dtype == np.float16 else self.head_input(normed, weight)
-        ) @ weight.T
+        return self.norm(x, "model.norm")
 
     def head_input(self, x: Array, weight: Array) -> Array:
         """The input of a quantised head, rounded to 15 bits of each token's peak.
