@@ -2,11 +2,13 @@
 #include "sampler_bindings.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "runtime/errors.h"
@@ -33,12 +35,17 @@ void check_width(const BoundSampler& self, size_t found) {
   }
 }
 
-nb::object sample(BoundSampler& self, const Array<const float, 1>& logits, int32_t logprobs) {
+nb::object sample(BoundSampler& self, const Array<const float, 1>& logits, int32_t logprobs,
+                  const std::optional<Array<const uint32_t, 1>>& mask) {
   check_width(self, logits.shape(0));
+  if (mask && mask->shape(0) != self.sampler.mask_words()) {
+    throw InputError(message("mask: found ", mask->shape(0), " words, a vocabulary of ", self.vocabulary, " has ",
+                             self.sampler.mask_words()));
+  }
   Sample result;
   {
     const nb::gil_scoped_release release;
-    result = self.sampler.sample(logits.data(), logprobs);
+    result = self.sampler.sample(logits.data(), logprobs, mask ? mask->data() : nullptr);
   }
   return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
 }
@@ -81,19 +88,23 @@ void bind_sampler(nb::module_& module) {
       .def(
           "__init__",
           [](BoundSampler* self, int32_t vocabulary, float temperature, int32_t top_k, float top_p, float min_p,
-             float repetition_penalty, uint64_t seed) {
-            const SamplingOptions options{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+             float repetition_penalty, uint64_t seed, float presence_penalty, float frequency_penalty,
+             const std::vector<std::pair<int32_t, float>>& bias) {
+            const SamplingOptions options{
+                temperature, top_k, top_p, min_p, repetition_penalty, seed, presence_penalty, frequency_penalty, bias};
             new (self) BoundSampler{vocabulary, Sampler(vocabulary, options)};
           },
           "vocabulary"_a, "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f,
+          "bias"_a = std::vector<std::pair<int32_t, float>>())
       .def(
           "accept",
-          [](BoundSampler& self, const Array<const int32_t, 1>& tokens) {
-            self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+          [](BoundSampler& self, const Array<const int32_t, 1>& tokens, bool prompt) {
+            self.sampler.accept(tokens.data(), static_cast<int64_t>(tokens.shape(0)), prompt);
           },
-          "tokens"_a)
-      .def("sample", &sample, "logits"_a, "logprobs"_a = -1, "(token, logprob, [(token, logprob), ...])")
+          "tokens"_a, "prompt"_a = false)
+      .def("sample", &sample, "logits"_a, "logprobs"_a = -1, "mask"_a = nb::none(),
+           "(token, logprob, [(token, logprob), ...]); mask: uint32 [ceil(V / 32)] or None.")
       .def("propose", &propose, "logits"_a, "A token drawn from the filtered distribution, with that distribution.")
       .def("verify", &verify, "logits"_a, "proposal"_a, "logprobs"_a = -1,
            "(accepted, token, logprob, [(token, logprob), ...])");

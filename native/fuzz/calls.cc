@@ -86,6 +86,9 @@ void sample(FuzzedDataProvider& input) {
   options.top_p = real();
   options.min_p = real();
   options.repetition_penalty = real();
+  options.presence_penalty = real();
+  options.frequency_penalty = real();
+  if (input.ConsumeBool()) options.bias = {{small(input, kVocabulary), real()}};
   options.seed = input.ConsumeIntegral<uint64_t>();
   fuzz::accepted([&] {
     wf::Sampler sampler(kVocabulary, options);
@@ -93,11 +96,16 @@ void sample(FuzzedDataProvider& input) {
     for (int round = 0; round < 3; ++round) {
       for (float& logit : logits) logit = real();
       const int32_t seen[] = {small(input, kVocabulary), small(input, kVocabulary)};
-      fuzz::accepted([&] { sampler.accept(seen, 2); });
+      fuzz::accepted([&] { sampler.accept(seen, 2, input.ConsumeBool()); });
       const auto inside = [&](int32_t token) {
         fuzz::require(token >= 0 && token < kVocabulary, "a token outside the vocabulary");
       };
       fuzz::accepted([&] { inside(sampler.sample(logits.data(), small(input, 24)).token); });
+      fuzz::accepted([&] {
+        const auto mask = input.ConsumeIntegral<uint32_t>();
+        const int32_t token = sampler.sample(logits.data(), -1, &mask).token;
+        fuzz::require(token >= 0 && token < kVocabulary && (mask >> token & 1) == 1, "a token that the mask excludes");
+      });
       fuzz::accepted([&] {
         const wf::Proposal proposal = sampler.propose(logits.data());
         inside(proposal.token);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "errors.h"
@@ -44,14 +45,22 @@ Sampler::Sampler(int32_t vocabulary, const SamplingOptions& options)
   check("min_p", o.min_p, o.min_p >= 0 && o.min_p <= 1, "a number from 0 to 1");
   check("repetition_penalty", o.repetition_penalty, o.repetition_penalty >= 0.01f && o.repetition_penalty <= 100,
         "a number from 0.01 to 100");
+  const auto mild = [](float found) { return found >= -100 && found <= 100; };
+  check("presence_penalty", o.presence_penalty, mild(o.presence_penalty), "a number from -100 to 100");
+  check("frequency_penalty", o.frequency_penalty, mild(o.frequency_penalty), "a number from -100 to 100");
+  for (const auto& [token, bias] : o.bias) {
+    check("bias", token, token >= 0 && token < vocabulary, "a token of the vocabulary");
+    check("bias", bias, mild(bias), "a number from -100 to 100");
+  }
 }
 
-void Sampler::accept(const int32_t* tokens, int64_t count) {
+void Sampler::accept(const int32_t* tokens, int64_t count, bool prompt) {
   guesses_.clear();
   for (int64_t i = 0; i < count; ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocabulary_) {
       throw InputError(message("tokens: found ", tokens[i], ", allowed are 0 to ", vocabulary_ - 1));
     }
+    if (!prompt) ++counts_[tokens[i]];
     const auto index = static_cast<size_t>(tokens[i]);
     if (seen_flags_[index]) continue;
     seen_flags_[index] = true;
@@ -59,29 +68,62 @@ void Sampler::accept(const int32_t* tokens, int64_t count) {
   }
 }
 
-Sample Sampler::sample(const float* logits, int32_t logprobs) {
+Sample Sampler::sample(const float* logits, int32_t logprobs, const uint32_t* mask) {
   Sample result;
-  result.token = choose(penalize(logits, false), kTokens);
+  result.token = choose(penalize(logits, false, mask), kTokens);
   add_logprobs(logits, logprobs, result);
   return result;
 }
 
-Sampler::Penalized Sampler::penalize(const float* logits, bool guesses) {
-  const float* used = logits;
+Sampler::Penalized Sampler::penalize(const float* logits, bool guesses, const uint32_t* mask) {
   auto [peak, best] = find_peak(logits, vocabulary_);
-  if (options_.repetition_penalty != 1 && (!seen_.empty() || (guesses && !guesses_.empty()))) {
+  const auto& o = options_;
+  const bool repels = o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
+  const bool text = repels && (!seen_.empty() || (guesses && !guesses_.empty()));
+  if (!text && o.bias.empty() && mask == nullptr) return {logits, peak, best};
+  penalized_.assign(logits, logits + vocabulary_);
+  if (text) repel(guesses);
+  for (const auto& [token, bias] : o.bias) penalized_[static_cast<size_t>(token)] += bias;
+  if (mask != nullptr) {
+    bool any = false;
+    for (size_t i = 0; i < penalized_.size(); ++i) {
+      if ((mask[i / 32] >> (i % 32) & 1) == 0) penalized_[i] = -std::numeric_limits<float>::infinity();
+      any |= penalized_[i] != -std::numeric_limits<float>::infinity();
+    }
+    if (!any) throw InputError("mask: found no token that is allowed and that the model can give");
+  }
+  std::tie(peak, best) = find_peak(penalized_.data(), vocabulary_);
+  return {penalized_.data(), peak, best};
+}
+
+void Sampler::repel(bool guesses) {
+  const auto& o = options_;
+  const auto at = [this](int32_t id) -> float& { return penalized_[static_cast<size_t>(id)]; };
+  if (o.repetition_penalty != 1) {
     // Source: arXiv 1909.05858, section 4.1, with the sign rule of transformers for negative logits.
-    penalized_.assign(logits, logits + vocabulary_);
-    const auto lower = [this](int32_t id) {
-      float& logit = penalized_[static_cast<size_t>(id)];
-      logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    const auto lower = [&](int32_t id) {
+      float& logit = at(id);
+      logit = logit > 0 ? logit / o.repetition_penalty : logit * o.repetition_penalty;
     };
     std::for_each(seen_.begin(), seen_.end(), lower);
-    if (guesses) std::for_each(guesses_.begin(), guesses_.end(), lower);
-    used = penalized_.data();
-    std::tie(peak, best) = find_peak(used, vocabulary_);
+    for (size_t i = 0; guesses && i < guesses_.size(); ++i) {
+      const auto here = guesses_.begin() + static_cast<ptrdiff_t>(i);
+      const bool known = seen_flags_[static_cast<size_t>(*here)] || std::find(guesses_.begin(), here, *here) != here;
+      if (!known) lower(*here);
+    }
   }
-  return {used, peak, best};
+  if (o.presence_penalty == 0 && o.frequency_penalty == 0) return;
+  // Source: OpenAI's API reference: logit - count * frequency_penalty - (count > 0) * presence_penalty.
+  const auto subtract = [&](int32_t id, int32_t count) {
+    at(id) -= static_cast<float>(count) * o.frequency_penalty + o.presence_penalty;
+  };
+  if (!guesses || guesses_.empty()) {
+    for (const auto& [id, count] : counts_) subtract(id, count);
+    return;
+  }
+  auto counts = counts_;
+  for (const int32_t id : guesses_) ++counts[id];
+  for (const auto& [id, count] : counts) subtract(id, count);
 }
 
 void Sampler::filter(const Penalized& input) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,9 @@ struct SamplingOptions {
   float min_p = 0;               // 0: all
   float repetition_penalty = 1;  // 1: none
   uint64_t seed = 0;
+  float presence_penalty = 0;                   // subtracted from the logits of tokens of the answer
+  float frequency_penalty = 0;                  // the same, for each time they occur
+  std::vector<std::pair<int32_t, float>> bias;  // added to the logits of tokens
 };
 
 struct Sample {
@@ -44,16 +48,20 @@ class Sampler {
   // Throws InputError for an option outside its range.
   Sampler(int32_t vocabulary, const SamplingOptions& options);
 
-  // Tokens that the repetition penalty applies to: the prompt, and each token chosen.
-  void accept(const int32_t* tokens, int64_t count);
+  // Tokens of the text: each one chosen, or, with `prompt`, those before the answer, to which the repetition penalty
+  // alone applies.
+  void accept(const int32_t* tokens, int64_t count, bool prompt = false);
 
-  // Penalty, temperature, top-k, top-p, min-p, draw, in this order (that of transformers). logprobs: -1 for none,
-  // else how many best tokens to list; they are those of the unmodified logits. Equal logits: the smaller token
-  // first. Throws FormatError when the logits hold NaN or have no finite maximum.
-  Sample sample(const float* logits, int32_t logprobs);
+  // Repetition penalty, presence and frequency penalty, bias, mask, temperature, top-k, top-p, min-p, draw, in this
+  // order (that of transformers, as far as it has them). mask: null, or mask_words() words whose bit i % 32 of word
+  // i / 32 says that token i is allowed. logprobs: -1 for none, else how many best tokens to list; they are those of
+  // the unmodified logits. Equal logits: the smaller token first. Throws FormatError when the logits hold NaN or have
+  // no finite maximum, InputError when the mask allows no token that the model can give.
+  Sample sample(const float* logits, int32_t logprobs, const uint32_t* mask = nullptr);
+  size_t mask_words() const { return (static_cast<size_t>(vocabulary_) + 31) / 32; }
 
-  // A token drawn from q, what the filters make of `logits`. Until the next accept(), the repetition penalty of
-  // further proposals applies to it too. (speculative.cc)
+  // A token drawn from q, what the filters make of `logits`. Until the next accept(), the penalties of further
+  // proposals apply to it too. (speculative.cc)
   Proposal propose(const float* logits);
 
   // With p, what the filters make of `logits`: accepts the proposal with probability min(1, p(token) / q(token)), else
@@ -65,14 +73,15 @@ class Sampler {
   // Random numbers of different uses never meet: sampling without proposals draws the same tokens whatever else is
   // asked for in between.
   enum Stream : uint8_t { kTokens, kProposals, kTests, kStreams };
-  // Logits after the repetition penalty: the given ones, or those in penalized_.
+  // Logits after penalties, bias and mask: the given ones, or those in penalized_.
   struct Penalized {
     const float* logits;
     float peak;
     int32_t best;
   };
   double random(Stream stream);
-  Penalized penalize(const float* logits, bool guesses);
+  Penalized penalize(const float* logits, bool guesses, const uint32_t* mask = nullptr);
+  void repel(bool guesses);  // lowers penalized_ for tokens of the text
   // Fills ids_ (in rising order) and weights_ with the distribution that the filters leave, not normalised; for
   // temperature 0 the best token alone.
   void filter(const Penalized& input);
@@ -96,7 +105,8 @@ class Sampler {
   std::array<uint64_t, kStreams> draws_ = {};
   std::vector<bool> seen_flags_;
   std::vector<int32_t> seen_;
-  std::vector<int32_t> guesses_;  // proposed since the last accept(), not in seen_
+  std::unordered_map<int32_t, int32_t> counts_;  // how often a token is in the answer
+  std::vector<int32_t> guesses_;                 // proposed since the last accept()
   std::vector<float> penalized_;
   std::vector<int32_t> ids_;  // empty: place and token are the same
   std::vector<float> weights_;

@@ -20,9 +20,7 @@ Proposal Sampler::propose(const float* logits) {
     proposal.ids.push_back(token_at(place));
     proposal.probabilities.push_back(static_cast<float>(weights_[place] / total));
   }
-  const bool known = seen_flags_[static_cast<size_t>(proposal.token)] ||
-                     std::find(guesses_.begin(), guesses_.end(), proposal.token) != guesses_.end();
-  if (!known) guesses_.push_back(proposal.token);
+  guesses_.push_back(proposal.token);
   return proposal;
 }
 

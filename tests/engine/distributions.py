@@ -25,11 +25,24 @@ def filtered(logits: Any, temperature: float, top_k: int = 0, top_p: float = 1.0
     return out
 
 
-def penalized(logits: Any, penalty: float, seen: Any) -> Any:
-    """Logits float32 [V] after the repetition penalty for the tokens ``seen``."""
+def penalized(
+    logits: Any,
+    penalty: float,
+    seen: Any,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    answer: Any = (),
+    bias: Any = (),
+) -> Any:
+    """Logits float32 [V] after the repetition penalty for the tokens ``seen``, the presence and frequency penalties for
+    the tokens ``answer`` and the ``bias`` [(token, number), ...], in this order."""
     out = logits.astype(np.float32).copy()
     for token in set(seen):
         out[token] = out[token] / np.float32(penalty) if out[token] > 0 else out[token] * np.float32(penalty)
+    for token in set(answer):
+        out[token] -= np.float32(list(answer).count(token)) * np.float32(frequency) + np.float32(presence)
+    for token, number in bias:
+        out[token] += np.float32(number)
     return out
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Request
 from wrinklefree.engine.rows import Rows
 
@@ -14,14 +15,21 @@ from wrinklefree.engine.rows import Rows
 class TokenByToken:
     """Each pass appends the last token and samples the next from its row."""
 
-    def __init__(self, prompt: NDArray[np.int32], sampler: Any, logprobs: int | None = None) -> None:
-        """``prompt`` int32 [T]; ``sampler``: a native one, of this answer alone."""
+    def __init__(
+        self,
+        prompt: NDArray[np.int32],
+        sampler: Any,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """``prompt`` int32 [T]; ``sampler``, ``constraint``: of this answer alone, the first a native one."""
         self.forwards = 0
         self._sampler = sampler
         self._logprobs = -1 if logprobs is None else logprobs
         self._pending = prompt
         self._start = 0
-        sampler.accept(prompt)
+        self._constraint = constraint
+        sampler.accept(prompt, prompt=True)
 
     def request(self) -> Request:
         """Return the prompt, then the last token."""
@@ -30,14 +38,19 @@ class TokenByToken:
     def take(self, rows: Rows) -> list[Decided]:
         """Sample from the last row."""
         assert rows.logits is not None
-        token, logprob, best = self._sampler.sample(rows.logits[0], self._logprobs)
+        constraint = self._constraint
+        mask = None if constraint is None else constraint.mask()
+        token, logprob, best = self._sampler.sample(rows.logits[0], self._logprobs, mask)
+        if constraint is not None:
+            constraint.accept(token)
         self.forwards += 1
         self._start += len(self._pending)
         self._pending = np.array([token], np.int32)
         self._sampler.accept(self._pending)
+        last = constraint is not None and constraint.finished
         if self._logprobs < 0:
-            return [Decided(self._start, token)]
-        return [Decided(self._start, token, None, logprob, tuple(best))]
+            return [Decided(self._start, token, last=last)]
+        return [Decided(self._start, token, None, logprob, tuple(best), last)]
 
     def waiting(self) -> list[Decided]:
         """Nothing is guessed ahead."""

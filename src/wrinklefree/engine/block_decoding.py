@@ -95,7 +95,7 @@ class BlockDecoder:
         self._fresh = 0  # causal blocks: rows before this one hold what they should
         self._begin_block(len(prompt) // size * size)
         if sampling is not None:
-            sampling.sampler.accept(prompt)
+            sampling.sampler.accept(prompt, prompt=True)
 
     def _begin_block(self, start: int) -> None:
         self._start = start

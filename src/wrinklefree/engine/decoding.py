@@ -53,7 +53,7 @@ class Decided:
     """A token and the position (counted from the beginning of the prompt) it was decided for.
 
     ``confidence``: its probability in the unfiltered softmax, None where nobody asked. ``logprob`` and ``best`` as in
-    `engine.Step`.
+    `engine.Step`. ``last``: the text ends behind it, as its constraint says.
     """
 
     position: int
@@ -61,6 +61,7 @@ class Decided:
     confidence: float | None = None
     logprob: float | None = None
     best: tuple[tuple[int, float], ...] = ()
+    last: bool = False
 
 
 class Decoder(Protocol):

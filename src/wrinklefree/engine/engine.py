@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wrinklefree.artifact.packing import DENSE_LAYOUT, LAYOUT
 from wrinklefree.artifact.tables import TABLE_FORMATS
+from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.generation import Answer, Generation
 from wrinklefree.engine.held import files_of, is_packed, load_parts
@@ -235,16 +236,18 @@ class Engine:
         params: SamplingParams | None = None,
         decoding: DecodingSettings | None = None,
         observer: Observer | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Return the steps of an answer to a prompt, as token ids or text (encoded as the tokenizer says).
 
         ``observer`` is called after each pass with what it decided and with the guesses for what is still open.
+        ``constraint``: of this answer alone, says which tokens may follow; mode ar, which auto chooses then.
 
         Raises: InputError for an empty prompt, one longer than the context, or a mode that the model was not trained
         for; while iterating, InputError when every slot is in use, FormatError when the weights give logits that are no
         numbers.
         """
-        return Together(self).add(prompt, params, decoding, observer)
+        return Together(self).add(prompt, params, decoding, observer, constraint)
 
     def generate_together(
         self,
@@ -275,6 +278,7 @@ class Engine:
         params: SamplingParams | None,
         decoding: DecodingSettings | None,
         observer: Observer | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         params = (params or SamplingParams()).with_seed()
         ids = self._checked_tokens(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, "prompt")
@@ -283,7 +287,7 @@ class Engine:
         tokenizer = self.tokenizer if self.has_tokenizer else None
         own = _config_eos(self.config) if tokenizer is None else tokenizer.eos_ids
         ends = frozenset(() if params.ignore_eos else own) | frozenset(params.stop_tokens)
-        plan = plan_decoding(self, ids, params, decoding or DecodingSettings(), ends)
+        plan = plan_decoding(self, ids, params, decoding or DecodingSettings(), ends, constraint)
         texts = None if tokenizer is None else tokenizer.decoder()
         seat = Seat(plan.decoder, Answer(len(ids), plan.limit, params, ends, texts), observer)
         together.enter(seat)

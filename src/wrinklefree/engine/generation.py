@@ -72,7 +72,7 @@ class Answer:
         token, decoder, stops = decided.token, self._decoder, self._stops
         ended = token in self._ends
         text = "" if ended or decoder is None else stops.push(decoder.push(token))
-        if ended or stops.stopped:
+        if ended or stops.stopped or decided.last:
             self.finish_reason = "stop"
         elif self._left == 0:
             self.finish_reason = "length"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wrinklefree.artifact.diffusion_marker import AttentionRule, DiffusionMarker
 from wrinklefree.engine.autoregressive import TokenByToken
 from wrinklefree.engine.block_decoding import BlockDecoder, Sampling
+from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decoder
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.native import load_native
@@ -34,29 +35,28 @@ class Plan:
 
 
 def plan_decoding(
-    engine: Engine, prompt: NDArray[np.int32], params: SamplingParams, settings: DecodingSettings, ends: frozenset[int]
+    engine: Engine,
+    prompt: NDArray[np.int32],
+    params: SamplingParams,
+    settings: DecodingSettings,
+    ends: frozenset[int],
+    constraint: Constraint | None = None,
 ) -> Plan:
     """Return the decoder of an answer to ``prompt`` int32 [T].
 
-    Raises: InputError for a mode that the model was not trained for, and for a prompt that leaves no position.
+    Raises: InputError for a mode that the model was not trained for or that knows no constraints, for a biased token
+    outside the vocabulary, and for a prompt that leaves no position.
     """
     marker = read_marker(engine.config)
-    mode = choose_mode(marker, settings, engine.row_costs)
+    mode = choose_mode(marker, settings, engine.row_costs, constrained=constraint is not None)
     if marker is not None and mode != "ar" and marker.mask_token_id in prompt:
         raise InputError(f"prompt: found the MASK token {marker.mask_token_id}, which stands for an open position; "
                          "remove it")  # fmt: skip
-    sampler = load_native().Sampler(
-        engine.vocab_size,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        seed=params.seed,
-    )
+    sampler = _make_sampler(engine, params)
     if mode == "ar":
         room = engine.context - len(prompt) + 1  # the last token needs no position of its own
-        return Plan(mode, TokenByToken(prompt, sampler, params.logprobs), min(params.max_tokens, room))
+        decoder = TokenByToken(prompt, sampler, params.logprobs, constraint)
+        return Plan(mode, decoder, min(params.max_tokens, room))
     assert marker is not None
     if mode == "speculative":
         limit = min(params.max_tokens, engine.context - len(prompt) + 1)
@@ -67,6 +67,25 @@ def plan_decoding(
         )
         return Plan(mode, speculation, limit)
     return _plan_blocks(engine, marker, prompt, params, settings, ends, sampler)
+
+
+def _make_sampler(engine: Engine, params: SamplingParams) -> Any:
+    bias = tuple(params.logit_bias)
+    beyond = [token for token, _ in bias if token >= engine.vocab_size]
+    if beyond:
+        raise InputError(f"logit_bias: found token {beyond[0]}, allowed are 0 to {engine.vocab_size - 1}")
+    return load_native().Sampler(
+        engine.vocab_size,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        bias=bias,
+        seed=params.seed,
+    )
 
 
 def _plan_blocks(
@@ -95,7 +114,7 @@ def _plan_blocks(
             f"context of {engine.context} has; shorten it or load the model with a larger context"
         )
     limit = min(params.max_tokens, room)
-    plain = params.temperature == 0 and params.repetition_penalty == 1 and params.logprobs is None
+    plain = params.temperature == 0 and not params.moves_logits and params.logprobs is None
     choice = None if plain else Sampling(sampler, params.logprobs)
     return Plan("block", BlockDecoder(marker, prompt, limit, settings, ends, choice), limit)
 
@@ -111,13 +130,23 @@ def read_marker(config: Any) -> DiffusionMarker | None:
 
 
 def choose_mode(
-    marker: DiffusionMarker | None, settings: DecodingSettings, row_costs: Callable[[], NDArray[np.float64]]
+    marker: DiffusionMarker | None,
+    settings: DecodingSettings,
+    row_costs: Callable[[], NDArray[np.float64]],
+    constrained: bool = False,
 ) -> str:
     """Return ar, block or speculative; ``row_costs`` as `Engine.row_costs`, called where the choice depends on it.
+
+    ``constrained``: a constraint says which tokens may follow, one after the other.
 
     Raises: InputError when the model cannot do what was asked for.
     """
     mode = settings.mode
+    if constrained and mode not in ("auto", "ar"):
+        raise InputError(f"mode {mode}: an answer with a constraint (grammar, schema) is decoded in mode ar; "
+                         "use mode ar or auto")  # fmt: skip
+    if constrained:
+        return "ar"
     if mode == "auto":
         if marker is None:
             return "ar"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from wrinklefree.errors import InputError
@@ -11,6 +12,7 @@ from wrinklefree.errors import InputError
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGPROBS = 100
+MAX_BIASED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,13 @@ class SamplingParams:
     """The parameters of one generation; every value is checked when the object is made.
 
     ``max_tokens`` counts sampled tokens, an end token included. ``temperature`` 0 takes the most likely token.
-    ``top_k`` 0 means all. The filters apply in the order top_k, top_p, min_p. ``repetition_penalty`` divides the
-    logits of tokens of the prompt and the answer. ``seed`` None draws one; the generation says which.
-    ``stop`` strings end the text before them; ``stop_tokens`` end it like the model's own end tokens, which
-    ``ignore_eos`` switches off. ``logprobs``: None, or how many of the most likely tokens to list at each step.
+    ``top_k`` 0 means all. ``repetition_penalty`` divides the logits of tokens of the prompt and the answer;
+    ``presence_penalty`` is subtracted from those of tokens of the answer, ``frequency_penalty`` each time they occur
+    there; ``logit_bias``, a mapping or pairs of token and number (kept as pairs in rising order), is added to those of
+    its tokens. They apply in this order, then temperature, top_k, top_p, min_p. ``seed`` None draws one; the generation
+    says which. ``stop`` strings end the text before them; ``stop_tokens`` end it like the model's own end tokens, which
+    ``ignore_eos`` switches off. ``logprobs``: None, or how many of the most likely tokens to list at each step, of the
+    logits as the model gives them.
 
     Raises: InputError naming the parameter, what was found and what is allowed.
     """
@@ -32,6 +37,9 @@ class SamplingParams:
     top_p: float = 0.9
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
@@ -47,11 +55,23 @@ class SamplingParams:
             raise InputError("top_p: found 0, allowed is a number above 0 and at most 1")
         _check_number("min_p", self.min_p, 0.0, 1.0)
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        self._normalise_bias()
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         self._normalise_stops()
+
+    def _normalise_bias(self) -> None:
+        pairs = dict(self.logit_bias)
+        if len(pairs) > MAX_BIASED_TOKENS:
+            raise InputError(f"logit_bias: found {len(pairs)} tokens, at most {MAX_BIASED_TOKENS} are allowed")
+        for token, bias in pairs.items():
+            _check_integer("logit_bias", token, 0, (1 << 31) - 1)
+            _check_number("logit_bias", bias, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", tuple(sorted(pairs.items())))
 
     def _normalise_stops(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -66,6 +86,11 @@ class SamplingParams:
         for token in self.stop_tokens:
             _check_integer("stop_tokens", token, 0, (1 << 31) - 1)
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+
+    @property
+    def moves_logits(self) -> bool:
+        """Whether penalties or biases can change which token is the most likely one."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
     def with_seed(self) -> SamplingParams:
         """Return the same parameters with a seed: the given one, or one drawn from the operating system."""

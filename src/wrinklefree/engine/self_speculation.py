@@ -8,8 +8,8 @@ min(1, p_i(d_i) / q_i(d_i)); at the first rejection the token comes from max(0, 
 proposed behind it is forgotten. Where all are accepted, the row of d_k gives one token more, and the m proposals are
 the next drafts. All attention is causal, so what is cached for accepted tokens is what they alone would have left.
 
-p and q are what temperature, top-k, top-p, min-p and the repetition penalty leave. The penalty of p_i knows the text up
-to d_(i-1), as in decoding token by token; that of q also knows the proposals before it.
+p and q are what penalties, bias, temperature, top-k, top-p and min-p leave. The penalties of p_i know the text up to
+d_(i-1), as in decoding token by token; those of q also know the proposals before it.
 
 Source: arXiv 2211.17192, section 2.3, and arXiv 2302.01318, algorithm 2 (the rule and its proof); arXiv 2604.11035
 (drafts from the MASK rows of the verifying pass). Differs: the number of MASKs is chosen before each pass, from the
@@ -60,7 +60,7 @@ class SelfSpeculation:
         self._token = int(prompt[-1])
         self._drafts: list[Any] = []
         self._request: Request | None = None
-        sampler.accept(prompt)
+        sampler.accept(prompt, prompt=True)
 
     @property
     def proposed(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Decoder, JointPasses, Turn
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.generation import Answer, Generation, Step
@@ -58,12 +59,13 @@ class Together:
         params: SamplingParams | None = None,
         decoding: DecodingSettings | None = None,
         observer: Observer | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Return a further answer, which takes part from the next pass on; arguments and errors as `Engine.generate`.
 
         Either iterate over it, or call `run` until it is False and ask for its ``ready()`` steps in between.
         """
-        return self._engine._join(self, prompt, params, decoding, observer)
+        return self._engine._join(self, prompt, params, decoding, observer, constraint)
 
     def enter(self, seat: Seat) -> None:
         """Let a seat take part from the next pass on."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wrinklefree.engine import Engine, Generation, Together
 from wrinklefree.engine.decoding import Decided, Turn
@@ -65,7 +65,7 @@ class Scheduler:
         seeded = work.params.with_seed()
         assert seeded.seed is not None
         job = _Running(
-            Work(work.prompt, seeded, work.decoding, work.client, work.watch),
+            replace(work, params=seeded),
             Ticket(len(work.prompt), seeded.seed, lambda: self._cancel(job)),
         )
         with self._wake:
@@ -105,7 +105,7 @@ class Scheduler:
             work = job.work
             try:
                 job.generation = self._together.add(
-                    work.prompt, work.params, work.decoding, job.watch if work.watch else None
+                    work.prompt, work.params, work.decoding, job.watch if work.watch else None, work.constraint
                 )
                 job.ticket.mode = job.generation.mode
                 self._running.append(job)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine import DecodingSettings, SamplingParams, Step
+from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Turn
 
 
@@ -18,7 +19,7 @@ class Work:
     """One answer to compute. ``prompt`` int32 [T].
 
     ``client``: who asks, for a fair order of clients (a key's name or an address). ``watch``: report every pass too,
-    with the guesses for open positions.
+    with the guesses for open positions. ``constraint``: what the text must keep to; not to be used for a second answer.
     """
 
     prompt: NDArray[np.int32]
@@ -26,6 +27,7 @@ class Work:
     decoding: DecodingSettings
     client: str = ""
     watch: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
