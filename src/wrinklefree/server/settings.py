@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wrinklefree.engine.decoding_settings import Mode
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -12,8 +14,9 @@ class ServerSettings:
     ``model_id``: the one name that requests may give. ``slots``: answers computed at a time. ``queue``: answers that
     may wait for a slot; the next one is refused with 429. ``request_seconds``: the most for an answer from its arrival
     on; ``queue_seconds``: of that, waiting for a slot. ``drain_seconds``: how long running answers may go on after the
-    order to stop. ``mode``: of requests that name none. ``ignore_unknown``: request fields that nobody knows are no
-    error.
+    order to stop. ``max_choices``: of a prompt, ``max_prompts``: of a request. ``keep_alive_seconds``: of silence in a
+    stream, before a comment is sent. ``mode``: of requests that name none. ``ignore_unknown``: request fields that
+    nobody knows are no error.
     """
 
     model_id: str
@@ -23,8 +26,10 @@ class ServerSettings:
     queue_seconds: float = 60.0
     drain_seconds: float = 30.0
     max_choices: int = 8
+    max_prompts: int = 256
     max_body_bytes: int = 2 << 20
+    keep_alive_seconds: float = 10.0
+    mode: Mode = "auto"
+    ignore_unknown: bool = False
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
-    mode: str = "auto"
-    ignore_unknown: bool = False

@@ -1,0 +1,97 @@
+"""From the fields of a request to what the engine's thread is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from wrinklefree.engine import DecodingSettings, SamplingParams
+from wrinklefree.server.errors import ApiError
+from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.state import ServerState
+from wrinklefree.server.work import Ticket, Work
+
+_SEEDS = 1 << 64
+_T = TypeVar("_T")
+
+
+def check_body(state: ServerState, body: Generating) -> None:
+    """Refuse another model's name, unknown fields and too many choices. Raises: ApiError."""
+    body.check_unknown(state.settings.ignore_unknown)
+    if body.model is not None and body.model != state.settings.model_id:
+        message = f"model: found {body.model[:200]!r}, this server has {state.settings.model_id!r}"
+        raise ApiError(404, message, "not_found_error", "model", "model_not_found")
+    if (body.n or 1) > state.settings.max_choices:
+        raise ApiError(400, f"n: found {body.n}, this server gives at most {state.settings.max_choices}", param="n")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options: only for stream true", param="stream_options")
+    if body.watch and not body.stream:
+        raise ApiError(400, "watch: passes are shown in a stream; set stream true", param="watch")
+
+
+def sampling(body: Generating, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    """Return the engine's parameters; OpenAI's defaults where the request is silent. Raises: InputError."""
+    stop = body.stop or ()
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_given(body.temperature, 1.0),
+        top_k=_given(body.top_k, 0),
+        top_p=_given(body.top_p, 1.0),
+        min_p=_given(body.min_p, 0.0),
+        repetition_penalty=_given(body.repetition_penalty, 1.0),
+        seed=None if body.seed is None else body.seed % _SEEDS,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_tokens=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+    ).with_seed()
+
+
+def decoding(state: ServerState, body: Generating) -> DecodingSettings:
+    """Return how tokens are decided; the server's own mode where the request is silent. Raises: InputError."""
+    return DecodingSettings(
+        mode=_given(body.mode, state.settings.mode),
+        threshold=_given(body.threshold, 0.9),
+        tokens_per_forward=body.tokens_per_forward,
+        entropy_bound=body.entropy_bound,
+        sub_block=body.sub_block,
+        window=body.window,
+    )
+
+
+def submit(
+    state: ServerState, request: Request, body: Generating, prompts: list[NDArray[np.int32]], params: SamplingParams
+) -> list[Ticket]:
+    """Hand in ``n`` answers to each prompt, those of a prompt beside each other. All or none are taken.
+
+    Raises: ApiError, InputError.
+    """
+    settings, client = decoding(state, body), client_of(request)
+    assert params.seed is not None
+    tickets: list[Ticket] = []
+    try:
+        for prompt in prompts:
+            for choice in range(body.n or 1):
+                seeded = replace(params, seed=(params.seed + choice) % _SEEDS)
+                tickets.append(state.scheduler.submit(Work(prompt, seeded, settings, client, bool(body.watch))))
+    except BaseException:
+        for ticket in tickets:
+            ticket.cancel()
+        raise
+    return tickets
+
+
+def client_of(request: Request) -> str:
+    """Return whom a fair order treats as one: the name of the key, else the address."""
+    named = request.scope.get("wrinklefree.client")
+    if isinstance(named, str):
+        return named
+    return request.client.host if request.client is not None else ""
+
+
+def _given(found: _T | None, otherwise: _T) -> _T:
+    return otherwise if found is None else found

@@ -1,0 +1,84 @@
+"""Prompts as token ids: conversations through the model's template, texts, and ids as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.artifact.tokenizer import Tokenizer
+from wrinklefree.errors import FormatError, InputError
+from wrinklefree.server.errors import ApiError
+from wrinklefree.server.schemas.chat import Message
+from wrinklefree.server.state import ServerState
+
+_LONG_CHARACTERS = 8192  # tokenising as much takes about as long as a pass of the model; the loop must not wait
+
+
+def for_template(message: Message) -> dict[str, Any]:
+    """Return a message as templates know it: one text, no empty fields, no role ``developer``."""
+    given = message.model_dump(exclude_none=True)
+    if isinstance(message.content, list):
+        given["content"] = "\n".join(part.text for part in message.content)
+    elif message.content is None:
+        given["content"] = ""
+    if message.role == "developer":
+        given["role"] = "system"
+    return given
+
+
+async def conversation(
+    state: ServerState, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
+) -> NDArray[np.int32]:
+    """Return the ids int32 [T] of a conversation, BOS once. Raises: ApiError, InputError."""
+    tokenizer = _tokenizer(state, "messages")
+    if tokenizer.chat_template is None:
+        raise ApiError(400, "messages: this model has no chat template; use /v1/completions", param="messages")
+    given = [for_template(message) for message in messages]
+    size = sum(len(one["content"]) for one in given)
+
+    def encode() -> NDArray[np.int32]:
+        try:
+            return np.array(tokenizer.encode_chat(given, tools=tools), np.int32)
+        except FormatError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from error
+
+    return await _in_time(encode, size)
+
+
+async def texts(state: ServerState, prompt: str | list[str] | list[int] | list[list[int]]) -> list[NDArray[np.int32]]:
+    """Return the ids int32 [T] of each prompt of a text completion. Raises: ApiError, InputError."""
+    many: list[Any] = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]
+    if not many:
+        raise ApiError(400, "prompt: found an empty list, at least one prompt is needed", param="prompt")
+    if len(many) > state.settings.max_prompts:
+        limit = state.settings.max_prompts
+        raise ApiError(400, f"prompt: found {len(many)} prompts, at most {limit} are allowed", param="prompt")
+    return [await _ids(state, one) for one in many]
+
+
+async def _ids(state: ServerState, prompt: str | list[int]) -> NDArray[np.int32]:
+    if isinstance(prompt, list):
+        return np.array(prompt, np.int32)
+    tokenizer = _tokenizer(state, "prompt")
+    return await _in_time(lambda: np.array(tokenizer.encode(prompt), np.int32), len(prompt))
+
+
+def _tokenizer(state: ServerState, field: str) -> Tokenizer:
+    if not state.engine.has_tokenizer:
+        raise ApiError(400, f"{field}: this model has no tokenizer; give token ids to /v1/completions", param=field)
+    return state.engine.tokenizer
+
+
+async def _in_time(encode: Any, characters: int) -> NDArray[np.int32]:
+    ids: NDArray[np.int32] = await asyncio.to_thread(encode) if characters > _LONG_CHARACTERS else encode()
+    if not len(ids):
+        raise InputError("prompt: found no token, at least one is needed")
+    return ids
+
+
+def _is_ids(prompt: list[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)

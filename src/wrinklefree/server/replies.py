@@ -1,0 +1,131 @@
+"""Both kinds of completion as JSON: a whole object, or chunks of a stream written with little work for each."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from wrinklefree.server.answers import Choice, figures, usage
+from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.sse import EventStream, each, event, unless_gone
+from wrinklefree.server.state import ServerState
+from wrinklefree.server.watching import passes
+from wrinklefree.server.work import Event
+from wrinklefree.version import __version__
+
+Out = Callable[[bytes], Awaitable[None]]
+
+
+class Reply:
+    """The form of one request's answers; a subclass says what a choice looks like."""
+
+    kind: str  # of a whole answer
+    chunk_kind: str
+    id_prefix: str
+    nothing: str  # fields of a chunk without text
+
+    def __init__(self, state: ServerState, body: Generating, choices: Sequence[Choice]) -> None:
+        """``choices``: n for each prompt, beside each other."""
+        self.state = state
+        self.body = body
+        self.choices = choices
+        self._head = {
+            "id": self.id_prefix + uuid.uuid4().hex,
+            "object": self.kind,
+            "created": int(time.time()),
+            "model": state.settings.model_id,
+            "system_fingerprint": f"wrinklefree-{__version__}",
+        }
+        options = body.stream_options
+        self._counts = bool(options is not None and options.include_usage)
+        self._open = json.dumps({**self._head, "object": self.chunk_kind}, separators=(",", ":"))[:-1]
+        self._usage_null = ',"usage":null' if self._counts else ""
+
+    def first(self) -> str | None:
+        """Return JSON of the fields of a chunk before any text; None for no such chunk."""
+        return None
+
+    def piece(self, text: str, given: Event) -> str:
+        """Return JSON of the fields of a chunk with a piece of text, '' for none."""
+        raise NotImplementedError
+
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return a choice of a whole answer."""
+        raise NotImplementedError
+
+    def chunk(self, index: int, fields: str, finish: str | None = None, extension: str = "") -> bytes:
+        """Return a server-sent event of one choice."""
+        reason = "null" if finish is None else f'"{finish}"'
+        return (
+            f'data: {self._open},"choices":[{{"index":{index},{fields},"finish_reason":{reason}}}]'
+            f"{self._usage_null}{extension}}}\n\n"
+        ).encode()
+
+    async def stream(self, out: Out) -> None:
+        """Write all chunks."""
+        begun: set[int] = set()
+
+        async def take(choice: Choice, given: Event) -> None:
+            text = choice.take(given)
+            data = b""
+            if choice.index not in begun:
+                begun.add(choice.index)
+                first = self.first()
+                data = b"" if first is None else self.chunk(choice.index, first)
+            watched = passes(self.state, choice.ticket.prompt_tokens, given.passes) if given.passes else None
+            fields = self.piece(text, given)
+            ended = choice.finish_reason
+            if watched is not None or fields or ended is not None:
+                data += self._piece(choice, fields, watched)
+            if data:
+                await out(data)
+
+        await each(self.choices, take)
+        if self._counts:
+            await out(event({**self._head, "object": self.chunk_kind, "choices": [], "usage": self._usage()}))
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole answer."""
+
+        async def take(choice: Choice, given: Event) -> None:
+            choice.pieces.append(choice.take(given))
+
+        await each(self.choices, take)
+        chosen = [self.choice(choice) for choice in self.choices]
+        return {**self._head, "choices": chosen, "usage": self._usage(), "wrinklefree": figures(self.choices)}
+
+    def _piece(self, choice: Choice, fields: str, watched: list[Any] | None) -> bytes:
+        extension: dict[str, Any] = {} if watched is None else {"passes": watched}
+        if choice.finish_reason is not None:
+            extension |= choice.figures()
+        written = f',"wrinklefree":{json_text(extension)}' if extension else ""
+        return self.chunk(choice.index, fields or self.nothing, choice.finish_reason, written)
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self.choices, self.body.n or 1)
+
+
+async def answer(request: Request, reply: Reply) -> Response:
+    """Return the response with a request's answers; they are cancelled when the client goes."""
+    tickets = [choice.ticket for choice in reply.choices]
+    if reply.body.stream:
+        return EventStream(tickets, reply.stream, reply.state.settings.keep_alive_seconds)
+    found: list[dict[str, Any]] = []
+
+    async def work() -> None:
+        found.append(await reply.whole())
+
+    if not await unless_gone(request.receive, tickets, work()):
+        return Response(status_code=499)  # nobody reads it
+    return Response(json_text(found[0]), media_type="application/json")
+
+
+def json_text(value: Any) -> str:
+    """Return compact JSON with text as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

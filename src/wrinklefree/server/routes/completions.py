@@ -1,0 +1,57 @@
+"""POST /v1/completions: the continuation of texts, whole or as it is made."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from wrinklefree.server import asking, prompts
+from wrinklefree.server.answers import Choice
+from wrinklefree.server.errors import ApiError
+from wrinklefree.server.replies import Reply, answer, json_text
+from wrinklefree.server.schemas.completions import CompletionRequest
+from wrinklefree.server.state import ServerState
+from wrinklefree.server.work import Event
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+def router(state: ServerState) -> APIRouter:
+    """Return the route."""
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Continue texts."""
+        started = time.perf_counter()
+        asking.check_body(state, body)
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            raise ApiError(400, f"best_of: found {body.best_of}, allowed is the value of n", param="best_of")
+        many = await prompts.texts(state, body.prompt)
+        params = asking.sampling(body, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens, None)
+        tickets = asking.submit(state, request, body, many, params)
+        choices = [Choice(index, ticket, started) for index, ticket in enumerate(tickets)]
+        return await answer(request, CompletionReply(state, body, choices))
+
+    return routes
+
+
+class CompletionReply(Reply):
+    """An answer in the form of text completions."""
+
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+    id_prefix = "cmpl-"
+    nothing = '"text":""'
+
+    def piece(self, text: str, given: Event) -> str:
+        """Return a piece of the text."""
+        return f'"text":{json_text(text)}' if text else ""
+
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return a whole answer."""
+        text = "".join(choice.pieces)
+        return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": choice.finish_reason}

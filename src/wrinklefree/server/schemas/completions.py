@@ -1,0 +1,21 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from wrinklefree.engine.sampling import MAX_LOGPROBS
+from wrinklefree.server.schemas.fields import Generating
+
+TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
+class CompletionRequest(Generating):
+    """Texts to continue, given as text or as token ids."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = Field(None, ge=1, le=128, description="only the value of n")

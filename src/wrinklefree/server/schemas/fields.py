@@ -1,0 +1,98 @@
+"""Request fields that chat and text completions share, and the rule for fields that nobody knows."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wrinklefree.engine.decoding_settings import MAX_WINDOW
+from wrinklefree.engine.sampling import MAX_STOP_STRINGS
+from wrinklefree.server.errors import ApiError
+
+# What OpenAI's clients send and what has no meaning for one local model: taken, whatever it says, and not used.
+WITHOUT_MEANING = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_retention", "prompt_cache_options", "prediction",
+    }
+)  # fmt: skip
+# Fields of OpenAI whose meaning cannot be kept: null is as if absent, anything else is refused with this reason.
+REFUSED = {
+    "audio": "this server gives text only",
+    "modalities": "this server gives text only",
+    "suffix": "this server cannot fill text in before a suffix",
+    "functions": "it is replaced by tools",
+    "function_call": "it is replaced by tool_choice",
+    "web_search_options": "this server does not search the web",
+    "reasoning_effort": "this server has no setting for it",
+    "verbosity": "this server has no setting for it",
+    "moderation": "this server does not moderate",
+}
+
+
+class RequestBody(BaseModel):
+    """A request: values have exactly the type that is named, null is as if absent."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
+    harmless: ClassVar[dict[str, tuple[Any, ...]]] = {"modalities": (["text"],)}
+
+    def check_unknown(self, ignore: bool) -> None:
+        """Refuse fields that are not declared, unless ``ignore`` or they are known to have no meaning here.
+
+        Raises: ApiError.
+        """
+        for name, found in (self.model_extra or {}).items():
+            if found is None or name in WITHOUT_MEANING or found in self.harmless.get(name, ()):
+                continue
+            if name in REFUSED:
+                raise ApiError(400, f"{name}: {REFUSED[name]}; leave it out", param=name, code="unsupported_parameter")
+            if not ignore:
+                raise ApiError(400, self._unknown(name), param=name[:80], code="unknown_parameter")
+
+    def _unknown(self, name: str) -> str:
+        known = [*type(self).model_fields, *WITHOUT_MEANING]
+        near = difflib.get_close_matches(name[:80], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; leave it out, or start the server with --ignore-unknown"
+        return f"unknown parameter {name[:80]!r}{hint}"
+
+
+class StreamOptions(BaseModel):
+    """How a stream is sent."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    include_usage: bool | None = Field(None, description="a last chunk with the numbers of tokens")
+    include_obfuscation: bool | None = Field(None, description="accepted without meaning")
+
+
+class Generating(RequestBody):
+    """What both kinds of completion can be told."""
+
+    model: str | None = Field(None, description="the server's model; absent takes it too")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=128, description="answers to each prompt, at most the server's limit")
+    max_tokens: int | None = Field(None, ge=0, le=1 << 24)
+    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token; default 1")
+    top_p: float | None = Field(None, gt=0, le=1, description="default 1")
+    seed: int | None = Field(None, ge=-(1 << 63), le=(1 << 64) - 1, description="choice i has seed + i")
+    stop: str | list[str] | None = Field(
+        None, max_length=1024, description=f"at most {MAX_STOP_STRINGS} texts, none of them empty"
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(None, description="token id to a number from -100 to 100")
+    mode: Literal["auto", "ar", "block", "speculative"] | None = None
+    threshold: float | None = Field(None, ge=0, le=1)
+    tokens_per_forward: int | None = Field(None, ge=1, le=1 << 20)
+    entropy_bound: float | None = Field(None, ge=0)
+    sub_block: int | None = Field(None, ge=1, le=1 << 20)
+    window: int | None = Field(None, ge=1, le=MAX_WINDOW)
+    top_k: int | None = Field(None, ge=0, le=(1 << 31) - 1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=64)
+    watch: bool | None = Field(None, description="stream every pass of the model, with its guesses")
+    return_tokens_as_token_ids: bool | None = Field(None, description="logprobs name tokens token_id:5")
