@@ -97,16 +97,11 @@ def _plan_blocks(
     ends: frozenset[int],
     sampler: Any,
 ) -> Plan:
+    _check_blocks(engine, marker)
     size = marker.block_size
     assert size is not None
-    if engine._model.has_windows and (marker.variant != "causal" or marker.clean_half != "causal"):
-        raise InputError("mode block: this model has layers with a sliding window, which have no rule for blocks that "
-                         "look ahead; use mode ar, or train with variant causal")  # fmt: skip
     if settings.sub_block is not None and settings.sub_block > size:
         raise InputError(f"sub_block: found {settings.sub_block}, this model's blocks have {size} positions")
-    if size > engine._model.pass_rows:
-        raise InputError(f"mode block: this model's blocks of {size} positions do not fit into a pass, which has "
-                         f"{engine._model.pass_rows} rows; use mode ar")  # fmt: skip
     room = engine.context // size * size - len(prompt)
     if room < 1:
         raise InputError(
@@ -117,6 +112,33 @@ def _plan_blocks(
     plain = params.temperature == 0 and not params.moves_logits and params.logprobs is None
     choice = None if plain else Sampling(sampler, params.logprobs)
     return Plan("block", BlockDecoder(marker, prompt, limit, settings, ends, choice), limit)
+
+
+def _check_blocks(engine: Engine, marker: DiffusionMarker) -> None:
+    size = marker.block_size
+    assert size is not None
+    if engine._model.has_windows and (marker.variant != "causal" or marker.clean_half != "causal"):
+        raise InputError("mode block: this model has layers with a sliding window, which have no rule for blocks that "
+                         "look ahead; use mode ar, or train with variant causal")  # fmt: skip
+    if size > engine._model.pass_rows:
+        raise InputError(f"mode block: this model's blocks of {size} positions do not fit into a pass, which has "
+                         f"{engine._model.pass_rows} rows; use mode ar")  # fmt: skip
+
+
+def possible_modes(engine: Engine) -> tuple[str, ...]:
+    """Return the modes that an answer of this model may ask for, auto apart; ``ar`` is the first."""
+    marker = read_marker(engine.config)
+    found = ["ar"]
+    for mode in ("block", "speculative"):
+        try:
+            choose_mode(marker, DecodingSettings(mode=mode), engine.row_costs)
+            if mode == "block":
+                assert marker is not None
+                _check_blocks(engine, marker)
+        except InputError:
+            continue
+        found.append(mode)
+    return tuple(found)
 
 
 def read_marker(config: Any) -> DiffusionMarker | None:
