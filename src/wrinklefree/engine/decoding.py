@@ -31,7 +31,7 @@ class Request:
     by blocks of B (a query sees its block and all before). ``head``: the first so many tokens have ``head_block``
     instead. ``alone``: attention exactly as if each row were decoded singly. ``truncate``: first forget the slot's
     tokens from this position on. ``logits``, ``choices``: what `Rows` must hold (without ``choices`` its tokens,
-    probabilities and entropies are not set).
+    probabilities and entropies are not set). ``hidden``: the states behind the last norm instead of these.
 
     A request longer than a pass (a prompt) is computed in pieces; `Decoder.take` is called after the last.
     """
@@ -46,6 +46,7 @@ class Request:
     choices: bool = True
     head: int = 0
     head_block: int = 1
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class _Call:
     starts: list[int]
     blocks: list[int]
     alone: list[bool]
+    hidden: list[bool]
 
 
 class JointPasses:
@@ -134,6 +136,7 @@ class JointPasses:
     def __init__(self, model: Any) -> None:
         """``model``: the native model."""
         self._model = model
+        self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._jobs: dict[int, _Job] = {}
         self._grow(1)
 
@@ -154,9 +157,9 @@ class JointPasses:
         Raises: what a decoder raises, which has left then; the others are where they were or behind this pass.
         """
         started = time.perf_counter()
-        call = _Call([], [], [], [], [], [])
+        call = _Call([], [], [], [], [], [], [])
         taken: list[tuple[_Job, Request, int, int, int]] = []
-        room, rows, logits, choices = PIECE_TOKENS, 0, False, False
+        room, rows, hidden, logits, choices = PIECE_TOKENS, 0, 0, False, False
         for job in self._jobs.values():
             request = job.request
             if request is None:
@@ -169,26 +172,35 @@ class JointPasses:
                 room -= end - begin
             count = self._add(call, job.slot, request, begin, end)
             taken.append((job, request, begin, end, count))
-            if count:
+            if request.hidden:
+                hidden += count
+            elif count:
                 rows, logits, choices = rows + count, logits or request.logits, choices or request.choices
         if rows > len(self._tokens):
             self._grow(rows)
+        if hidden > len(self._hidden):
+            self._hidden = np.empty((hidden, self._model.hidden_size), np.float32)
         self._model.forward_batch(
             call.slots, call.tokens, call.wants, self._logits[:rows] if logits else None, call.starts, call.blocks,
             call.alone, (self._tokens[:rows], self._probability[:rows], self._entropy[:rows]) if choices else None,
+            self._hidden[:hidden] if hidden else None, call.hidden,
         )  # fmt: skip
         return self._hand_out(taken, started)
 
     def _hand_out(self, taken: list[tuple[_Job, Request, int, int, int]], started: float) -> list[Turn]:
         seconds = time.perf_counter() - started
         turns: list[Turn] = []
-        row = 0
+        row = hidden_row = 0
         for job, request, begin, end, count in taken:
-            at = slice(row, row + count)
-            row += count
+            if request.hidden:
+                given = Rows.of_hidden(self._hidden[hidden_row : hidden_row + count])
+                hidden_row += count
+            else:
+                at = slice(row, row + count)
+                row += count
+                given = Rows(self._tokens[at], self._probability[at], self._entropy[at],
+                             self._logits[at] if request.logits else None)  # fmt: skip
             job.done = end
-            given = Rows(self._tokens[at], self._probability[at], self._entropy[at],
-                         self._logits[at] if request.logits else None)  # fmt: skip
             if end < len(request.tokens):
                 if count:
                     job.kept.append(_joined([given]))
@@ -234,6 +246,7 @@ class JointPasses:
             call.starts.append(request.start + first)
             call.blocks.append(block)
             call.alone.append(request.alone)
+            call.hidden.append(request.hidden)
         return rows
 
     def _grow(self, rows: int) -> None:
@@ -253,17 +266,27 @@ def _piece_end(request: Request, begin: int) -> int:
         return request.head
     block = request.head_block if begin < request.head else request.block
     if block == 1:
-        return end - (total - end == 1)  # one row alone goes through attention in another way
+        return causal_piece_end(total, begin, PIECE_TOKENS)
     position = request.start + end
     return max(position // block * block, (request.start + begin) // block * block + block) - request.start
+
+
+def causal_piece_end(total: int, begin: int, most: int) -> int:
+    """Return where a piece of at most ``most`` of ``total`` tokens ends that starts with token ``begin``."""
+    end = begin + most
+    if end >= total:
+        return total
+    return end - (total - end == 1)  # one row alone goes through attention in another way
 
 
 def _joined(parts: list[Rows]) -> Rows:
     """Return a copy of the rows of several pieces."""
     logits = [part.logits for part in parts if part.logits is not None]
+    hidden = [part.hidden for part in parts if part.hidden is not None]
     return Rows(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.probability for part in parts]),
         np.concatenate([part.entropy for part in parts]),
         np.concatenate(logits) if logits else None,
+        np.concatenate(hidden) if hidden else None,
     )

@@ -249,6 +249,23 @@ class Engine:
         """
         return Together(self).add(prompt, params, decoding, observer, constraint)
 
+    def embed(
+        self, prompt: Sequence[int] | NDArray[np.integer[Any]] | str, normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Return the mean of the hidden states behind the last norm, float32 [D], of length 1 if ``normalize``.
+
+        Raises: InputError as `generate`.
+        """
+        from wrinklefree.engine.embedding import normalised, prepare_embedding
+
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        together = Together(self)
+        found = prepare_embedding(together, ids)
+        together.enter(found._seat)
+        embedding = found.run().embedding
+        assert embedding is not None
+        return normalised(embedding) if normalize else embedding
+
     def generate_together(
         self,
         prompts: Sequence[Sequence[int] | NDArray[np.integer[Any]] | str],

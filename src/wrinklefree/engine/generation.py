@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wrinklefree.engine.decoding import Decided
 from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.engine.stream import StopFilter
@@ -165,6 +168,11 @@ class Generation(Iterator[Step]):
     def accepted(self) -> int | None:
         """Those of them that were accepted."""
         return getattr(self._seat.decoder, "accepted", None)
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """The mean of the prompt's hidden states float32 [D] where it was asked for; None before it is there."""
+        return getattr(self._seat.decoder, "embedding", None)
 
     def run(self) -> Generation:
         """Do the remaining steps and return this object."""

@@ -18,10 +18,18 @@ class Rows:
 
     ``tokens`` int32 [R]: the most probable token of each (of equal ones the lower id). ``probability`` float32 [R] and
     ``entropy`` float32 [R] (nats) of the softmax without banned tokens (MASK; pad unless it ends a text). ``logits``
-    float32 [R, V] where they were asked for, banned tokens at minus infinity.
+    float32 [R, V] where they were asked for, banned tokens at minus infinity. ``hidden`` float32 [R, D] for a request
+    of hidden states, which has none of the others.
     """
 
     tokens: NDArray[np.int32]
     probability: NDArray[np.float32]
     entropy: NDArray[np.float32]
     logits: NDArray[np.float32] | None
+    hidden: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_hidden(cls, hidden: NDArray[np.float32]) -> Rows:
+        """Return rows that are hidden states [R, D] alone."""
+        none = np.empty(0, np.float32)
+        return cls(np.empty(0, np.int32), none, none, None, hidden)
