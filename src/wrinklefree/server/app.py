@@ -11,14 +11,14 @@ from fastapi.responses import JSONResponse
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
-from wrinklefree.server.routes import chat, completions, health, page
+from wrinklefree.server.routes import chat, completions, health, models, page
 from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
 from wrinklefree.server.state import ServerState
 from wrinklefree.version import __version__
 
 # Each module has `router(state)`; a further route is a module and its name here.
-ROUTES = (health, chat, completions, page)
+ROUTES = (health, chat, completions, models, page)
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:

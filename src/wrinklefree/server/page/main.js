@@ -12,6 +12,7 @@ const STARTERS = [
   "Write two sentences about the sea.",
   "List three things that a bicycle needs.",
 ];
+let attempt = 0; // to reach the server; only the latest one counts
 const NARROW = matchMedia("(max-width: 980px)");
 
 const page = {
@@ -53,7 +54,6 @@ function showSettings(show) {
   if (show && NARROW.matches) byId("close-settings").focus();
 }
 
-let attempt = 0;
 async function connect() {
   const mine = ++attempt;
   const label = byId("model");
