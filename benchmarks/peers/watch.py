@@ -19,7 +19,7 @@ KEPT_ERROR_CHARACTERS = 2000
 BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Return the seconds that all processors have worked since the machine started; 0 where this is not told."""
     if not STAT.exists():
         return 0.0
@@ -34,10 +34,10 @@ def _child_seconds() -> float:
 
 def main() -> None:
     """Run the command and print the object."""
-    busy, own, start = _busy_seconds(), _child_seconds(), perf_counter()
+    busy, own, start = busy_seconds(), _child_seconds(), perf_counter()
     done = subprocess.run(sys.argv[1:], capture_output=True, text=True, errors="replace")
     wall = perf_counter() - start
-    others = (_busy_seconds() - busy) - (_child_seconds() - own)
+    others = (busy_seconds() - busy) - (_child_seconds() - own)
     share = max(0.0, others / (wall * (os.cpu_count() or 1)))
     tail = done.stderr[-KEPT_ERROR_CHARACTERS:]
     json.dump({"output": done.stdout, "status": done.returncode, "error": tail, "others": round(share, 4)}, sys.stdout)
