@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
 from wrinklefree.engine import DecodingSettings, SamplingParams
+from wrinklefree.engine.decoding_settings import Mode
+from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.schemas.fields import Generating
 from wrinklefree.server.state import ServerState
@@ -43,6 +45,9 @@ def sampling(body: Generating, max_tokens: int, logprobs: int | None) -> Samplin
         top_p=_given(body.top_p, 1.0),
         min_p=_given(body.min_p, 0.0),
         repetition_penalty=_given(body.repetition_penalty, 1.0),
+        presence_penalty=_given(body.presence_penalty, 0.0),
+        frequency_penalty=_given(body.frequency_penalty, 0.0),
+        logit_bias=_bias(body.logit_bias or {}),
         seed=None if body.seed is None else body.seed % _SEEDS,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_tokens=tuple(body.stop_token_ids or ()),
@@ -54,7 +59,7 @@ def sampling(body: Generating, max_tokens: int, logprobs: int | None) -> Samplin
 def decoding(state: ServerState, body: Generating) -> DecodingSettings:
     """Return how tokens are decided; the server's own mode where the request is silent. Raises: InputError."""
     return DecodingSettings(
-        mode=_given(body.mode, state.settings.mode),
+        mode=cast(Mode, _given(body.mode, state.settings.mode)),
         threshold=_given(body.threshold, 0.9),
         tokens_per_forward=body.tokens_per_forward,
         entropy_bound=body.entropy_bound,
@@ -91,6 +96,13 @@ def client_of(request: Request) -> str:
     if isinstance(named, str):
         return named
     return request.client.host if request.client is not None else ""
+
+
+def _bias(found: dict[str, float]) -> dict[int, float]:
+    for name in found:
+        if not (name.isascii() and name.isdigit() and len(name) <= 10):
+            raise InputError(f"logit_bias: found the key {name!r:.40}, needed is a token's id as a string of digits")
+    return {int(name): bias for name, bias in found.items()}
 
 
 def _given(found: _T | None, otherwise: _T) -> _T:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import Any
+
+from wrinklefree.errors import FormatError, InputError
+
+_FIELD = re.compile(r"([a-z_]+)[:\s]")  # messages begin with the field's name
 
 
 class ApiError(Exception):
@@ -22,17 +28,37 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
+        message = _encodable(message)
         super().__init__(message)
         self.status = status
         self.message = message
         self.kind = kind
-        self.param = param
+        self.param = None if param is None else _encodable(param)
         self.code = code
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the answer (and of the event that ends a stream that has begun)."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def from_input_error(error: InputError) -> ApiError:
+    """Return what a client is told of its mistake; a damaged file of the model is the server's."""
+    if isinstance(error, FormatError):
+        logging.getLogger("wrinklefree.server").error("a file of the model is damaged: %s", error)
+        return ApiError(500, "the server's model is damaged; its log says where", "server_error", code="model_damaged")
+    found = _FIELD.match(str(error))
+    return ApiError(400, str(error), param=found.group(1) if found else None, code="invalid_value")
+
+
+def internal() -> ApiError:
+    """Return the error of our own mistakes."""
+    return ApiError(500, "the server failed at this request; its log says why", "server_error", code="internal_error")
+
+
+def _encodable(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can name, have no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def overloaded(waiting: int, retry_after: int) -> ApiError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from wrinklefree.engine import Engine, Generation, Together
 from wrinklefree.engine.decoding import Decided, Turn
 from wrinklefree.errors import InputError
-from wrinklefree.server.errors import ApiError, draining, overloaded
+from wrinklefree.server.errors import draining, from_input_error, overloaded
 from wrinklefree.server.settings import ServerSettings
 from wrinklefree.server.work import Event, Ticket, Work
 
@@ -110,7 +110,7 @@ class Scheduler:
                 job.ticket.mode = job.generation.mode
                 self._running.append(job)
             except InputError as error:
-                self._give(job, ApiError(400, str(error)))
+                self._give(job, from_input_error(error))
 
     def _report(self, job: _Running) -> None:
         assert job.generation is not None

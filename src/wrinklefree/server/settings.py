@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wrinklefree.engine.decoding_settings import Mode
-
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -29,7 +27,7 @@ class ServerSettings:
     max_prompts: int = 256
     max_body_bytes: int = 2 << 20
     keep_alive_seconds: float = 10.0
-    mode: Mode = "auto"
+    mode: str = "auto"
     ignore_unknown: bool = False
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()

@@ -11,10 +11,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from wrinklefree.errors import InputError
 from wrinklefree.server.answers import Choice
-from wrinklefree.server.errors import ApiError
+from wrinklefree.server.errors import ApiError, from_input_error, internal
 from wrinklefree.server.work import Event, Ticket
 
+_LOG = logging.getLogger("wrinklefree.server")
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = [
@@ -133,5 +135,7 @@ class EventStream(Response):
 def _object(error: Exception) -> dict[str, Any]:
     if isinstance(error, ApiError):
         return error.body()
-    logging.getLogger("wrinklefree.server").error("a stream failed", exc_info=error)
-    return ApiError(500, "the server failed at this answer", "server_error", code="internal").body()
+    if isinstance(error, InputError):
+        return from_input_error(error).body()
+    _LOG.error("a stream failed", exc_info=error)
+    return internal().body()

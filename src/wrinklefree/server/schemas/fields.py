@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from wrinklefree.engine.decoding_settings import MAX_WINDOW
 from wrinklefree.engine.sampling import MAX_STOP_STRINGS
@@ -35,8 +36,17 @@ REFUSED = {
 class RequestBody(BaseModel):
     """A request: values have exactly the type that is named, null is as if absent."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"additionalProperties": False}
+    )
     harmless: ClassVar[dict[str, tuple[Any, ...]]] = {"modalities": (["text"],)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_texts(cls, body: Any) -> Any:
+        if not _is_text(body):
+            raise PydanticCustomError("no_text", "the body has half of a surrogate pair, which is no character")
+        return body
 
     def check_unknown(self, ignore: bool) -> None:
         """Refuse fields that are not declared, unless ``ignore`` or they are known to have no meaning here.
@@ -56,6 +66,20 @@ class RequestBody(BaseModel):
         near = difflib.get_close_matches(name[:80], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; leave it out, or start the server with --ignore-unknown"
         return f"unknown parameter {name[:80]!r}{hint}"
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts within a JSON value can be written as UTF-8."""
+    if isinstance(value, str):
+        try:
+            return value.isascii() or bool(value.encode())
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, dict):
+        return all(_is_text(name) and _is_text(found) for name, found in value.items())
+    if isinstance(value, list) and not (value and isinstance(value[0], int)):  # ids may be many
+        return all(map(_is_text, value))
+    return True
 
 
 class StreamOptions(BaseModel):
