@@ -33,7 +33,7 @@ class MeanOfStates:
         self.embedding: NDArray[np.float32] | None = None
         self._prompt = prompt
         self._begin = 0
-        self._sum: NDArray[np.float64] | float = 0.0
+        self._sum: NDArray[np.float64] = np.zeros((), np.float64)
 
     def request(self) -> Request:
         """Return the next piece."""

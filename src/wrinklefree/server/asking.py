@@ -13,7 +13,7 @@ from wrinklefree.engine import DecodingSettings, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
 from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
-from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.schemas.fields import Generating, RequestBody
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.work import Ticket, Work
 
@@ -21,12 +21,17 @@ _SEEDS = 1 << 64
 _T = TypeVar("_T")
 
 
+def check_model(state: ServerState, body: RequestBody, model: str | None) -> None:
+    """Refuse another model's name and unknown fields. Raises: ApiError."""
+    body.check_unknown(state.settings.ignore_unknown)
+    if model is not None and model != state.settings.model_id:
+        message = f"model: found {model[:200]!r}, this server has {state.settings.model_id!r}"
+        raise ApiError(404, message, "not_found_error", "model", "model_not_found")
+
+
 def check_body(state: ServerState, body: Generating) -> None:
     """Refuse another model's name, unknown fields and too many choices. Raises: ApiError."""
-    body.check_unknown(state.settings.ignore_unknown)
-    if body.model is not None and body.model != state.settings.model_id:
-        message = f"model: found {body.model[:200]!r}, this server has {state.settings.model_id!r}"
-        raise ApiError(404, message, "not_found_error", "model", "model_not_found")
+    check_model(state, body, body.model)
     if (body.n or 1) > state.settings.max_choices:
         raise ApiError(400, f"n: found {body.n}, this server gives at most {state.settings.max_choices}", param="n")
     if body.stream_options is not None and not body.stream:

@@ -56,6 +56,11 @@ class Scheduler:
         """Answers that have no slot yet."""
         return max(0, len(self._inbox) + len(self._running) - self.settings.slots)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is taken in."""
+        return self._stopping
+
     def submit(self, work: Work) -> Ticket:
         """Take an answer in. Raises: ApiError when the queue is full or the server is stopping; InputError."""
         if self._stopping:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from wrinklefree.server.errors import draining
+from wrinklefree.server.schemas.health import Health
 from wrinklefree.server.state import ServerState
 
 
 def router(state: ServerState) -> APIRouter:
-    """Return the routes."""
+    """Return the routes. While the model is being loaded, `server.run` answers in their place."""
     routes = APIRouter()
 
-    @routes.get("/health")
-    async def health() -> dict[str, str]:
+    @routes.get("/health/live", response_model=Health)
+    async def live() -> dict[str, str]:
+        """Say that the process answers: one that does not is to be started again."""
+        return {"status": "ok"}
+
+    @routes.get("/health", response_model=Health)
+    @routes.get("/health/ready", response_model=Health)
+    async def ready() -> dict[str, str]:
+        """Say that requests are taken; 503 while the model is being loaded and once the server is stopping."""
+        if state.scheduler.stopping:
+            raise draining()
         return {"status": "ok"}
 
     return routes

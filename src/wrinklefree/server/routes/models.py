@@ -1,4 +1,4 @@
-"""The one model that is served, as OpenAI's clients list models."""
+"""GET /v1/models: the one model that is served."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from fastapi import APIRouter
 
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.model_facts import model_facts
+from wrinklefree.server.schemas.models import ModelEntry, ModelList
 from wrinklefree.server.state import ServerState
 
 
 def router(state: ServerState) -> APIRouter:
     """Return the routes."""
     routes = APIRouter()
-    facts = model_facts(state.engine)
+    entry = {
+        "id": state.settings.model_id,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "wrinklefree",
+        "max_model_len": state.engine.context,
+        "wrinklefree": model_facts(state.engine),
+    }
 
-    def entry() -> dict[str, Any]:
-        return {
-            "id": state.settings.model_id,
-            "object": "model",
-            "created": state.created,
-            "owned_by": "wrinklefree",
-            "wrinklefree": facts,
-        }
-
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", response_model=ModelList)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [entry()]}
+        """List the models: there is one."""
+        return {"object": "list", "data": [entry]}
 
-    @routes.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        if name != state.settings.model_id:
-            message = f"model: found {name!r:.80}, this server has {state.settings.model_id!r}"
-            raise ApiError(404, message, "not_found_error", param="model", code="model_not_found")
-        return entry()
+    @routes.get("/v1/models/{model:path}", response_model=ModelEntry)
+    async def model(model: str) -> dict[str, Any]:
+        """Describe a model; its name may hold slashes."""
+        if model != entry["id"]:
+            message = f"model: found {model[:200]!r}, this server has {entry['id']!r}"
+            raise ApiError(404, message, "not_found_error", "model", "model_not_found")
+        return entry
 
     return routes

@@ -1,0 +1,49 @@
+"""POST /tokenize and POST /detokenize."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from wrinklefree.server.schemas.chat import Message
+from wrinklefree.server.schemas.fields import RequestBody
+
+TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
+class TokenizeRequest(RequestBody):
+    """A text or a conversation; exactly one of ``prompt``, ``content`` and ``messages``."""
+
+    model: str | None = Field(None, description="the server's model; absent takes it too")
+    prompt: str | None = Field(None, description="a text")
+    content: str | None = Field(None, description="another name of prompt")
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, description="for the model's template")
+    tools: list[dict[str, Any]] | None = Field(None, max_length=128, description="for the template, with messages")
+    add_generation_prompt: bool | None = Field(None, description="with messages: begin the answer; default true")
+    add_special_tokens: bool | None = Field(
+        None, description="of a text: begin it as the model's configuration says; default true"
+    )
+    return_token_strs: bool | None = Field(None, description="give each token's entry in the vocabulary too")
+
+
+class TokenizeReply(BaseModel):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int = Field(description="the model's context")
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(RequestBody):
+    """Token ids."""
+
+    model: str | None = Field(None, description="the server's model; absent takes it too")
+    tokens: list[TokenId] = Field(max_length=1 << 20)
+
+
+class DetokenizeReply(BaseModel):
+    """The text of token ids, special tokens included."""
+
+    prompt: str
