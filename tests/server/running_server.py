@@ -15,6 +15,7 @@ from toy_models import BASE, write_toy
 
 from wrinklefree.engine import Engine
 from wrinklefree.server.app import create_app
+from wrinklefree.server.run import server_config
 from wrinklefree.server.settings import ServerSettings
 
 MODEL = "toy"
@@ -36,7 +37,7 @@ class RunningServer:
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", log_config=None))
+        self._server = uvicorn.Server(server_config(self.app, self.settings))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self.client = httpx.Client(base_url=self.url, timeout=60)
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 CONTEXT_SETTINGS = {"auto_envvar_prefix": "WRINKLEFREE"}
 _LEAST_KEY_CHARACTERS = 8
 _DAY_SECONDS = 86_400
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = (
-    "WARNING: listening on {} WITHOUT an API key: whoever reaches this machine can use the model; "
+    "wf: WARNING: listening on {} WITHOUT an API key: whoever reaches this machine can use the model; "
     "set WRINKLEFREE_API_KEY, or --host 127.0.0.1"
 )
 
@@ -52,6 +53,14 @@ def run(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="a web page's origin that may call the API; may be given again")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a name that requests may give as Host; without a key, a server on this machine alone goes "
+            "by localhost only"
+        ),
+    ] = None,
+    access_log: Annotated[bool, typer.Option(help="a line for each request on standard error")] = True,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="accept request fields that this server does not know")
     ] = False,
@@ -62,10 +71,23 @@ def run(
         raise InputError(f"{model}: found no such file or directory; give one that `wf export` wrote, or a GGUF file")
     keys = _keys(api_key or [], api_key_file)
     from wrinklefree.engine import DecodingSettings, Engine
+    from wrinklefree.server.access_log import LogWriter, log_to
     from wrinklefree.server.run import bind, serve, warm_up
     from wrinklefree.server.settings import ServerSettings
 
-    DecodingSettings(mode=mode)  # type: ignore[arg-type]  # a misspelt mode is refused before anything is loaded
+    checked = DecodingSettings(mode=mode).mode  # type: ignore[arg-type]  # before anything is loaded
+
+    def load() -> Engine:
+        engine = Engine.load(model, threads=threads, context=ctx, slots=slots, kv_type=kv_type)
+        warm_up(engine, checked)
+        return engine
+
+    bound = bind(host, port)
+    log = LogWriter(sys.stderr.fileno())
+    alone = ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
+    if not keys and not alone:
+        log.write(_OPEN.format(host))
+    log_to(log, access_log)
     settings = ServerSettings(
         model_id=name or model.resolve().name.removesuffix(".gguf"),
         slots=slots,
@@ -75,26 +97,11 @@ def run(
         drain_seconds=drain_seconds,
         api_keys=keys,
         cors_origins=tuple(cors_origin or ()),
-        mode=mode,
+        hosts=tuple(allow_host or ()) + (_LOCAL_HOSTS if alone and not keys else ()),
+        mode=checked,
         ignore_unknown=ignore_unknown,
     )
-
-    def load() -> Engine:
-        engine = Engine.load(model, threads=threads, context=ctx, slots=slots, kv_type=kv_type)
-        warm_up(engine, mode)
-        return engine
-
-    bound = bind(host, port)
-    if not keys and not ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback:
-        _say(_OPEN.format(host))
-    serve(bound, load, settings, _say)
-
-
-def _say(line: str) -> None:
-    try:
-        print(f"wf: {line}", file=sys.stderr, flush=True)
-    except OSError:
-        return  # a full disk behind standard error is no reason to stop
+    serve(bound, load, settings, log)
 
 
 def _check_seconds(**given: float) -> None:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from wrinklefree.engine import Engine
 from wrinklefree.server import error_answers
+from wrinklefree.server.guard import Guard
 from wrinklefree.server.routes import chat, completions, health, models, page, tokens
 from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
@@ -33,6 +34,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="WrinkleFree", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = state
     error_answers.install(app)
+    app.add_middleware(Guard, settings=settings)
     for module in ROUTES:
         app.include_router(module.router(state))
     return app

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -19,9 +17,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
+from wrinklefree.engine.decoding_settings import Mode
 from wrinklefree.errors import InputError
+from wrinklefree.server.access_log import LogWriter
 from wrinklefree.server.app import create_app
 from wrinklefree.server.errors import ApiError
+from wrinklefree.server.protocol import protocol_class
 from wrinklefree.server.settings import ServerSettings
 
 # Connections that wait to be accepted; the kernel refuses the next.
@@ -62,13 +63,13 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def warm_up(engine: Engine, mode: str) -> None:
+def warm_up(engine: Engine, mode: Mode) -> None:
     """Do what a first request would wait for: read the tokenizer, measure what passes cost.
 
     Raises: InputError when the model was not trained for ``mode``; FormatError for a damaged tokenizer.
     """
     engine.tokenizer.encode("warm")
-    with engine.generate([0], SamplingParams(max_tokens=1), DecodingSettings(mode=mode)):  # type: ignore[arg-type]
+    with engine.generate([0], SamplingParams(max_tokens=1), DecodingSettings(mode=mode)):
         pass
 
 
@@ -76,7 +77,7 @@ def server_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
     """Return how uvicorn runs an application of ours, in the process of `wf serve` and in tests."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol_class(settings),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -199,12 +200,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(bound: socket.socket, load: Load, settings: ServerSettings, say: Say) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT. ``say`` prints a line for the operator.
+def serve(bound: socket.socket, load: Load, settings: ServerSettings, log: LogWriter) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT. ``log`` takes lines for the operator.
 
     Raises: whatever ``load`` raised.
     """
     url = url_of(bound)
+
+    def say(line: str) -> None:
+        log.write(f"wf: {line}")
 
     def ready(engine: Engine) -> None:
         say(f"ready: {settings.model_id} on {engine.threads} threads ({engine.kernels_name}), {settings.slots} answers "
@@ -214,18 +218,11 @@ def serve(bound: socket.socket, load: Load, settings: ServerSettings, say: Say) 
     server = _Server(server_config(life, settings), life, say)
     say(f"listening on {url}, loading {settings.model_id}")
     server.run(sockets=[bound])
+    if life.failure is None:
+        say("stopped")
+    log.flush()
     if life.failure is not None:
         raise life.failure
     if life.loading:
         # The thread that loads may be deep in native code; the interpreter must not be taken down under it.
-        _flush()
         os._exit(0)
-    say("stopped")
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            logging.getLogger(__name__).debug("a full disk behind a standard stream", exc_info=True)

@@ -15,6 +15,12 @@ class ServerSettings:
     order to stop. ``max_choices``: of a prompt, ``max_prompts``: of a request. ``keep_alive_seconds``: of silence in a
     stream, before a comment is sent. ``mode``: of requests that name none. ``ignore_unknown``: request fields that
     nobody knows are no error.
+
+    Who may ask: ``api_keys``, none of them for everybody; ``cors_origins``, pages that may call the API ("*": all);
+    ``hosts``, the names that the Host header may give (none: any).
+
+    What a connection may hold: ``header_seconds`` until a request's headers have come, ``body_seconds`` until its body
+    has, ``write_seconds`` for a reader to make room, ``idle_connection_seconds`` between two requests.
     """
 
     model_id: str
@@ -26,8 +32,17 @@ class ServerSettings:
     max_choices: int = 8
     max_prompts: int = 256
     max_body_bytes: int = 2 << 20
+    max_json_depth: int = 64
+    max_connections: int = 512
+    max_headers: int = 100
+    max_header_bytes: int = 32 << 10
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    write_seconds: float = 30.0
+    idle_connection_seconds: float = 75.0
     keep_alive_seconds: float = 10.0
     mode: str = "auto"
     ignore_unknown: bool = False
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
