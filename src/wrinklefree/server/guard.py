@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wrinklefree.server.errors import ApiError
+from wrinklefree.server.errors import ApiError, internal
 from wrinklefree.server.settings import ServerSettings
 
 # What needs no key: the page's own files (what it asks the API for needs one) and whether the server lives. A path that
@@ -85,7 +85,7 @@ class Guard:
             await request.fail(error)
         except Exception:
             _LOG.exception("request %s failed", request.id.decode())
-            await request.fail(ApiError(500, "the server failed at this request", "server_error", code="internal"))
+            await request.fail(internal())
         finally:
             self._held_bytes -= held
             request.log()
