@@ -129,6 +129,8 @@ class _Call:
 class JointPasses:
     """The decoders of one model, each in a slot of its own; they come and go between passes. For one thread.
 
+    ``failures``: slots whose decoder failed in the last pass, and how; they have left, and nobody else is concerned.
+
     Prompts are computed in pieces of `PIECE_TOKENS`, in the order of arrival and at most about so many tokens a pass,
     beside the rows of all answers that are under way.
     """
@@ -138,6 +140,7 @@ class JointPasses:
         self._model = model
         self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._jobs: dict[int, _Job] = {}
+        self.failures: list[tuple[int, Exception]] = []
         self._grow(1)
 
     def __contains__(self, slot: int) -> bool:
@@ -154,16 +157,18 @@ class JointPasses:
     def run(self) -> list[Turn]:
         """Compute one pass; return what it did for the answers whose request is complete.
 
-        Raises: what a decoder raises, which has left then; the others are where they were or behind this pass.
+        Raises: what the model raises, nobody is behind this pass then; of decoders only what is no Exception (Ctrl-C),
+        and that one has left.
         """
         started = time.perf_counter()
+        self.failures = []
         call = _Call([], [], [], [], [], [], [])
         taken: list[tuple[_Job, Request, int, int, int]] = []
         room, rows, hidden, logits, choices = PIECE_TOKENS, 0, 0, False, False
-        for job in self._jobs.values():
-            request = job.request
+        for job in list(self._jobs.values()):
+            request = job.request or self._next_request(job)
             if request is None:
-                request = job.request = self._next_request(job)
+                continue
             begin, total = job.done, len(request.tokens)
             end = total if total <= PIECE_TOKENS else _piece_end(request, begin)
             if job.decoder.forwards == 0:
@@ -176,6 +181,8 @@ class JointPasses:
                 hidden += count
             elif count:
                 rows, logits, choices = rows + count, logits or request.logits, choices or request.choices
+        if not taken:
+            return []
         if rows > len(self._tokens):
             self._grow(rows)
         if hidden > len(self._hidden):
@@ -210,19 +217,31 @@ class JointPasses:
             job.request = None
             try:
                 decided = job.decoder.take(given)
+            except Exception as error:
+                self._fail(job, error)
+                continue
             except BaseException:
                 self.remove(job.slot)
                 raise
             turns.append(Turn(job.slot, decided, request.start + begin, request.start + end - 1, seconds))
         return turns
 
-    def _next_request(self, job: _Job) -> Request:
-        request = job.decoder.request()
+    def _next_request(self, job: _Job) -> Request | None:
+        try:
+            request = job.decoder.request()
+        except Exception as error:
+            self._fail(job, error)
+            return None
         job.done = 0
         job.kept.clear()
         if request.truncate is not None:
             self._model.truncate(job.slot, request.truncate)
+        job.request = request
         return request
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        self.remove(job.slot)
+        self.failures.append((job.slot, error))
 
     @staticmethod
     def _add(call: _Call, slot: int, request: Request, begin: int, end: int) -> int:

@@ -307,7 +307,6 @@ class Engine:
         plan = plan_decoding(self, ids, params, decoding or DecodingSettings(), ends, constraint)
         texts = None if tokenizer is None else tokenizer.decoder()
         seat = Seat(plan.decoder, Answer(len(ids), plan.limit, params, ends, texts), observer)
-        together.enter(seat)
         return Generation(plan.mode, len(ids), params, together, seat)
 
     def prefill_seconds(self, tokens: int) -> float:

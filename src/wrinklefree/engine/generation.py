@@ -122,7 +122,8 @@ class Generation(Iterator[Step]):
             self._started = time.perf_counter()
         while not seat.ready:
             if seat.left:
-                raise StopIteration
+                failure, seat.failure = seat.failure, None
+                raise StopIteration if failure is None else failure
             self._together.run()
         return self._hand_out(*seat.ready.popleft())
 
@@ -145,6 +146,11 @@ class Generation(Iterator[Step]):
         self.forwards = step.forwards
         self.finish_reason = step.finish_reason
         return step
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the answer ended without a last step; None for one that runs, has ended well or was closed."""
+        return self._seat.failure
 
     @property
     def tokens_per_second(self) -> float | None:

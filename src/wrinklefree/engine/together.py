@@ -27,13 +27,17 @@ Observer = Callable[[Turn, list[Decided]], None]  # a pass, and the guesses for 
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """The place of one answer: what was computed for it and not handed out, ``(step, moment)``; ``left`` at the end."""
+    """The place of one answer: what was computed for it and not handed out, ``(step, moment)``; ``left`` at the end.
+
+    ``failure``: why it ended without a last step; whoever asks for the next one gets it.
+    """
 
     decoder: Decoder
     answer: Answer
     observer: Observer | None = None
     ready: deque[tuple[Step, float]] = field(default_factory=deque)
     left: bool = False
+    failure: Exception | None = None
     entered: float = 0.0
     slot: int | None = None
     held: ExitStack = field(default_factory=ExitStack)
@@ -65,7 +69,24 @@ class Together:
 
         Either iterate over it, or call `run` until it is False and ask for its ``ready()`` steps in between.
         """
+        generation = self.prepare(prompt, params, decoding, observer, constraint)
+        self.enter(generation._seat)
+        return generation
+
+    def prepare(
+        self,
+        prompt: Sequence[int] | NDArray[np.integer[Any]] | str,
+        params: SamplingParams | None = None,
+        decoding: DecodingSettings | None = None,
+        observer: Observer | None = None,
+        constraint: Constraint | None = None,
+    ) -> Generation:
+        """Return an answer that takes no part yet: arguments are checked, `start` comes later; for any thread."""
         return self._engine._join(self, prompt, params, decoding, observer, constraint)
+
+    def start(self, generation: Generation) -> None:
+        """Let a prepared answer take part from the next pass on."""
+        self.enter(generation._seat)
 
     def enter(self, seat: Seat) -> None:
         """Let a seat take part from the next pass on."""
@@ -78,7 +99,8 @@ class Together:
             return
         seat.left = True
         if seat.slot is None:
-            self._queue.remove(seat)
+            if seat in self._queue:
+                self._queue.remove(seat)
             return
         self._passes.remove(seat.slot)
         del self._seats[seat.slot]
@@ -87,7 +109,9 @@ class Together:
     def run(self) -> bool:
         """Compute one pass for all answers; False when there is none left.
 
-        Raises: InputError when no answer has a slot and none is free; what a decoder raises, which has left then.
+        An answer whose decoder or text fails leaves; whoever asks it for a step gets the failure.
+
+        Raises: InputError when no answer has a slot and none is free; what the model raises.
         """
         self._admit()
         if not self._seats:
@@ -98,17 +122,29 @@ class Together:
             self._dismiss()
             raise
         now = time.perf_counter()
+        for slot, error in self._passes.failures:
+            self._fail(self._seats[slot], error)
         for turn in turns:
             seat = self._seats[turn.slot]
-            if seat.observer is not None:
-                seat.observer(turn, seat.decoder.waiting())
-            if not turn.decided:
-                continue
-            for step in seat.answer.take(turn.decided, seat.decoder.forwards):
-                seat.ready.append((step, now))
-            if seat.answer.finish_reason is not None:
-                self.leave(seat)
+            try:
+                self._take(seat, turn, now)
+            except Exception as error:
+                self._fail(seat, error)
         return True
+
+    def _take(self, seat: Seat, turn: Turn, now: float) -> None:
+        if seat.observer is not None:
+            seat.observer(turn, seat.decoder.waiting())
+        if not turn.decided:
+            return
+        for step in seat.answer.take(turn.decided, seat.decoder.forwards):
+            seat.ready.append((step, now))
+        if seat.answer.finish_reason is not None:
+            self.leave(seat)
+
+    def _fail(self, seat: Seat, error: Exception) -> None:
+        seat.failure = error
+        self.leave(seat)
 
     def _admit(self) -> None:
         while self._queue:
