@@ -70,3 +70,26 @@ def overloaded(waiting: int, retry_after: int) -> ApiError:
 def draining() -> ApiError:
     """Return the refusal of a server that is stopping."""
     return ApiError(503, "the server is stopping; try another one", "server_error", code="stopping", retry_after=5)
+
+
+def timed_out(seconds: float) -> ApiError:
+    """Return the end of an answer that took too long."""
+    message = f"the answer was not finished within {seconds:g} s, the server's limit; ask for fewer tokens"
+    return ApiError(504, message, "server_error", code="request_timeout")
+
+
+def waited_too_long(seconds: float, retry_after: int) -> ApiError:
+    """Return the refusal of a request that got no slot in time."""
+    message = f"the server is busy: no slot was free within {seconds:g} s; try again in {retry_after} s"
+    return ApiError(429, message, "rate_limit_error", code="queue_timeout", retry_after=retry_after)
+
+
+def not_read(seconds: float) -> ApiError:
+    """Return the end of an answer that its client does not read."""
+    return ApiError(408, f"what was computed was not read for {seconds:g} s", code="slow_reader")
+
+
+def failed(reason: str | None = None) -> ApiError:
+    """Return the end of an answer that the server could not compute; ``reason`` is for the client's eyes."""
+    message = "the server failed to compute the answer" + (f": {reason}" if reason else "; its log says why")
+    return ApiError(500, message, "server_error", code="internal_error")

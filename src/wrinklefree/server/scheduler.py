@@ -3,135 +3,297 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import logging
 import threading
-from collections import deque
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from wrinklefree.engine import Engine, Generation, Together
 from wrinklefree.engine.decoding import Decided, Turn
 from wrinklefree.errors import InputError
-from wrinklefree.server.errors import draining, from_input_error, overloaded
+from wrinklefree.server.admission import FairQueue
+from wrinklefree.server.errors import ApiError, draining, failed, not_read, overloaded, timed_out, waited_too_long
 from wrinklefree.server.settings import ServerSettings
+from wrinklefree.server.statistics import Statistics
 from wrinklefree.server.work import Event, Ticket, Work
+
+_log = logging.getLogger("wrinklefree.server")
+_MOST_FAILED_PASSES = 3  # one after the other, before the engine counts as broken
+
+News = tuple[Ticket, Event | BaseException | None]
 
 
 @dataclass(eq=False)
-class _Running:
-    """An answer as the engine's thread sees it."""
+class _Job:
+    """An answer that was taken in. Times as `time.monotonic`."""
 
     work: Work
+    generation: Generation
     ticket: Ticket
-    generation: Generation | None = None
+    arrived: float
+    started: float | None = None  # has a slot since
+    last_token: float | None = None
     cancelled: bool = False
     passes: list[tuple[Turn, tuple[Decided, ...]]] = field(default_factory=list)
 
-    def watch(self, turn: Turn, waiting: list[Decided]) -> None:
-        self.passes.append((turn, tuple(waiting)))
-
 
 class Scheduler:
-    """Answers of one engine for many clients. `start` and `submit` belong to the event loop's thread."""
+    """Answers of one engine for many clients. `start`, `submit`, `drain` and `stop` belong to the event loop's thread.
+
+    Attributes: ``statistics``; ``failure``: what ended the engine's thread, None while all is well. ``on_failure`` is
+    called in the event loop with it: a server that cannot compute should end.
+    """
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         """``engine`` must have at least ``settings.slots`` slots; nobody else may use it."""
         self.engine = engine
         self.settings = settings
+        self.statistics = Statistics()
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[BaseException], None] | None = None
         self._together = Together(engine)
-        self._wake = threading.Condition()
-        self._inbox: deque[_Running] = deque()
-        self._running: list[_Running] = []
-        self._stopping = False
+        self._wake = threading.Condition()  # guards the queue, the number of running answers and the orders below
+        self._queue: FairQueue[_Job] = FairQueue()
+        self._running: list[_Job] = []
+        self._cancelled: list[_Job] = []
+        self._ends_at: float | None = None  # draining: what runs then is broken off
+        self._failed_passes = 0
+        self._news: list[News] = []
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._numbers = itertools.count(1)
 
     def start(self) -> None:
-        """Begin to compute; call it in the event loop."""
+        """Begin to compute; call it in the event loop. What is measured once is measured here."""
         self._loop = asyncio.get_running_loop()
+        if "dlm" in (self.engine.config.get("wrinklefree") or {}):
+            self.engine.row_costs()  # needs a free slot
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Answers that have no slot yet."""
-        return max(0, len(self._inbox) + len(self._running) - self.settings.slots)
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Answers that have a slot."""
+        return len(self._running)
 
     @property
     def stopping(self) -> bool:
         """Whether nothing more is taken in."""
-        return self._stopping
+        return self._ends_at is not None
 
     def submit(self, work: Work) -> Ticket:
         """Take an answer in. Raises: ApiError when the queue is full or the server is stopping; InputError."""
-        if self._stopping:
+        statistics, settings = self.statistics, self.settings
+        statistics.received += 1
+        if self.stopping:
+            statistics.refused["stopping"] += 1
             raise draining()
-        if self.waiting >= self.settings.queue:
-            raise overloaded(self.waiting, 1)
-        seeded = work.params.with_seed()
-        assert seeded.seed is not None
-        job = _Running(
-            replace(work, params=seeded),
-            Ticket(len(work.prompt), seeded.seed, lambda: self._cancel(job)),
-        )
+        waiting = len(self._queue) + len(self._running) - settings.slots
+        if waiting >= settings.queue:
+            statistics.refused["queue_full"] += 1
+            raise overloaded(waiting, statistics.retry_after(waiting + 1, settings.slots))
+        job = self._job(work)
         with self._wake:
-            self._inbox.append(job)
+            if self.failure is not None:
+                raise failed()
+            self._queue.push(work.client, job)
             self._wake.notify()
         return job.ticket
 
-    async def stop(self) -> None:
-        """Take nothing more, break off what runs, end the thread."""
+    def _job(self, work: Work) -> _Job:
+        work = replace(work, params=work.params.with_seed())
+        passes: list[tuple[Turn, tuple[Decided, ...]]] = []
+        observer = (lambda turn, waiting: passes.append((turn, tuple(waiting)))) if work.watch else None
+        if work.prepare is not None:
+            generation = work.prepare(self._together)
+        else:
+            generation = self._together.prepare(work.prompt, work.params, work.decoding, observer, work.constraint)
+        ticket = Ticket(len(work.prompt), generation.seed, lambda: self._cancel(job))
+        ticket.mode = generation.mode
+        job = _Job(work, generation, ticket, time.monotonic(), passes=passes)
+        return job
+
+    def drain(self, seconds: float | None = None) -> None:
+        """Take nothing more in; answers under way may go on for so long (None: ``settings.drain_seconds``)."""
+        ends_at = time.monotonic() + (self.settings.drain_seconds if seconds is None else seconds)
         with self._wake:
-            self._stopping = True
+            self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
             self._wake.notify()
+
+    async def stop(self, seconds: float | None = None) -> None:
+        """Do as `drain`, and return when the thread has ended."""
+        self.drain(seconds)
         await asyncio.to_thread(self._thread.join)
 
-    def _cancel(self, job: _Running) -> None:
+    def _cancel(self, job: _Job) -> None:
         with self._wake:
+            if job.cancelled:
+                return
             job.cancelled = True
+            if self._queue.discard(job.work.client, job):
+                self.statistics.ended["cancelled_waiting"] += 1
+                job.ticket.give(None)
+            else:
+                self._cancelled.append(job)
             self._wake.notify()
 
+    # What follows runs in the engine's thread.
+
     def _work(self) -> None:
-        while not self._stopping:
-            self._admit()
-            if not self._running:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._inbox or self._stopping)
-                continue
-            self._together.run()
-            for job in list(self._running):
-                self._report(job)
-        for job in self._running:
-            self._give(job, draining())
+        try:
+            while self._wait():
+                now = time.monotonic()
+                self._end_some(now)
+                self._tell()
+                self._admit(now)
+                self._compute()
+                self._tell()
+        except BaseException as error:  # whatever it is, nobody may wait for an answer for ever
+            _log.exception("the engine's thread has failed")
+            self._break(error)
+        self._tell()
 
-    def _admit(self) -> None:
+    def _wait(self) -> bool:
+        """Wait for something to do; False when the thread shall end."""
         with self._wake:
-            arrived, self._inbox = list(self._inbox), deque()
-        for job in arrived:
-            work = job.work
-            try:
-                job.generation = self._together.add(
-                    work.prompt, work.params, work.decoding, job.watch if work.watch else None, work.constraint
-                )
-                job.ticket.mode = job.generation.mode
+            self._wake.wait_for(lambda: self._queue or self._running or self.stopping)
+            return bool(self._queue or self._running)
+
+    def _end_some(self, now: float) -> None:
+        """End answers whose client has left or does not read, and those whose time is up."""
+        settings = self.settings
+        with self._wake:
+            cancelled, self._cancelled = self._cancelled, []
+            late = [job for job in self._queue if now - job.arrived > settings.queue_seconds]
+            if self._ends_at is not None and now >= self._ends_at:
+                late = list(self._queue)
+            for job in late:
+                self._queue.discard(job.work.client, job)
+        for job in late:
+            stopped = self._ends_at is not None and now >= self._ends_at
+            retry_after = self.statistics.retry_after(self.waiting + 1, settings.slots)
+            error = draining() if stopped else waited_too_long(settings.queue_seconds, retry_after)
+            self._end(job, "stopping" if stopped else "timeout", error)
+        for job in cancelled:
+            if job in self._running:
+                self._end(job, "cancelled_decoding" if job.last_token is not None else "cancelled_prefill", None)
+        for job in list(self._running):
+            unread = job.ticket.unread_since
+            if self._ends_at is not None and now >= self._ends_at:
+                self._end(job, "stopping", draining())
+            elif now - job.arrived > settings.request_seconds:
+                self._end(job, "timeout", timed_out(settings.request_seconds))
+            elif unread is not None and now - unread > settings.reader_seconds:
+                self._end(job, "slow_reader", not_read(settings.reader_seconds))
+
+    def _admit(self, now: float) -> None:
+        while True:
+            with self._wake:
+                if not self._queue or len(self._running) >= self.settings.slots:
+                    return
+                job = self._queue.pop()
                 self._running.append(job)
-            except InputError as error:
-                self._give(job, from_input_error(error))
+            job.started = now
+            self.statistics.queue_seconds.add(now - job.arrived)
+            self._together.start(job.generation)
 
-    def _report(self, job: _Running) -> None:
-        assert job.generation is not None
-        if job.cancelled:
-            job.generation.close()
-            self._running.remove(job)
+    def _compute(self) -> None:
+        if not self._running:
             return
-        steps = tuple(job.generation.ready())
-        if steps or job.passes:
-            job.ticket.forwards = job.generation.forwards
-            self._give(job, Event(steps, tuple(job.passes)))
-            job.passes.clear()
-        if job.generation.finish_reason is not None:
-            self._running.remove(job)
-            self._give(job, None)
+        begun = time.monotonic()
+        try:
+            self._together.run()
+            self._failed_passes = 0
+        except Exception as error:
+            # Whose fault it was cannot be said: all that shared the pass are given up, the next ones may work.
+            _log.exception("a pass of %d answers has failed", len(self._running))
+            self._failed_passes += 1
+            if self._failed_passes >= _MOST_FAILED_PASSES:
+                raise
+            for job in list(self._running):
+                self._end(job, "failed", _reason(error))
+            return
+        now = time.monotonic()
+        self.statistics.passes += 1
+        self.statistics.pass_seconds += now - begun
+        for job in list(self._running):
+            self._report(job, now)
 
-    def _give(self, job: _Running, found: Event | BaseException | None) -> None:
+    def _report(self, job: _Job, now: float) -> None:
+        generation = job.generation
+        steps = tuple(generation.ready())
+        if steps or job.passes:
+            job.ticket.forwards = generation.forwards
+            self._news.append((job.ticket, Event(steps, tuple(job.passes))))
+            job.passes.clear()
+        if steps:
+            self._count(job, len(steps), now)
+        if generation.finish_reason is not None:
+            self._end(job, generation.finish_reason, None)
+        elif generation.failure is not None:
+            _log.error("an answer has failed", exc_info=generation.failure)
+            self._end(job, "failed", _reason(generation.failure))
+
+    def _count(self, job: _Job, steps: int, now: float) -> None:
+        statistics = self.statistics
+        statistics.generated_tokens += steps
+        if job.last_token is None:
+            statistics.first_token_seconds.add(now - job.arrived)
+            statistics.prompt_tokens += job.ticket.prompt_tokens
+        else:
+            statistics.between_tokens_seconds.add((now - job.last_token) / steps, steps)
+        job.last_token = now
+
+    def _end(self, job: _Job, how: str, error: BaseException | None) -> None:
+        """Free the slot of an answer and tell its ticket that nothing more comes, or why."""
+        job.generation.close()
+        with self._wake:
+            if job in self._running:
+                self._running.remove(job)
+        now = time.monotonic()
+        statistics = self.statistics
+        statistics.ended[how] += 1
+        if job.started is not None:
+            statistics.served(now - job.started)
+            statistics.request_seconds.add(now - job.arrived)
+            forwards = job.generation.forwards
+            statistics.forwards += forwards
+            if forwards:
+                statistics.tokens_per_forward.add(len(job.generation.tokens) / forwards)
+        self._news.append((job.ticket, error))
+
+    def _break(self, error: BaseException) -> None:
+        """Give all up: the thread ends."""
+        self.failure = error
+        with self._wake:
+            jobs = [*self._running, *self._queue]
+            self._running, self._queue = [], FairQueue()
+        self._news += [(job.ticket, failed()) for job in jobs]
+        self.statistics.ended["failed"] += len(jobs)
+        if self.on_failure is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.on_failure, error)
+
+    def _tell(self) -> None:
+        """Hand the news over, of all answers at once: waking the loop is what costs."""
+        if not self._news:
+            return
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(job.ticket.give, found)
+        news, self._news = self._news, []
+        try:
+            self._loop.call_soon_threadsafe(_give, news)
+        except RuntimeError:  # the loop is closed, nobody listens
+            _log.warning("the event loop has ended before its answers")
+
+
+def _give(news: list[News]) -> None:
+    for ticket, found in news:
+        ticket.give(found)
+
+
+def _reason(error: Exception) -> ApiError:
+    """Return what the client is told: our own words, or that the log knows more."""
+    return failed(str(error) if isinstance(error, InputError) else None)

@@ -21,6 +21,9 @@ class ServerSettings:
 
     What a connection may hold: ``header_seconds`` until a request's headers have come, ``body_seconds`` until its body
     has, ``write_seconds`` for a reader to make room, ``idle_connection_seconds`` between two requests.
+
+    Scheduling: ``reader_seconds``: how long what was computed may wait for a client that does not read; what was taken
+    in, queue included, may go on for ``drain_seconds``.
     """
 
     model_id: str
@@ -28,6 +31,7 @@ class ServerSettings:
     queue: int = 64
     request_seconds: float = 600.0
     queue_seconds: float = 60.0
+    reader_seconds: float = 30.0
     drain_seconds: float = 30.0
     max_choices: int = 8
     max_prompts: int = 256

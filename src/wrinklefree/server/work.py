@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wrinklefree.engine import DecodingSettings, SamplingParams, Step
+from wrinklefree.engine import DecodingSettings, Generation, SamplingParams, Step, Together
 from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Turn
 
@@ -20,6 +21,8 @@ class Work:
 
     ``client``: who asks, for a fair order of clients (a key's name or an address). ``watch``: report every pass too,
     with the guesses for open positions. ``constraint``: what the text must keep to; not to be used for a second answer.
+    ``prepare``: makes what shall be computed where that is no answer (an embedding, a prompt's scores), not yet taking
+    part; it is called in `Scheduler.submit`.
     """
 
     prompt: NDArray[np.int32]
@@ -28,6 +31,7 @@ class Work:
     client: str = ""
     watch: bool = False
     constraint: Constraint | None = None
+    prepare: Callable[[Together], Generation] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +42,53 @@ class Event:
     passes: tuple[tuple[Turn, tuple[Decided, ...]], ...] = ()
 
 
-@dataclass(eq=False)
 class Ticket(AsyncIterator[Event]):
     """An answer under way, in the hands of the event loop: iterate over its events, or cancel it.
 
-    The iteration ends behind the event whose last step has a finish reason. Raises: ApiError when the answer was broken
-    off (a deadline, the server's stop, a failure).
+    The iteration ends behind the event whose last step has a finish reason. What came since the last event was taken is
+    one event. Raises: ApiError when the answer was broken off (a deadline, the server's stop, a failure).
 
-    ``prompt_tokens`` and ``seed`` are known at once; ``mode`` once it was taken up; ``cached_tokens`` of the prompt
-    were not computed again.
+    ``prompt_tokens`` and ``seed`` are known at once, ``mode`` too; ``cached_tokens`` of the prompt were not computed
+    again: known with the first event. ``forwards``: passes so far. ``unread_since``: `time.monotonic` of the oldest
+    event that nobody has taken, None when there is none.
     """
 
-    prompt_tokens: int
-    seed: int
-    cancel: Callable[[], None]
-    mode: str | None = None
-    cached_tokens: int = 0
-    forwards: int = 0
-    _events: asyncio.Queue[Event | BaseException | None] = field(default_factory=asyncio.Queue)
+    def __init__(self, prompt_tokens: int, seed: int, cancel: Callable[[], None]) -> None:
+        """``cancel`` ends the answer; it may be called at any time, from the event loop, and more than once."""
+        self.prompt_tokens = prompt_tokens
+        self.seed = seed
+        self.cancel = cancel
+        self.mode: str | None = None
+        self.cached_tokens = 0
+        self.forwards = 0
+        self.unread_since: float | None = None
+        self._events: list[Event] = []
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._news = asyncio.Event()
 
     async def __anext__(self) -> Event:
-        found = await self._events.get()
-        if found is None:
-            raise StopAsyncIteration
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        while not self._events:
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        events, self._events = self._events, []
+        self.unread_since = None
+        if len(events) == 1:
+            return events[0]
+        steps = tuple(step for event in events for step in event.steps)
+        return Event(steps, tuple(one for event in events for one in event.passes))
 
     def give(self, found: Event | BaseException | None) -> None:
         """Hand over an event, the error that ends the answer, or None behind the last (on the loop's thread)."""
-        self._events.put_nowait(found)
+        if isinstance(found, Event):
+            self._events.append(found)
+            if self.unread_since is None:
+                self.unread_since = time.monotonic()
+        else:
+            self._ended = True
+            self._failure = found
+        self._news.set()
