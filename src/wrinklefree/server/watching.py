@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,10 @@ def passes(
     """Return JSON values of passes; positions count from the answer's beginning, those of the prompt are negative."""
 
     def mark(one: Decided) -> list[Any]:
-        confidence = None if one.confidence is None else round(one.confidence, 6)
+        confidence = one.confidence
+        if confidence is None and one.logprob is not None:  # of answers whose request asked for logprobs
+            confidence = math.exp(one.logprob)
+        confidence = None if confidence is None else round(confidence, 6)
         text = state.engine.tokenizer.decode([one.token], skip_special=False) if state.engine.has_tokenizer else ""
         return [one.position - prompt_tokens, one.token, confidence, text]
 

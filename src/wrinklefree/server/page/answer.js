@@ -4,9 +4,15 @@ import { streamChat, asCurl } from "./api.js";
 import { Denoise } from "./denoise.js";
 import { make, figure } from "./dom.js";
 
+/** The fields of a request that shows its passes. Blocks have confidences anyway; elsewhere they are log probabilities. */
+export function watched(mode) {
+  return mode === "block" ? { watch: true } : { watch: true, logprobs: true };
+}
+
 export class Answer {
-  /** `actions`: further buttons, {label: function}. */
-  constructor(actions = {}) {
+  /** `actions`: further buttons, {label: function}. `brief`: the speed stands elsewhere. */
+  constructor(actions = {}, brief = false) {
+    this.brief = brief;
     this.text = "";
     this.figures = null;
     this.finishReason = null;
@@ -94,7 +100,7 @@ export class Answer {
     const found = this.figures;
     const rows = [];
     if (found) {
-      rows.push([figure(found.tokens_per_second), "tokens/s"], [figure(found.tokens_per_forward), "tokens a pass"]);
+      if (!this.brief) rows.push([figure(found.tokens_per_second), "tokens/s"], [figure(found.tokens_per_forward), "tokens a pass"]);
       rows.push([figure(found.forwards), found.forwards === 1 ? "pass" : "passes"], [`${figure(found.time_to_first_token_ms)} ms`, "to the first token"]);
       this.element.dataset.mode = found.mode;
     }
@@ -106,7 +112,7 @@ export class Answer {
     const why = { length: "most tokens reached", stopped: "stopped by you", content_filter: "filtered" }[this.finishReason];
     if (why) rows.push([why, ""]);
     const cells = rows.map(([value, label]) => make("div", {}, make("dt", {}, label), make("dd", {}, value)));
-    if (found) cells.unshift(make("div", {}, make("dt.hidden", {}, "mode"), make("dd.mode-tag", {}, found.mode)));
+    if (found && !this.brief) cells.unshift(make("div", {}, make("dt.hidden", {}, "mode"), make("dd.mode-tag", {}, found.mode)));
     this.list.replaceChildren(...cells);
     this.list.hidden = !cells.length;
   }

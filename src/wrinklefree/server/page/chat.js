@@ -1,6 +1,6 @@
 // The conversation.
 
-import { Answer } from "./answer.js";
+import { Answer, watched } from "./answer.js";
 import { announce, byId, make } from "./dom.js";
 
 export class Chat {
@@ -63,7 +63,7 @@ export class Chat {
       stream_options: { include_usage: true },
       ...settings.fields(),
     };
-    if (this.watch.checked) body.watch = true;
+    if (this.watch.checked) Object.assign(body, watched(body.mode));
     const turns = this.turns;
     const answer = new Answer({ "Answer again": () => this.#again(answer, turns) });
     this.list.append(answer.element);

@@ -1,6 +1,6 @@
 // One prompt, decided in several ways side by side.
 
-import { Answer } from "./answer.js";
+import { Answer, watched } from "./answer.js";
 import { announce, byId, figure, make } from "./dom.js";
 
 const WAYS = {
@@ -46,7 +46,6 @@ export class Compare {
     const { signal } = this.running;
     byId("compare-run").hidden = true;
     byId("compare-stop").hidden = false;
-    byId("race").hidden = true;
     for (const lane of this.lanes) lane.clear();
     const jobs = this.lanes.map((lane) => () => lane.run(this.#body(lane.mode, prompt), this.page.settings.key, signal));
     if (new FormData(byId("compare-form")).get("order") === "together") await Promise.all(jobs.map((job) => job()));
@@ -62,28 +61,21 @@ export class Compare {
     const { settings } = this.page;
     const system = settings.system ? [{ role: "system", content: settings.system }] : [];
     const messages = [...system, { role: "user", content: prompt }];
-    return { model: this.page.modelId(), messages, stream: true, stream_options: { include_usage: true }, ...settings.fields(mode), watch: true };
+    return { model: this.page.modelId(), messages, stream: true, stream_options: { include_usage: true }, ...settings.fields(mode), ...watched(mode) };
   }
 
   /** Speeds beside each other, and whether the words are the same. */
   #judge() {
     const done = this.lanes.filter((lane) => lane.answer?.figures);
-    const race = byId("race");
-    race.hidden = done.length < 2;
-    if (race.hidden) return;
-    const fastest = Math.max(...done.map((lane) => lane.answer.figures.tokens_per_second));
+    if (done.length < 2) return;
+    const fastest = Math.max(...done.map((lane) => lane.speedFound));
     const reference = done.find((lane) => lane.mode === "ar") ?? done[0];
-    const rows = done.map((lane) => {
-      const { tokens_per_second: speed } = lane.answer.figures;
-      const bar = make("div.length");
-      bar.style.setProperty("--share", speed / fastest);
-      const ratio = speed / reference.answer.figures.tokens_per_second;
+    for (const lane of done) {
+      const ratio = lane.speedFound / reference.speedFound;
       const words = lane === reference ? "the reference" : `${ratio.toFixed(2)} times its speed, ${difference(reference, lane)}`;
-      return make("li", { "data-mode": lane.mode }, make("span", {}, `${figure(speed)} tok/s`), make("div", {}, bar), make("span.verdict", {}, words));
-    });
-    rows.forEach((row, index) => row.prepend());
-    race.replaceChildren(make("h2", {}, "Tokens a second"), make("ol", {}, ...rows));
-    announce(`Comparison complete. ${rows.map((row) => row.textContent).join("; ")}`);
+      lane.judge(words, lane.speedFound / fastest);
+    }
+    announce(`Comparison complete. ${done.map((lane) => `${WAYS[lane.mode][0]}: ${figure(lane.speedFound)} tokens a second`).join("; ")}`);
   }
 }
 
@@ -102,11 +94,13 @@ class Lane {
     const [name, about] = WAYS[mode];
     this.speed = make("b", {}, "–");
     this.share = make("b", {}, "–");
-    this.bodyBox = make("div.body", { tabIndex: 0, role: "region", "aria-label": `${name}: answer` });
+    this.against = make("div.against");
+    this.bodyBox = make("div.body");
     this.element = make("section.lane", { "data-mode": mode, "aria-label": name },
       make("div.lane-head", {}, make("h2", {}, name)),
       make("p.lane-about", {}, about),
       make("div.big", {}, make("div", {}, this.speed, make("span", {}, "tokens a second")), make("div", {}, this.share, make("span", {}, "tokens a pass"))),
+      this.against,
       this.bodyBox);
     this.clear();
   }
@@ -115,17 +109,32 @@ class Lane {
     this.answer = null;
     this.speed.textContent = this.share.textContent = "–";
     this.bodyBox.replaceChildren();
+    this.against.replaceChildren();
+    this.element.classList.remove("leads");
+  }
+
+  get speedFound() {
+    return this.answer.figures.tokens_per_second;
+  }
+
+  /** Say how it did beside the others; `share`: of the fastest one's speed. */
+  judge(words, share) {
+    const bar = make("i");
+    bar.style.setProperty("--share", share);
+    this.element.classList.toggle("leads", share === 1);
+    this.against.replaceChildren(make("div.length", {}, bar), make("span", {}, words));
   }
 
   async run(body, key, signal) {
-    this.answer = new Answer();
+    this.answer = new Answer({}, true);
     this.bodyBox.replaceChildren(this.answer.element);
     await this.answer.run(body, key, signal, (answer) => {
       const { tokensPerSecond, tokensPerForward } = answer.live;
       this.speed.textContent = figure(tokensPerSecond);
       this.share.textContent = tokensPerForward === null ? "–" : tokensPerForward.toFixed(2);
       requestAnimationFrame(() => {
-        if (answer.element.hasAttribute("aria-busy")) this.bodyBox.scrollTop = this.bodyBox.scrollHeight;
+        const { tokens } = answer.denoise;
+        if (answer.element.hasAttribute("aria-busy")) tokens.scrollTop = tokens.scrollHeight;
       });
     });
   }

@@ -2,7 +2,8 @@
 
 import { make, figure } from "./dom.js";
 
-const SPEEDS = [["1", "as it was"], ["0.25", "four times slower"], ["0", "a pass each 0.4 s"]];
+const SPEEDS = [["0", "pass by pass"], ["1", "as fast as it was"], ["0.2", "a fifth as fast"]];
+const PASS_MS = 320; // pass by pass
 
 /** One answer's passes. A pass is {rows: [first, last], decided, waiting, ms} with entries [position, token, confidence, text]. */
 export class Denoise {
@@ -27,6 +28,7 @@ export class Denoise {
         make("span.scale", { title: "Confidence: the token's probability when it was decided" }, "unsure", make("i"), "sure")));
     this.controls.hidden = true;
     new ResizeObserver(() => this.#drawTrack()).observe(this.controls);
+    addEventListener("themechange", () => this.#drawTrack());
   }
 
   add(passes) {
@@ -60,7 +62,7 @@ export class Denoise {
       this.show(index);
       if (index >= this.passes.length - 1) return this.pause();
       const factor = Number(this.speed.value);
-      const wait = factor ? this.passes[index + 1].ms / factor : 400;
+      const wait = factor ? this.passes[index + 1].ms / factor : PASS_MS;
       this.timer = setTimeout(() => step(index + 1), Math.max(16, wait));
     };
     this.timer = 0;
@@ -114,26 +116,24 @@ export class Denoise {
     const cell = this.cells[position];
     const fixed = this.decided[position];
     const known = fixed && fixed.pass <= index;
-    const joined = known && this.decided[position + 1]?.pass === fixed.pass;
     const state = known ? "decided" : waiting ? "waiting" : "absent";
+    const joined = known && this.decided[position - 1]?.pass === fixed.pass;
     const fresh = known && fixed.pass === index && !(this.end !== null && this.follow);
     const beyond = this.end !== null && position >= this.end;
     const token = known ? fixed.token : waiting?.[1];
-    const mark = `${state}|${token}|${joined}|${fresh}|${beyond}|${waiting?.[2]}`;
+    const confidence = known ? fixed.confidence : waiting?.[2];
+    const mark = [state, token, joined, fresh, beyond, confidence].join("|");
     if (cell.mark === mark) return;
     cell.mark = mark;
     cell.hidden = state === "absent";
     if (cell.hidden) return;
     const text = known ? fixed.text : waiting[3];
-    const confidence = known ? fixed.confidence : waiting[2];
-    const special = /^<[|/]?[^<>]*\|?>$/.test(text);
-    cell.className = `cell ${state}${joined ? " joined" : ""}${fresh ? " fresh" : ""}${beyond ? " beyond" : ""}${special ? " special" : ""}`;
-    if (!known && !text) cell.classList.add("blank");
-    cell.style.setProperty("--c", confidence ?? 1);
+    const classes = { joined, fresh, beyond, blank: !known && !text, special: /^<[|/]?[^<>\s]*\|?>$/.test(text), plain: confidence === null };
+    cell.className = ["cell", state, ...Object.keys(classes).filter((name) => classes[name])].join(" ");
+    cell.style.setProperty("--c", confidence ?? (known ? 1 : 0.5)); // a draft of speculation has none
     cell.replaceChildren(...pieces(text || "   "));
-    cell.title = known
-      ? `${JSON.stringify(text)} · ${confidence === null ? "" : `confidence ${confidence.toFixed(2)} · `}pass ${fixed.pass + 1}`
-      : `open; best guess ${JSON.stringify(text)} ${confidence === null ? "" : confidence.toFixed(2)}`;
+    const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
+    cell.title = known ? `${JSON.stringify(text)}: pass ${fixed.pass + 1}${sure}` : `open; best guess ${JSON.stringify(text)}${sure}`;
   }
 
   #say(pass, index) {
@@ -163,16 +163,16 @@ export class Denoise {
     const style = getComputedStyle(this.controls);
     const unsure = style.getPropertyValue("--unsure").trim();
     const sure = style.getPropertyValue("--sure").trim();
+    const plain = style.getPropertyValue("--muted").trim();
     const most = Math.max(2, ...this.passes.map((pass) => pass.decided.length));
     const room = width - 3; // the playhead runs from edge to edge
     const step = room / Math.max(this.passes.length, 24);
     const gap = step > 5 ? 2 : step > 2 ? 1 : 0;
     this.passes.forEach((pass, index) => {
       const known = pass.decided.map((one) => one[2]).filter((one) => one !== null);
-      const mean = known.length ? known.reduce((a, b) => a + b, 0) / known.length : 1;
       const tall = Math.max(1, (height - 8) * (pass.decided.length / most));
       pen.globalAlpha = index <= this.shown ? 1 : 0.3;
-      pen.fillStyle = blend(unsure, sure, mean);
+      pen.fillStyle = known.length ? blend(unsure, sure, known.reduce((a, b) => a + b) / known.length) : plain;
       pen.beginPath();
       pen.roundRect(1 + index * step, height - 4 - tall, Math.max(0.8, step - gap), tall, Math.min(2, step / 3));
       pen.fill();
@@ -181,12 +181,14 @@ export class Denoise {
   }
 }
 
-/** A token's text, with line ends made visible. */
+/** A token's text: the space before a word apart from it, and line ends made visible. */
 function pieces(text) {
   const found = [];
   text.split("\n").forEach((part, index) => {
-    if (index) found.push(make("span.newline", {}, "↵"), "\n");
-    if (part) found.push(part);
+    if (index) found.push(make("span.ink.newline", {}, "↵"), "\n");
+    const word = part.trimStart();
+    if (word.length < part.length) found.push(make("span.lead", {}, part.slice(0, part.length - word.length)));
+    if (word) found.push(make("span.ink", {}, word));
   });
   return found;
 }

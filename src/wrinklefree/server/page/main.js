@@ -34,6 +34,7 @@ for (const text of STARTERS) {
   byId("starters").append(make("button.chip", { type: "button", onclick: () => chat.send(text) }, text));
 }
 settle(byId("headline"));
+weave(byId("weave"));
 
 byId("open-settings").addEventListener("click", () => showSettings(byId("settings").hidden));
 byId("close-settings").addEventListener("click", () => {
@@ -99,6 +100,7 @@ function tabs() {
       one.tabIndex = chosen ? 0 : -1;
       byId(one.getAttribute("aria-controls")).hidden = !chosen;
     }
+    page.settings.showAll(tab.id === "tab-compare");
     if (focus) tab.focus();
     history.replaceState(null, "", tab.id === "tab-chat" ? location.pathname : `#${tab.id.slice(4)}`);
   };
@@ -122,4 +124,16 @@ function settle(headline) {
   headline.replaceChildren(...letters);
   const order = letters.map((letter) => [Math.random(), letter]).sort((a, b) => a[0] - b[0]);
   order.forEach(([, letter], at) => setTimeout(() => letter.classList.remove("open"), 250 + Math.floor(at / 3) * 130));
+}
+
+/** A cloth of ternary weights behind the headline, in the shares that trained models have: four of ten are 0. */
+function weave(cloth) {
+  let state = 7;
+  const draw = () => (state = (state * 16807) % 2147483647) / 2147483647;
+  for (let at = 0; at < 560; at++) {
+    const value = draw();
+    const lit = draw() < 0.05;
+    const sign = value < 0.4 ? "·" : value < 0.7 ? "+" : "−";
+    cloth.append(lit && sign !== "·" ? make(sign === "+" ? "i" : "b", {}, sign) : sign);
+  }
 }

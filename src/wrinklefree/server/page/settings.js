@@ -33,12 +33,14 @@ const CONTROLS = [
 const NOT_SENT = new Set(["rule", "system", "key"]);
 
 export class Settings {
+  all = false;
+  rows = new Map();
+
   /** `form`: where to draw; `changed()` is called after each change. */
   constructor(form, changed) {
     this.form = form;
     this.changed = changed;
     this.values = this.#load();
-    this.rows = new Map();
     this.#draw();
     this.#adapt();
     form.addEventListener("submit", (event) => event.preventDefault());
@@ -76,6 +78,12 @@ export class Settings {
     this.#adapt();
   }
 
+  /** Show what any mode uses, for a view that chooses modes itself. */
+  showAll(all) {
+    this.all = all;
+    this.#adapt();
+  }
+
   set(name, value) {
     this.values[name] = value;
     const row = this.rows.get(name);
@@ -105,7 +113,8 @@ export class Settings {
 
   #adapt() {
     for (const control of CONTROLS) {
-      this.rows.get(control.name).hidden = !this.#applies(control, this.values.mode);
+      const hidden = this.all ? control.name === "mode" || !this.#applies(control, "auto") : !this.#applies(control, this.values.mode);
+      this.rows.get(control.name).hidden = hidden;
     }
   }
 
