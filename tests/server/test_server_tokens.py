@@ -62,3 +62,16 @@ def test_a_conversation_is_what_the_chat_route_computes(server: RunningServer) -
 def test_what_is_refused(server: RunningServer, path: str, body: Any, status: int, says: str) -> None:
     answer = server.client.post(path, json=body)
     assert (answer.status_code, says in answer.json()["error"]["message"]) == (status, True), answer.text
+
+
+def test_special_tokens_and_template_for_clients_that_render_themselves(server: RunningServer) -> None:
+    tokenizer = server.engine.tokenizer
+    assert tokenizer.chat_template is not None
+    answer = server.client.get("/tokenizer_info")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {
+            "bos_token": "<s>", "eos_token": "</s>", "pad_token": None, "unk_token": None,
+            "add_bos_token": tokenizer.adds_bos, "chat_template": tokenizer.chat_template.source,
+        },
+    )  # fmt: skip

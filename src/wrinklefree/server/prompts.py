@@ -46,7 +46,19 @@ async def conversation(
         except FormatError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from error
 
-    return await _in_time(encode, size)
+    return fitting(state, await _in_time(encode, size), "messages")
+
+
+def fitting(state: ServerState, ids: NDArray[np.int32], field: str) -> NDArray[np.int32]:
+    """Return the ids [T] of a prompt that the context has room for; others with the code and words clients look for.
+
+    Raises: ApiError.
+    """
+    most = state.engine.context
+    if len(ids) > most:
+        message = f"{field}: this model's maximum context length is {most} tokens, found {len(ids)}; shorten it"
+        raise ApiError(400, message, param=field, code="context_length_exceeded")
+    return ids
 
 
 async def texts(state: ServerState, prompt: str | list[str] | list[int] | list[list[int]]) -> list[NDArray[np.int32]]:
@@ -57,7 +69,7 @@ async def texts(state: ServerState, prompt: str | list[str] | list[int] | list[l
     if len(many) > state.settings.max_prompts:
         limit = state.settings.max_prompts
         raise ApiError(400, f"prompt: found {len(many)} prompts, at most {limit} are allowed", param="prompt")
-    return [await _ids(state, one) for one in many]
+    return [fitting(state, await _ids(state, one), "prompt") for one in many]
 
 
 async def _ids(state: ServerState, prompt: str | list[int]) -> NDArray[np.int32]:

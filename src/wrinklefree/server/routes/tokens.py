@@ -1,4 +1,4 @@
-"""POST /tokenize and POST /detokenize: what the model reads of a text, and what ids stand for."""
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info: what the model reads of a text, and what ids stand for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from wrinklefree.errors import FormatError
 from wrinklefree.server.asking import check_model
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.prompts import for_template
-from wrinklefree.server.schemas.tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from wrinklefree.server.schemas.tokens import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    TokenizeReply,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from wrinklefree.server.state import ServerState
 
 
@@ -36,6 +42,15 @@ def router(state: ServerState) -> APIRouter:
         ids = await asyncio.to_thread(_encode, tokenizer, body)
         names = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": state.engine.context, "tokens": ids, "token_strs": names}
+
+    @routes.get("/tokenizer_info", response_model=TokenizerInfo)
+    async def tokenizer_info() -> dict[str, Any]:
+        """Give the special tokens and the chat template, for clients that render prompts on their side."""
+        tokenizer = _tokenizer(state)
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        special = {name: tokenizer.special_tokens.get(name) for name in names}
+        template = tokenizer.chat_template
+        return {**special, "add_bos_token": tokenizer.adds_bos, "chat_template": template and template.source}
 
     @routes.post("/detokenize", response_model=DetokenizeReply)
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""POST /tokenize and POST /detokenize."""
+"""POST /tokenize, POST /detokenize and GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ class DetokenizeReply(BaseModel):
     """The text of token ids, special tokens included."""
 
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What belongs to the model's tokenizer beside its vocabulary; null where it has none."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    add_bos_token: bool = Field(description="whether a text begins with bos_token")
+    chat_template: str | None = Field(description="Jinja")
