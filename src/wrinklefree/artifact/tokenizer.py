@@ -18,6 +18,7 @@ import tokenizers
 from wrinklefree.artifact.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 from wrinklefree.artifact.files import read_bytes, write_bytes
 from wrinklefree.artifact.json_text import parse_json
+from wrinklefree.artifact.token_bytes import TokenBytes
 from wrinklefree.errors import FormatError, InputError
 
 # What makes a tokenizer, in the order it is copied; only the first is required.
@@ -134,6 +135,19 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         """Return the vocabulary entry of one id as it is stored, or '' for an id without one."""
         return self._backend.id_to_token(token) or ""
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out."""
+        return frozenset(token for token, entry in self._backend.get_added_tokens_decoder().items() if entry.special)
+
+    @cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self._backend)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that an id stands for, as `TokenBytes` says; a special token's are those of its name."""
+        return self._bytes.of(token)
 
     def token_id(self, text: str) -> int | None:
         """Return the id of a vocabulary entry, or None."""

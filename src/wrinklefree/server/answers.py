@@ -19,6 +19,7 @@ class Choice:
     ticket: Ticket
     started: float
     pieces: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)  # only where their scores are wanted
     tokens: int = 0
     finish_reason: str | None = None
     first: float | None = None

@@ -40,7 +40,7 @@ def check_body(state: ServerState, body: Generating) -> None:
         raise ApiError(400, "watch: passes are shown in a stream; set stream true", param="watch")
 
 
-def sampling(body: Generating, max_tokens: int, logprobs: int | None) -> SamplingParams:
+def sampling(body: Generating, max_tokens: int) -> SamplingParams:
     """Return the engine's parameters; OpenAI's defaults where the request is silent. Raises: InputError."""
     stop = body.stop or ()
     return SamplingParams(
@@ -57,7 +57,7 @@ def sampling(body: Generating, max_tokens: int, logprobs: int | None) -> Samplin
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_tokens=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        logprobs=logprobs,
+        logprobs=body.top_scores,
     ).with_seed()
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
+from wrinklefree.engine import Step
 from wrinklefree.server.answers import Choice, figures, usage
 from wrinklefree.server.schemas.fields import Generating
 from wrinklefree.server.sse import EventStream, each, event, unless_gone
 from wrinklefree.server.state import ServerState
+from wrinklefree.server.token_scores import TokenNames
 from wrinklefree.server.watching import passes
 from wrinklefree.server.work import Event
 from wrinklefree.version import __version__
@@ -35,6 +37,9 @@ class Reply:
         self.state = state
         self.body = body
         self.choices = choices
+        self.scored = body.top_scores is not None
+        tokenizer = state.engine.tokenizer if state.engine.has_tokenizer else None
+        self.names = TokenNames(tokenizer, bool(body.return_tokens_as_token_ids))
         self._head = {
             "id": self.id_prefix + uuid.uuid4().hex,
             "object": self.kind,
@@ -51,8 +56,8 @@ class Reply:
         """Return JSON of the fields of a chunk before any text; None for no such chunk."""
         return None
 
-    def piece(self, text: str, given: Event) -> str:
-        """Return JSON of the fields of a chunk with a piece of text, '' for none."""
+    def piece(self, choice: Choice, text: str, steps: Sequence[Step]) -> str:
+        """Return JSON of the fields of a chunk with a piece of text and its steps, '' for none."""
         raise NotImplementedError
 
     def choice(self, choice: Choice) -> dict[str, Any]:
@@ -79,7 +84,7 @@ class Reply:
                 first = self.first()
                 data = b"" if first is None else self.chunk(choice.index, first)
             watched = passes(self.state, choice.ticket.prompt_tokens, given.passes) if given.passes else None
-            fields = self.piece(text, given)
+            fields = self.piece(choice, text, given.steps)
             ended = choice.finish_reason
             if watched is not None or fields or ended is not None:
                 data += self._piece(choice, fields, watched)
@@ -95,6 +100,8 @@ class Reply:
 
         async def take(choice: Choice, given: Event) -> None:
             choice.pieces.append(choice.take(given))
+            if self.scored:
+                choice.steps.extend(given.steps)
 
         await each(self.choices, take)
         chosen = [self.choice(choice) for choice in self.choices]

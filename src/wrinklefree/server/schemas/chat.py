@@ -36,3 +36,8 @@ class ChatRequest(Generating):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def top_scores(self) -> int | None:
+        """How many of the most likely tokens to list; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None

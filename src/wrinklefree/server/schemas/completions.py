@@ -19,3 +19,8 @@ class CompletionRequest(Generating):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=128, description="only the value of n")
+
+    @property
+    def top_scores(self) -> int | None:
+        """How many of the most likely tokens to list; None for no log-probabilities."""
+        return self.logprobs

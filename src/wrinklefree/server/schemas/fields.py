@@ -120,3 +120,8 @@ class Generating(RequestBody):
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     watch: bool | None = Field(None, description="stream every pass of the model, with its guesses")
     return_tokens_as_token_ids: bool | None = Field(None, description="logprobs name tokens token_id:5")
+
+    @property
+    def top_scores(self) -> int | None:
+        """How many of the most likely tokens to list at each place; None for no log-probabilities."""
+        raise NotImplementedError
