@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any
 
-import tokenizers
-
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -19,8 +17,8 @@ class TokenBytes:
     other kinds have the bytes of their text.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Read how the library decodes."""
+    def __init__(self, backend: Any) -> None:
+        """``backend``: the tokenizers library's object."""
         self._backend = backend
         self._added = {token: entry.content for token, entry in backend.get_added_tokens_decoder().items()}
         self._steps = _steps(backend)
@@ -52,7 +50,7 @@ class TokenBytes:
         return str(entry).encode()
 
 
-def _steps(backend: tokenizers.Tokenizer) -> list[dict[str, Any]]:
+def _steps(backend: Any) -> list[dict[str, Any]]:
     if backend.decoder is None:
         return []
     decoder = json.loads(backend.decoder.__getstate__())
