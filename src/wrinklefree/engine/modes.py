@@ -70,7 +70,7 @@ def plan_decoding(
 
 
 def _make_sampler(engine: Engine, params: SamplingParams) -> Any:
-    bias = tuple(params.logit_bias)
+    bias = tuple(dict(params.logit_bias).items())
     beyond = [token for token, _ in bias if token >= engine.vocab_size]
     if beyond:
         raise InputError(f"logit_bias: found token {beyond[0]}, allowed are 0 to {engine.vocab_size - 1}")
