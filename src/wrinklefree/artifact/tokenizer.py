@@ -94,6 +94,11 @@ class Tokenizer:
         """One more than the largest id, added tokens included (a model may pad its embedding beyond it)."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def definition(self) -> bytes:
+        """The content of tokenizer.json, for other libraries that read it."""
+        return self._files["tokenizer.json"]
+
     @cached_property
     def adds_bos(self) -> bool:
         """Whether plain text starts with BOS: as ``add_bos_token`` says, else as the post-processor does."""

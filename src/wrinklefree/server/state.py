@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from wrinklefree.engine import Engine
+from wrinklefree.server.grammar import Grammars
 from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
 
@@ -18,3 +19,7 @@ class ServerState:
     settings: ServerSettings
     scheduler: Scheduler
     created: int = field(default_factory=lambda: int(time.time()))
+    grammars: Grammars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = Grammars(self.engine)

@@ -1,0 +1,152 @@
+"""Grammars: what a text must look like, and the state of one answer that keeps to it. The only door to llguidance.
+
+A grammar comes from a client and is compiled under limits: of its size, its nesting, the work that compiling and each
+mask may cost. Compiling happens in threads of its own, where the first mask is computed too: what is too complex shows
+there, before the engine is asked. Later masks take some hundredths of a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wrinklefree.engine import Engine
+from wrinklefree.errors import InputError
+from wrinklefree.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+COMPILE_SECONDS = 10.0
+_COMPILERS = 2  # threads
+# Between the parts of a JSON text: nothing, a space, or a line's end with up to 32 of them. Without a bound a small model
+# may write white space until its tokens are used up.
+_WHITE_SPACE = r"(\n {0,32}| )?"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a text must keep to. ``field``: the request's, for messages. ``text``: a JSON schema, regex or Lark grammar."""
+
+    field: str
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+class GrammarState:
+    """The `engine.Constraint` of one answer."""
+
+    def __init__(self, matcher: LLMatcher, mask: NDArray[np.uint32], vocab_size: int) -> None:
+        """``mask`` uint32 [of the tokenizer's vocabulary], the allowed first tokens; both are this answer's own."""
+        self._matcher = matcher
+        self._mask = mask
+        self._words = -(-vocab_size // 32)
+        self._known = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow but the end."""
+        return self._matcher.is_stopped()
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Return the allowed next tokens. Raises: InputError when the grammar has become too complex."""
+        if not self._known:
+            _fill(self._matcher, self._mask)
+            self._known = True
+        return self._mask[: self._words]
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token. Raises: InputError when the grammar has become too complex, or excludes it."""
+        if not self._matcher.consume_token(token):
+            raise InputError(f"the answer's grammar failed: {_reason(self._matcher)}")
+        self._known = False
+
+
+class Grammars:
+    """Makes the constraints of one model's answers."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Do nothing yet: the tokenizer's tables are made when the first grammar comes (0.2 s for 50,000 tokens)."""
+        self._engine = engine
+        self._pool = ThreadPoolExecutor(_COMPILERS, "grammar")
+        self._made: Any = None
+
+    async def compile(self, rule: Rule, count: int = 1) -> list[GrammarState]:
+        """Return ``count`` constraints of the same rule, each for one answer.
+
+        Raises: ApiError for a rule that is wrong, has parts that are not known, or takes too long.
+        """
+        if not self._engine.has_tokenizer:
+            raise ApiError(400, f"{rule.field}: this model has no tokenizer, so no text can be asked for", param=rule.field)
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._compile, rule, count)
+        try:
+            return await asyncio.wait_for(work, COMPILE_SECONDS)
+        except TimeoutError:
+            message = f"{rule.field}: not compiled within {COMPILE_SECONDS:g} s; use a simpler one"
+            raise ApiError(400, message, param=rule.field, code="grammar_too_complex") from None
+
+    def _compile(self, rule: Rule, count: int) -> list[GrammarState]:
+        from llguidance import LLMatcher  # only where a grammar is asked for
+
+        tokenizer, limits = self._tables()
+        matcher = LLMatcher(tokenizer, _source(rule), log_level=0, limits=limits)
+        copies = [matcher.deep_copy() for _ in range(count - 1)]
+        mask = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
+        try:
+            if matcher.is_error():
+                raise InputError(_reason(matcher))
+            _fill(matcher, mask)
+        except InputError as error:
+            raise ApiError(400, f"{rule.field}: {error}", param=rule.field, code="invalid_grammar") from error
+        return [GrammarState(one, mask.copy(), self._engine.vocab_size) for one in (matcher, *copies)]
+
+    def _tables(self) -> tuple[LLTokenizer, LLParserLimits]:
+        """Return the tokenizer as the library wants it, and the limits; made once, the second maker's are dropped."""
+        if self._made is None:
+            from llguidance import LLParserLimits, LLTokenizer
+
+            known = self._engine.tokenizer
+            definition = {**json.loads(known.definition), "padding": None, "truncation": None}
+            size = max(self._engine.vocab_size, known.vocab_size)
+            ends = [token for token in known.eos_ids if token < size]
+            self._made = (
+                LLTokenizer(json.dumps(definition), n_vocab=size, eos_token=ends or None),
+                LLParserLimits(
+                    initial_lexer_fuel=500_000,
+                    step_lexer_fuel=100_000,
+                    step_max_items=25_000,
+                    max_lexer_states=25_000,
+                    max_grammar_size=100_000,
+                    verbose_errors=False,
+                ),
+            )
+        found: tuple[LLTokenizer, LLParserLimits] = self._made
+        return found
+
+
+def _source(rule: Rule) -> str:
+    from llguidance import LLMatcher
+
+    if rule.kind == "json_schema":
+        # overrides: what a schema's own "x-guidance" asks for does not count
+        return LLMatcher.grammar_from_json_schema(
+            rule.text, overrides={"whitespace_pattern": _WHITE_SPACE, "lenient": False, "coerce_one_of": False}
+        )
+    return LLMatcher.grammar_from_regex(rule.text) if rule.kind == "regex" else LLMatcher.grammar_from_lark(rule.text)
+
+
+def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
+    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    if matcher.is_error():
+        raise InputError(f"the grammar failed: {_reason(matcher)}")
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Return the library's message on one line, without the state that it shows."""
+    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:400]

@@ -1,0 +1,75 @@
+"""From a request's fields to the rule that its answers keep to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from wrinklefree.server.errors import ApiError
+from wrinklefree.server.grammar import Rule
+from wrinklefree.server.schemas.structured import ResponseFormat, Structured
+
+MAX_SCHEMA_CHARACTERS = 1 << 16
+MAX_SCHEMA_DEPTH = 32  # objects and lists in each other
+
+
+def read_rule(body: Structured) -> Rule | None:
+    """Return the rule of a request, None where any text is fine. Raises: ApiError for more than one, or a bad one."""
+    rules = [rule for rule in _rules(body) if rule is not None]
+    if len(rules) > 1:
+        names = " and ".join(rule.field for rule in rules)
+        raise ApiError(400, f"{rules[1].field}: found {names}, an answer can keep to one of them", param=rules[1].field)
+    return rules[0] if rules else None
+
+
+def schema_rule(field: str, schema: dict[str, Any]) -> Rule:
+    """Return the rule of a JSON schema. Raises: ApiError for one that is too long or too deeply nested."""
+    check_schema(field, schema)
+    return Rule(field, "json_schema", json.dumps(schema))
+
+
+def check_schema(field: str, schema: dict[str, Any]) -> None:
+    """Refuse a schema that is too deeply nested or too long. Raises: ApiError."""
+    if _deeper_than(schema, MAX_SCHEMA_DEPTH):
+        message = f"{field}: found objects and lists more than {MAX_SCHEMA_DEPTH} deep; use $defs and $ref"
+        raise ApiError(400, message, param=field)
+    size = len(json.dumps(schema))
+    if size > MAX_SCHEMA_CHARACTERS:
+        message = f"{field}: found {size} characters of JSON, at most {MAX_SCHEMA_CHARACTERS} are allowed"
+        raise ApiError(400, message, param=field)
+
+
+def _rules(body: Structured) -> Iterator[Rule | None]:
+    if body.response_format is not None:
+        yield _format_rule(body.response_format)
+    if body.guided_regex is not None:
+        yield Rule("guided_regex", "regex", body.guided_regex)
+    if body.guided_choice is not None:
+        yield Rule("guided_choice", "regex", "|".join(re.escape(choice) for choice in body.guided_choice))
+    if body.guided_grammar is not None:
+        yield Rule("guided_grammar", "lark", body.guided_grammar)
+
+
+def _format_rule(wanted: ResponseFormat) -> Rule | None:
+    named = wanted.json_schema
+    if (named is None) == (wanted.type == "json_schema"):
+        found = "missing" if named is None else f"given for type {wanted.type}"
+        message = f"response_format.json_schema: {found}; it belongs to type json_schema, which needs it"
+        raise ApiError(400, message, param="response_format.json_schema")
+    if wanted.schema_ is not None and wanted.type != "json_object":
+        message = f"response_format.schema: given for type {wanted.type}; it belongs to type json_object"
+        raise ApiError(400, message, param="response_format.schema")
+    if named is not None:
+        return schema_rule("response_format.json_schema.schema", named.schema_)
+    if wanted.type == "json_object":
+        return schema_rule("response_format.schema", wanted.schema_ or {"type": "object"})
+    return None
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_deeper_than(one, most - 1) for one in inner)
