@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
@@ -9,10 +10,11 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from wrinklefree.engine import DecodingSettings, SamplingParams
+from wrinklefree.engine import Constraint, DecodingSettings, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
 from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
+from wrinklefree.server.grammar import Rule
 from wrinklefree.server.schemas.fields import Generating, RequestBody
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.work import Ticket, Work
@@ -73,21 +75,41 @@ def decoding(state: ServerState, body: Generating) -> DecodingSettings:
     )
 
 
+async def constraints(state: ServerState, body: Generating, rule: Rule | None, prompts: int) -> list[Constraint]:
+    """Return what keeps each of the ``n`` answers to so many prompts to a rule; none for no rule. Raises: ApiError."""
+    if rule is None:
+        return []
+    if body.mode not in (None, "auto", "ar"):
+        message = f"mode: found {body.mode!r}, but {rule.field} needs mode ar or auto"
+        raise ApiError(400, message, param="mode")
+    return list(await state.grammars.compile(rule, prompts * (body.n or 1)))
+
+
 def submit(
-    state: ServerState, request: Request, body: Generating, prompts: list[NDArray[np.int32]], params: SamplingParams
+    state: ServerState,
+    request: Request,
+    body: Generating,
+    prompts: list[NDArray[np.int32]],
+    params: SamplingParams,
+    kept_to: Sequence[Constraint] = (),
 ) -> list[Ticket]:
     """Hand in ``n`` answers to each prompt, those of a prompt beside each other. All or none are taken.
 
-    Raises: ApiError, InputError.
+    ``kept_to``: what `constraints` returned. Raises: ApiError, InputError.
     """
     settings, client = decoding(state, body), client_of(request)
+    if kept_to:
+        settings = replace(settings, mode="ar")  # `constraints` has refused other wishes of the request
+    left = iter(kept_to)
     assert params.seed is not None
     tickets: list[Ticket] = []
     try:
         for prompt in prompts:
             for choice in range(body.n or 1):
                 seeded = replace(params, seed=(params.seed + choice) % _SEEDS)
-                tickets.append(state.scheduler.submit(Work(prompt, seeded, settings, client, bool(body.watch))))
+                tickets.append(
+                    state.scheduler.submit(Work(prompt, seeded, settings, client, bool(body.watch), next(left, None)))
+                )
     except BaseException:
         for ticket in tickets:
             ticket.cancel()

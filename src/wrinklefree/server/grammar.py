@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 
 COMPILE_SECONDS = 10.0
 _COMPILERS = 2  # threads
-# Between the parts of a JSON text: nothing, a space, or a line's end with up to 32 of them. Without a bound a small model
-# may write white space until its tokens are used up.
+_MASK_SECONDS = 0.25  # all answers wait while one's mask is computed; usually it takes some 0.00005
+# Between the parts of a JSON text: nothing, a space, or a line's end with up to 32 of them. Without a bound a small
+# model may write white space until its tokens are used up.
 _WHITE_SPACE = r"(\n {0,32}| )?"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a text must keep to. ``field``: the request's, for messages. ``text``: a JSON schema, regex or Lark grammar."""
+    """What a text must keep to. ``field``: the request's, for messages."""
 
     field: str
     kind: Literal["json_schema", "regex", "lark"]
@@ -57,8 +59,11 @@ class GrammarState:
     def mask(self) -> NDArray[np.uint32]:
         """Return the allowed next tokens. Raises: InputError when the grammar has become too complex."""
         if not self._known:
+            started = time.thread_time()  # not the wall's: a busy machine is nobody's fault
             _fill(self._matcher, self._mask)
             self._known = True
+            if time.thread_time() - started > _MASK_SECONDS:
+                raise InputError("the answer's grammar has become too complex; use a simpler one")
         return self._mask[: self._words]
 
     def accept(self, token: int) -> None:
@@ -83,7 +88,9 @@ class Grammars:
         Raises: ApiError for a rule that is wrong, has parts that are not known, or takes too long.
         """
         if not self._engine.has_tokenizer:
-            raise ApiError(400, f"{rule.field}: this model has no tokenizer, so no text can be asked for", param=rule.field)
+            raise ApiError(
+                400, f"{rule.field}: this model has no tokenizer, so no text can be asked for", param=rule.field
+            )
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._compile, rule, count)
         try:
             return await asyncio.wait_for(work, COMPILE_SECONDS)

@@ -9,10 +9,13 @@ from typing import Any
 
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import Rule
+from wrinklefree.server.regex_size import expanded_size, patterns_of
 from wrinklefree.server.schemas.structured import ResponseFormat, Structured
 
 MAX_SCHEMA_CHARACTERS = 1 << 16
 MAX_SCHEMA_DEPTH = 32  # objects and lists in each other
+MAX_ALTERNATIVES = 256  # of anyOf and oneOf in a schema, together
+MAX_PATTERN_SIZE = 5_000  # of all regular expressions of a request, see regex_size.py
 
 
 def read_rule(body: Structured) -> Rule | None:
@@ -39,17 +42,31 @@ def check_schema(field: str, schema: dict[str, Any]) -> None:
     if size > MAX_SCHEMA_CHARACTERS:
         message = f"{field}: found {size} characters of JSON, at most {MAX_SCHEMA_CHARACTERS} are allowed"
         raise ApiError(400, message, param=field)
+    alternatives = _alternatives(schema)
+    if alternatives > MAX_ALTERNATIVES:
+        message = f"{field}: found {alternatives} parts of anyOf and oneOf, at most {MAX_ALTERNATIVES} are allowed"
+        raise ApiError(400, message, param=field)
+    _check_patterns(field, patterns_of(schema))
+
+
+def _check_patterns(field: str, patterns: list[str]) -> None:
+    try:
+        size = sum(map(expanded_size, patterns))
+    except ValueError as error:
+        raise ApiError(400, f"{field}: {error} in a regular expression", param=field) from error
+    if size > MAX_PATTERN_SIZE:
+        message = f"{field}: regular expressions may have {MAX_PATTERN_SIZE} characters with repetitions written out"
+        raise ApiError(400, f"{message}, found {size}", param=field, code="grammar_too_complex")
 
 
 def _rules(body: Structured) -> Iterator[Rule | None]:
     if body.response_format is not None:
         yield _format_rule(body.response_format)
     if body.guided_regex is not None:
+        _check_patterns("guided_regex", [body.guided_regex])
         yield Rule("guided_regex", "regex", body.guided_regex)
     if body.guided_choice is not None:
         yield Rule("guided_choice", "regex", "|".join(re.escape(choice) for choice in body.guided_choice))
-    if body.guided_grammar is not None:
-        yield Rule("guided_grammar", "lark", body.guided_grammar)
 
 
 def _format_rule(wanted: ResponseFormat) -> Rule | None:
@@ -66,6 +83,14 @@ def _format_rule(wanted: ResponseFormat) -> Rule | None:
     if wanted.type == "json_object":
         return schema_rule("response_format.schema", wanted.schema_ or {"type": "object"})
     return None
+
+
+def _alternatives(schema: Any) -> int:
+    if not isinstance(schema, dict | list):
+        return 0
+    inner = schema.values() if isinstance(schema, dict) else schema
+    own = [schema.get(name) for name in ("anyOf", "oneOf")] if isinstance(schema, dict) else []
+    return sum(len(one) for one in own if isinstance(one, list)) + sum(map(_alternatives, inner))
 
 
 def _deeper_than(value: Any, most: int) -> bool:

@@ -16,6 +16,7 @@ from wrinklefree.server.errors import ApiError
 from wrinklefree.server.replies import Reply, answer, json_text
 from wrinklefree.server.schemas.chat import ChatRequest
 from wrinklefree.server.state import ServerState
+from wrinklefree.server.structured import read_rule
 from wrinklefree.server.token_scores import chat_scores
 
 
@@ -33,7 +34,8 @@ def router(state: ServerState) -> APIRouter:
         ids = await prompts.conversation(state, body.messages)
         most = body.max_completion_tokens or body.max_tokens or state.engine.context
         params = asking.sampling(body, most)
-        tickets = asking.submit(state, request, body, [ids], params)
+        kept_to = await asking.constraints(state, body, read_rule(body), 1)
+        tickets = asking.submit(state, request, body, [ids], params, kept_to)
         choices = [Choice(index, ticket, started) for index, ticket in enumerate(tickets)]
         return await answer(request, ChatReply(state, body, choices))
 

@@ -16,6 +16,7 @@ from wrinklefree.server.errors import ApiError
 from wrinklefree.server.replies import Reply, answer, json_text
 from wrinklefree.server.schemas.completions import CompletionRequest
 from wrinklefree.server.state import ServerState
+from wrinklefree.server.structured import read_rule
 from wrinklefree.server.token_scores import TextScores
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -34,7 +35,8 @@ def router(state: ServerState) -> APIRouter:
             raise ApiError(400, f"best_of: found {body.best_of}, allowed is the value of n", param="best_of")
         many = await prompts.texts(state, body.prompt)
         params = asking.sampling(body, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens)
-        tickets = asking.submit(state, request, body, many, params)
+        kept_to = await asking.constraints(state, body, read_rule(body), len(many))
+        tickets = asking.submit(state, request, body, many, params, kept_to)
         choices = [Choice(index, ticket, started) for index, ticket in enumerate(tickets)]
         return await answer(request, CompletionReply(state, body, choices))
 

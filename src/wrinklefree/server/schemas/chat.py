@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wrinklefree.engine.sampling import MAX_LOGPROBS
 from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.schemas.structured import Structured
 
 
 class TextPart(BaseModel):
@@ -29,7 +30,7 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
-class ChatRequest(Generating):
+class ChatRequest(Generating, Structured):
     """A conversation to continue."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)

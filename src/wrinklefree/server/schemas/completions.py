@@ -8,11 +8,12 @@ from pydantic import Field
 
 from wrinklefree.engine.sampling import MAX_LOGPROBS
 from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.schemas.structured import Structured
 
 TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 
 
-class CompletionRequest(Generating):
+class CompletionRequest(Generating, Structured):
     """Texts to continue, given as text or as token ids."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]

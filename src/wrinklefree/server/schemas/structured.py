@@ -40,6 +40,3 @@ class Structured(BaseModel):
     guided_choice: list[Choice] | None = Field(
         None, min_length=1, max_length=MAX_CHOICES, description="the answer is one of these"
     )
-    guided_grammar: str | None = Field(
-        None, min_length=1, max_length=MAX_RULE_CHARACTERS, description="a grammar in llguidance's form of Lark"
-    )
