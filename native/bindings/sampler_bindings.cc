@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/errors.h"
+#include "runtime/row_scores.h"
 #include "runtime/sampler.h"
 
 namespace nb = nanobind;
@@ -81,6 +82,20 @@ nb::object copied(const std::vector<T>& values) {
   return nb::cast(nb::ndarray<nb::numpy, const T, nb::ndim<1>>(values.data(), {values.size()}), nb::rv_policy::copy);
 }
 
+void score(const Array<const float, 2>& logits, const Array<const int32_t, 1>& tokens, const Array<float, 1>& logprobs,
+           const Array<int32_t, 2>& best, const Array<float, 2>& best_logprobs) {
+  const size_t rows = logits.shape(0), count = best.shape(1);
+  if (logits.shape(1) < 1 || logits.shape(1) > size_t{1} << 30 || tokens.shape(0) != rows ||
+      logprobs.shape(0) != rows || best.shape(0) != rows || best_logprobs.shape(0) != rows ||
+      best_logprobs.shape(1) != count || count > logits.shape(1)) {
+    throw InputError(message("score_rows: of logits [", rows, ", ", logits.shape(1), "] needed are tokens [", rows,
+                             "], logprobs [", rows, "], and best and best_logprobs [", rows, ", at most so many]"));
+  }
+  const nb::gil_scoped_release release;
+  score_rows(logits.data(), static_cast<int64_t>(rows), static_cast<int32_t>(logits.shape(1)), tokens.data(),
+             static_cast<int32_t>(count), {logprobs.data(), best.data(), best_logprobs.data()});
+}
+
 }  // namespace
 
 void bind_sampler(nb::module_& module) {
@@ -119,6 +134,9 @@ void bind_sampler(nb::module_& module) {
       .def_prop_ro(
           "ids", [](const Proposal& self) { return copied(self.ids); }, "int32 [n], rising.")
       .def_prop_ro("probabilities", [](const Proposal& self) { return copied(self.probabilities); }, "float32 [n].");
+  module.def("score_rows", &score, "logits"_a, "tokens"_a, "logprobs"_a, "best"_a, "best_logprobs"_a,
+             "What rows of logits [R, V] say of tokens int32 [R] (-1: of none): fills logprobs float32 [R], and best "
+             "int32 and best_logprobs float32 [R, K], the most likely tokens first.");
   module.def("uniform", &uniform, "seed"_a, "counter"_a, "The random number of a draw, in [0, 1).");
 }
 

@@ -11,7 +11,7 @@ from reference_model import ReferenceModel
 from toy_models import make_toy
 
 from wrinklefree.engine import Engine, Together, greedy
-from wrinklefree.engine.embedding import normalised, prepare_embedding
+from wrinklefree.engine.embedding import add_embedding, normalised
 from wrinklefree.errors import InputError
 
 
@@ -49,9 +49,8 @@ def test_embeddings_and_answers_in_joint_passes_are_those_alone(toy: Path) -> No
     together = Together(engine)
     embeddings, answers = [], []
     for prompt in prompts:
-        embeddings.append(prepare_embedding(together, prompt))
+        embeddings.append(add_embedding(together, prompt))
         assert embeddings[-1].embedding is None
-        together.enter(embeddings[-1]._seat)
         answers.append(together.add(prompt, greedy(9)))
     while together.run():
         pass

@@ -61,7 +61,7 @@ class MeanOfStates:
 
 
 def prepare_embedding(together: Together, prompt: Sequence[int] | NDArray[np.integer[Any]]) -> Generation:
-    """Return the embedding of a prompt as an answer that takes no part yet: `Together.enter` its seat.
+    """Return the embedding of a prompt as an answer that takes no part yet: `Together.start` it.
 
     Its ``embedding`` is set when its one step is there. Raises: InputError for a prompt as `Engine.generate`.
     """
@@ -69,6 +69,13 @@ def prepare_embedding(together: Together, prompt: Sequence[int] | NDArray[np.int
     params = greedy(1)
     seat = Seat(MeanOfStates(ids), Answer(len(ids), 1, params, frozenset(), None))
     return Generation("embedding", len(ids), params, together, seat)
+
+
+def add_embedding(together: Together, prompt: Sequence[int] | NDArray[np.integer[Any]]) -> Generation:
+    """Return the same as an answer that takes part from the next pass on."""
+    found = prepare_embedding(together, prompt)
+    together.start(found)
+    return found
 
 
 def normalised(embedding: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -58,6 +58,7 @@ class Engine:
         self.slots: int = model.slots
         self.threads: int = model.threads
         self.vocab_size: int = model.vocab_size
+        self.hidden_size: int = model.hidden_size
         self.kernels_name: str = model.kernels_name
         self.kernels_reason: str = model.kernels_reason
         self.layout: str = model.layout
@@ -256,13 +257,10 @@ class Engine:
 
         Raises: InputError as `generate`.
         """
-        from wrinklefree.engine.embedding import normalised, prepare_embedding
+        from wrinklefree.engine.embedding import add_embedding, normalised
 
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        together = Together(self)
-        found = prepare_embedding(together, ids)
-        together.enter(found._seat)
-        embedding = found.run().embedding
+        embedding = add_embedding(Together(self), ids).run().embedding
         assert embedding is not None
         return normalised(embedding) if normalize else embedding
 

@@ -17,6 +17,7 @@ from wrinklefree.engine.stream import StopFilter
 
 if TYPE_CHECKING:
     from wrinklefree.artifact.tokenizer import StreamDecoder
+    from wrinklefree.engine.prompt_scores import PromptScores
     from wrinklefree.engine.together import Seat, Together
 
 FinishReason = Literal["stop", "length"]
@@ -174,6 +175,11 @@ class Generation(Iterator[Step]):
     def accepted(self) -> int | None:
         """Those of them that were accepted."""
         return getattr(self._seat.decoder, "accepted", None)
+
+    @property
+    def prompt_scores(self) -> PromptScores | None:
+        """What ``params.prompt_logprobs`` asks for; None before the first step is there."""
+        return getattr(self._seat.decoder, "scores", None) if self._seat.decoder.forwards else None
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:

@@ -16,6 +16,7 @@ from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decoder
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.native import load_native
+from wrinklefree.engine.prompt_scores import ScoredPrompt
 from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.engine.self_speculation import SelfSpeculation
 from wrinklefree.engine.windows import FixedWindow, MeasuredWindow, Window, promises_gain
@@ -48,14 +49,20 @@ def plan_decoding(
     outside the vocabulary, and for a prompt that leaves no position.
     """
     marker = read_marker(engine.config)
-    mode = choose_mode(marker, settings, engine.row_costs, constrained=constraint is not None)
+    scored = params.prompt_logprobs
+    if scored is not None and settings.mode not in ("auto", "ar"):
+        raise InputError(f"mode {settings.mode}: prompt_logprobs are those of decoding token by token; "
+                         "use mode ar or auto")  # fmt: skip
+    mode = choose_mode(marker, settings, engine.row_costs, constrained=constraint is not None or scored is not None)
     if marker is not None and mode != "ar" and marker.mask_token_id in prompt:
         raise InputError(f"prompt: found the MASK token {marker.mask_token_id}, which stands for an open position; "
                          "remove it")  # fmt: skip
     sampler = _make_sampler(engine, params)
     if mode == "ar":
         room = engine.context - len(prompt) + 1  # the last token needs no position of its own
-        decoder = TokenByToken(prompt, sampler, params.logprobs, constraint)
+        decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint)
+        if scored is not None:
+            decoder = ScoredPrompt(decoder, prompt, scored, engine.vocab_size)
         return Plan(mode, decoder, min(params.max_tokens, room))
     assert marker is not None
     if mode == "speculative":

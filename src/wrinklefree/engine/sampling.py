@@ -26,7 +26,7 @@ class SamplingParams:
     its tokens. They apply in this order, then temperature, top_k, top_p, min_p. ``seed`` None draws one; the generation
     says which. ``stop`` strings end the text before them; ``stop_tokens`` end it like the model's own end tokens, which
     ``ignore_eos`` switches off. ``logprobs``: None, or how many of the most likely tokens to list at each step, of the
-    logits as the model gives them.
+    logits as the model gives them. ``prompt_logprobs``: the same for each token of the prompt (`PromptScores`).
 
     Raises: InputError naming the parameter, what was found and what is allowed.
     """
@@ -45,6 +45,7 @@ class SamplingParams:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_integer("max_tokens", self.max_tokens, 1, 1 << 24)
@@ -62,6 +63,8 @@ class SamplingParams:
             _check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         self._normalise_stops()
 
     def _normalise_bias(self) -> None:

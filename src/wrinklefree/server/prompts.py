@@ -61,22 +61,24 @@ def fitting(state: ServerState, ids: NDArray[np.int32], field: str) -> NDArray[n
     return ids
 
 
-async def texts(state: ServerState, prompt: str | list[str] | list[int] | list[list[int]]) -> list[NDArray[np.int32]]:
-    """Return the ids int32 [T] of each prompt of a text completion. Raises: ApiError, InputError."""
+async def texts(
+    state: ServerState, prompt: str | list[str] | list[int] | list[list[int]], field: str = "prompt"
+) -> list[NDArray[np.int32]]:
+    """Return the ids int32 [T] of each of several texts, those of a field of the request. Raises: ApiError."""
     many: list[Any] = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]
     if not many:
-        raise ApiError(400, "prompt: found an empty list, at least one prompt is needed", param="prompt")
+        raise ApiError(400, f"{field}: found an empty list, at least one {field} is needed", param=field)
     if len(many) > state.settings.max_prompts:
         limit = state.settings.max_prompts
-        raise ApiError(400, f"prompt: found {len(many)} prompts, at most {limit} are allowed", param="prompt")
-    return [fitting(state, await _ids(state, one), "prompt") for one in many]
+        raise ApiError(400, f"{field}: found {len(many)} {field}s, at most {limit} are allowed", param=field)
+    return [fitting(state, await _ids(state, one, field), field) for one in many]
 
 
-async def _ids(state: ServerState, prompt: str | list[int]) -> NDArray[np.int32]:
+async def _ids(state: ServerState, prompt: str | list[int], field: str) -> NDArray[np.int32]:
     if isinstance(prompt, list):
         return np.array(prompt, np.int32)
-    tokenizer = _tokenizer(state, "prompt")
-    return await _in_time(lambda: np.array(tokenizer.encode(prompt), np.int32), len(prompt))
+    tokenizer = _tokenizer(state, field)
+    return await _in_time(lambda: np.array(tokenizer.encode(prompt), np.int32), len(prompt), field)
 
 
 def _tokenizer(state: ServerState, field: str) -> Tokenizer:
@@ -85,10 +87,10 @@ def _tokenizer(state: ServerState, field: str) -> Tokenizer:
     return state.engine.tokenizer
 
 
-async def _in_time(encode: Any, characters: int) -> NDArray[np.int32]:
+async def _in_time(encode: Any, characters: int, field: str = "prompt") -> NDArray[np.int32]:
     ids: NDArray[np.int32] = await asyncio.to_thread(encode) if characters > _LONG_CHARACTERS else encode()
     if not len(ids):
-        raise InputError("prompt: found no token, at least one is needed")
+        raise InputError(f"{field}: found no token, at least one is needed")
     return ids
 
 

@@ -227,8 +227,10 @@ class Scheduler:
         generation = job.generation
         steps = tuple(generation.ready())
         if steps or job.passes:
+            first = bool(steps) and not job.ticket.forwards
+            scores, embedding = (generation.prompt_scores, generation.embedding) if first else (None, None)
             job.ticket.forwards = generation.forwards
-            self._news.append((job.ticket, Event(steps, tuple(job.passes))))
+            self._news.append((job.ticket, Event(steps, tuple(job.passes), scores, embedding)))
             job.passes.clear()
         if steps:
             self._count(job, len(steps), now)

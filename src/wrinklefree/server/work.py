@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wrinklefree.engine import DecodingSettings, Generation, SamplingParams, Step, Together
 from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Turn
+from wrinklefree.engine.prompt_scores import PromptScores
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Work:
 
     ``client``: who asks, for a fair order of clients (a key's name or an address). ``watch``: report every pass too,
     with the guesses for open positions. ``constraint``: what the text must keep to; not to be used for a second answer.
-    ``prepare``: makes what shall be computed where that is no answer (an embedding, a prompt's scores), not yet taking
-    part; it is called in `Scheduler.submit`.
+    ``prepare``: makes what shall be computed where that is no answer (an embedding), not yet taking part; it is called
+    in `Scheduler.submit`.
     """
 
     prompt: NDArray[np.int32]
@@ -36,10 +37,26 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """News of one answer: the steps since the last event, and the passes when they are watched."""
+    """News of one answer: the steps since the last event, and the passes when they are watched.
+
+    With the first steps come the prompt's ``scores``, where ``params.prompt_logprobs`` asks for them, or the prompt's
+    ``embedding`` float32 [D], not normalised, where that is computed.
+    """
 
     steps: tuple[Step, ...] = ()
     passes: tuple[tuple[Turn, tuple[Decided, ...]], ...] = ()
+    scores: PromptScores | None = None
+    embedding: NDArray[np.float32] | None = None
+
+    @classmethod
+    def joined(cls, events: Sequence[Event]) -> Event:
+        """Return consecutive events as one."""
+        return cls(
+            tuple(step for event in events for step in event.steps),
+            tuple(one for event in events for one in event.passes),
+            next((event.scores for event in events if event.scores is not None), None),
+            next((event.embedding for event in events if event.embedding is not None), None),
+        )
 
 
 class Ticket(AsyncIterator[Event]):
@@ -77,10 +94,7 @@ class Ticket(AsyncIterator[Event]):
             await self._news.wait()
         events, self._events = self._events, []
         self.unread_since = None
-        if len(events) == 1:
-            return events[0]
-        steps = tuple(step for event in events for step in event.steps)
-        return Event(steps, tuple(one for event in events for one in event.passes))
+        return events[0] if len(events) == 1 else Event.joined(events)
 
     def give(self, found: Event | BaseException | None) -> None:
         """Hand over an event, the error that ends the answer, or None behind the last (on the loop's thread)."""
