@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ _DISCARDED_BYTES = 64 << 20
 _LINGER_SECONDS = 2.0
 # A peer that has vanished (power, network) is noticed after about this long though nobody closed the connection.
 _PEER_SECONDS = 60
+_OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)
 
 
 def protocol_class(settings: ServerSettings) -> Callable[..., asyncio.Protocol]:
@@ -97,10 +99,12 @@ class Connection(HttpToolsProtocol):
         if self._timer is None and not self._in_message:
             self._allow(self._limits.header_seconds, self._headers_late)
         self._fed_bytes += len(data)
+        if self._reading_headers and b"pgrade" in data:
+            data = _without_offer(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # an offer to speak another protocol, which HTTP/1.1 allows to pass over
+            pass  # an offer in pieces; what follows it is not read
         except httptools.HttpParserError:
             self._refuse(self._refusal or ApiError(400, "the request is not valid HTTP/1.1", code="invalid_http"))
             return
@@ -236,6 +240,16 @@ def raw_answer(error: ApiError) -> bytes:
     if error.retry_after is not None:
         headers.append(b"retry-after: %d" % error.retry_after)
     return STATUS_LINE[error.status] + b"\r\n".join(headers) + b"\r\n\r\n" + body
+
+
+def _without_offer(data: bytes) -> bytes:
+    """Rename the header of an offer to speak another protocol, which HTTP/1.1 allows to pass over.
+
+    The parser would stop before the body. Java's client offers HTTP/2 with its first request, a body behind it.
+    """
+    end = data.find(b"\r\n\r\n")
+    end = len(data) if end < 0 else end
+    return _OFFER.sub(rb"\1x-offer:", data[:end]) + data[end:]
 
 
 def _notice_vanished_peers(connection: socket.socket | None) -> None:
