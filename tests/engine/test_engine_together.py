@@ -57,6 +57,25 @@ def steps_of(generation: Generation) -> list[Any]:
     return [(step.token, step.text, step.logprob, step.best, step.forwards, step.finish_reason) for step in generation]
 
 
+def test_the_pass_finds_the_token_that_the_sampler_would_find(engine: Engine) -> None:
+    """A plain greedy answer, and the same beside one that needs logits, against one whose logprobs make it sampled."""
+    for length in (1, 17, 300):
+        sampled = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, logprobs=0, seed=0)
+        expected = engine.generate(prompt(length), sampled, AR).run().tokens
+        assert engine.generate(prompt(length), endless(20), AR).run().tokens == expected
+        together = engine.generate_together([prompt(length)] * 2, [endless(20), sampled], AR)
+        assert [one.run().tokens for one in together] == [expected] * 2
+
+
+def test_a_row_without_a_most_likely_token_is_refused(plain: Engine) -> None:
+    """-1 is how a pass says that a row has NaN or infinity."""
+    decoder = plain.generate(prompt(3), greedy(5))._seat.decoder
+    with pytest.raises(FormatError, match="NaN or infinity"):
+        decoder.take(
+            Rows(np.array([-1], np.int32), np.array([np.nan], np.float32), np.array([np.nan], np.float32), None)
+        )
+
+
 def test_each_answer_is_as_alone(engine: Engine) -> None:
     # more answers than slots: the last ones wait
     requests = mixed(engine)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Request
 from wrinklefree.engine.rows import Rows
+from wrinklefree.errors import FormatError
 
 
 class TokenByToken:
@@ -21,22 +22,30 @@ class TokenByToken:
         sampler: Any,
         logprobs: int | None = None,
         constraint: Constraint | None = None,
+        plain: bool = False,
     ) -> None:
-        """``prompt`` int32 [T]; ``sampler``, ``constraint``: of this answer alone, the first a native one."""
+        """``prompt`` int32 [T]; ``sampler``, ``constraint``: of this answer alone, the first a native one.
+
+        ``plain``: nothing but the most likely token is asked for, which the pass itself finds, with all its threads;
+        the sampler would search the rows one after the other.
+        """
         self.forwards = 0
         self._sampler = sampler
         self._logprobs = -1 if logprobs is None else logprobs
         self._pending = prompt
         self._start = 0
         self._constraint = constraint
+        self._plain = plain and constraint is None and logprobs is None
         sampler.accept(prompt, prompt=True)
 
     def request(self) -> Request:
         """Return the prompt, then the last token."""
-        return Request(self._pending, "last", self._start, choices=False)
+        return Request(self._pending, "last", self._start, logits=not self._plain, choices=self._plain)
 
     def take(self, rows: Rows) -> list[Decided]:
         """Sample from the last row."""
+        if self._plain:
+            return self._best(int(rows.tokens[0]))
         assert rows.logits is not None
         constraint = self._constraint
         mask = None if constraint is None else constraint.mask()
@@ -51,6 +60,15 @@ class TokenByToken:
         if self._logprobs < 0:
             return [Decided(self._start, token, last=last)]
         return [Decided(self._start, token, None, logprob, tuple(best), last)]
+
+    def _best(self, token: int) -> list[Decided]:
+        if token < 0:
+            raise FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export "
+                              "it again")  # fmt: skip
+        self.forwards += 1
+        self._start += len(self._pending)
+        self._pending = np.array([token], np.int32)
+        return [Decided(self._start, token)]
 
     def waiting(self) -> list[Decided]:
         """Nothing is guessed ahead."""

@@ -60,7 +60,8 @@ def plan_decoding(
     sampler = _make_sampler(engine, params)
     if mode == "ar":
         room = engine.context - len(prompt) + 1  # the last token needs no position of its own
-        decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint)
+        plain = params.temperature == 0 and not params.moves_logits and scored is None
+        decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint, plain)
         if scored is not None:
             decoder = ScoredPrompt(decoder, prompt, scored, engine.vocab_size)
         return Plan(mode, decoder, min(params.max_tokens, room))
