@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = os.environ.get("WRINKLEFREE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
 NODE_MODULES = Path(os.environ.get("WRINKLEFREE_NODE_MODULES", str(ROOT / ".venv-clients" / "node_modules")))
-KEY, MODEL = "a-key-for-tests", "toy"
+KEY, MODEL = "a-key-for-tests", "smollm2"
 
 sys.path.append(str(ROOT / "tests" / "server"))
 
