@@ -176,7 +176,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_to
 
 
 def test_any_sequence_of_requests(machine: type[AnyRequests]) -> None:
-    few = settings(max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=QUIET)
+    few = settings(max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=QUIET)
     run_state_machine_as_test(machine, settings=few)
 
 
