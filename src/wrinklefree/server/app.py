@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from wrinklefree.engine import Engine
 from wrinklefree.server import error_answers
 from wrinklefree.server.guard import Guard
-from wrinklefree.server.routes import chat, completions, health, models, page, tokens
+from wrinklefree.server.routes import chat, completions, embeddings, health, models, page, tokens
 from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
 from wrinklefree.server.state import ServerState
 from wrinklefree.version import __version__
 
 # Each module has `router(state)`; a further route is a module and its name here.
-ROUTES = (health, models, chat, completions, tokens, page)
+ROUTES = (health, models, chat, completions, embeddings, tokens, page)
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:

@@ -1,0 +1,97 @@
+"""Embeddings over HTTP against the engine's own, through OpenAI's client; and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from running_server import MODEL, RunningServer
+
+TEXTS = ["a short one", "ein längerer Text, der anders ist", "a short one"]
+
+
+def client_of(server: RunningServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_vectors_are_the_engines(server: RunningServer) -> None:
+    answer = client_of(server).embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
+    assert [one.index for one in answer.data] == [0, 1, 2]
+    ids = [server.engine.tokenizer.encode(text) for text in TEXTS]
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, ids))
+    for one, wanted in zip(answer.data, ids, strict=True):
+        np.testing.assert_array_equal(np.float32(one.embedding), server.engine.embed(wanted))
+    assert answer.data[0].embedding == answer.data[2].embedding
+    assert abs(sum(x * x for x in answer.data[1].embedding) - 1) < 1e-6
+
+
+def test_every_form_of_input_and_answer(server: RunningServer) -> None:
+    def ask(**body: Any) -> Any:
+        answer = server.client.post("/v1/embeddings", json=body)
+        assert answer.status_code == 200, answer.text
+        return [one["embedding"] for one in answer.json()["data"]]
+
+    ids = server.engine.tokenizer.encode(TEXTS[0])
+    (vector,) = ask(input=TEXTS[0])
+    assert ask(input=[TEXTS[0]]) == ask(input=ids) == [vector]
+    assert ask(input=[ids, ids[:3]])[0] == vector
+    assert ask(input=ids, dimensions=server.engine.hidden_size, user="me") == [vector]
+    (packed,) = ask(input=ids, encoding_format="base64")
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed), "<f4"), np.float32(vector))
+    (raw,) = ask(input=ids, normalize=False)
+    np.testing.assert_array_equal(np.float32(raw), server.engine.embed(ids, normalize=False))
+    by_default = client_of(server).embeddings.create(model=MODEL, input=TEXTS[0])  # that client asks for base64
+    assert by_default.data[0].embedding == pytest.approx(vector, abs=1e-7)
+
+
+def test_many_inputs_beside_answers_with_a_short_queue(toy: Any) -> None:
+    # More inputs than slots and queue have room for, from two clients, while an answer is decoded: none is lost.
+    texts = [f"text number {i} " * (i % 5 + 1) for i in range(20)]
+    with RunningServer(toy, slots=2, queue=3) as server:
+        wanted = [server.engine.tokenizer.encode(text) for text in texts]
+        client = client_of(server)
+
+        def embed(_: int) -> Any:
+            return client.embeddings.create(model=MODEL, input=texts, encoding_format="float").data
+
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            text = pool.submit(
+                client.completions.create,
+                model=MODEL,
+                prompt="go",
+                max_tokens=60,
+                temperature=0,
+                extra_body={"ignore_eos": True},
+            )
+            both = [future.result() for future in [pool.submit(embed, i) for i in range(2)]]
+            assert text.result().usage.completion_tokens == 60  # type: ignore[union-attr]
+    alone = [server.engine.embed(ids) for ids in wanted]
+    for data in both:
+        for one, vector in zip(data, alone, strict=True):
+            np.testing.assert_array_equal(np.float32(one.embedding), vector)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        ({"input": []}, 400, "input", "found an empty list"),
+        ({"input": ""}, 400, "input", "found no token"),
+        ({}, 400, "input", "missing"),
+        ({"input": "a", "dimensions": 7}, 400, "dimensions", "found 7, this model's vectors have 64"),
+        ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format", "found 'hex'"),
+        ({"input": "a", "model": "other"}, 404, "model", "found 'other'"),
+        ({"input": "a", "normalise": True}, 400, "normalise", "did you mean 'normalize'"),
+        ({"input": [1, 300]}, 400, None, "found token 300"),
+        ({"input": "x" * 600}, 400, "input", "maximum context length is 512"),
+    ],
+)
+def test_what_is_refused(server: RunningServer, body: Any, status: int, param: str | None, says: str) -> None:
+    answer = server.client.post("/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, says in error["message"]) == (status, True), answer.text
+    if param is not None:
+        assert error["param"] == param
