@@ -235,17 +235,20 @@ class Scheduler:
         if steps:
             self._count(job, len(steps), now)
         if generation.finish_reason is not None:
-            self._end(job, generation.finish_reason, None)
+            self._end(job, generation.finish_reason if job.work.prepare is None else "embedded", None)
         elif generation.failure is not None:
             _log.error("an answer has failed", exc_info=generation.failure)
             self._end(job, "failed", _reason(generation.failure))
 
     def _count(self, job: _Job, steps: int, now: float) -> None:
         statistics = self.statistics
+        if job.last_token is None:
+            statistics.prompt_tokens += job.ticket.prompt_tokens
+        if job.work.prepare is not None:  # no answer: its step is no token that anybody reads
+            return
         statistics.generated_tokens += steps
         if job.last_token is None:
             statistics.first_token_seconds.add(now - job.arrived)
-            statistics.prompt_tokens += job.ticket.prompt_tokens
         else:
             statistics.between_tokens_seconds.add((now - job.last_token) / steps, steps)
         job.last_token = now
@@ -264,7 +267,7 @@ class Scheduler:
             statistics.request_seconds.add(now - job.arrived)
             forwards = job.generation.forwards
             statistics.forwards += forwards
-            if forwards:
+            if forwards and job.work.prepare is None:
                 statistics.tokens_per_forward.add(len(job.generation.tokens) / forwards)
         self._news.append((job.ticket, error))
 

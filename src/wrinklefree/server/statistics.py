@@ -33,9 +33,9 @@ class Statistics:
     """Of answers, from the scheduler; seconds and tokens.
 
     ``received``: asked for, the refused ones included. ``refused``: by code (queue_full, stopping). ``ended``: of those
-    taken in, by how: stop, length, cancelled_waiting, cancelled_prefill, cancelled_decoding, timeout, slow_reader,
-    stopping, failed. ``passes``: through the model, for all answers together. ``service_seconds``: the mean time that
-    an answer held its slot, recent ones counting more; None before the first.
+    taken in, by how: stop, length, embedded, cancelled_waiting, cancelled_prefill, cancelled_decoding, timeout,
+    slow_reader, stopping, failed. ``passes``: through the model, for all answers together. ``service_seconds``: the
+    mean time that an answer held its slot, recent ones counting more; None before the first.
     """
 
     received: int = 0
