@@ -17,6 +17,7 @@ TEXTS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": [1, 300]}, "prompt"),
     ({"prompt": "x" * 2000}, "prompt"),
     ({"prompt": ["a"] * 257}, "prompt"),
+    ({"prompt": ["a"] * 40, "n": 2}, "prompt"),
     ({"prompt": "a", "stop": ["a", 3]}, "stop"),
     ({"prompt": "a", "stop": [""]}, "stop"),
     ({"prompt": "a", "stop": ["a"] * 17}, "stop"),

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from wrinklefree.engine import Engine
-from wrinklefree.server import error_answers
+from wrinklefree.server import document, error_answers
 from wrinklefree.server.guard import Guard
 from wrinklefree.server.routes import chat, completions, embeddings, health, models, page, tokens
 from wrinklefree.server.scheduler import Scheduler
@@ -37,4 +37,5 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     for module in ROUTES:
         app.include_router(module.router(state))
+    document.install(app, settings)
     return app

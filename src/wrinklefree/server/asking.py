@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from wrinklefree.engine import Constraint, DecodingSettings, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
-from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import Rule
 from wrinklefree.server.schemas.fields import Generating, RequestBody
@@ -54,7 +53,7 @@ def sampling(body: Generating, max_tokens: int) -> SamplingParams:
         repetition_penalty=_given(body.repetition_penalty, 1.0),
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
-        logit_bias=_bias(body.logit_bias or {}),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         seed=None if body.seed is None else body.seed % _SEEDS,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_tokens=tuple(body.stop_token_ids or ()),
@@ -98,6 +97,10 @@ def submit(
     ``kept_to``: what `constraints` returned. Raises: ApiError, InputError.
     """
     settings, client = decoding(state, body), client_of(request)
+    wanted, room = len(prompts) * (body.n or 1), state.settings.slots + state.settings.queue
+    if wanted > room:
+        message = f"prompt: {wanted} answers in one request are more than the {room} that the server can hold; ask for "
+        raise ApiError(400, message + "fewer at a time", param="prompt", code="too_many_answers")
     if kept_to:
         settings = replace(settings, mode="ar")  # `constraints` has refused other wishes of the request
     left = iter(kept_to)
@@ -123,13 +126,6 @@ def client_of(request: Request) -> str:
     if isinstance(named, str):
         return named
     return request.client.host if request.client is not None else ""
-
-
-def _bias(found: dict[str, float]) -> dict[int, float]:
-    for name in found:
-        if not (name.isascii() and name.isdigit() and len(name) <= 10):
-            raise InputError(f"logit_bias: found the key {name!r:.40}, needed is a token's id as a string of digits")
-    return {int(name): bias for name, bias in found.items()}
 
 
 def _given(found: _T | None, otherwise: _T) -> _T:

@@ -12,8 +12,10 @@ from fastapi.responses import Response
 from wrinklefree.engine import Step
 from wrinklefree.server import asking, prompts
 from wrinklefree.server.answers import Choice
+from wrinklefree.server.document import events
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.replies import Reply, answer, json_text
+from wrinklefree.server.schemas.answers import ChatAnswer, ChatChunk
 from wrinklefree.server.schemas.chat import ChatRequest
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.structured import read_rule
@@ -24,7 +26,7 @@ def router(state: ServerState) -> APIRouter:
     """Return the route."""
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", response_model=ChatAnswer, responses=events(ChatChunk))
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Continue a conversation."""
         started = time.perf_counter()

@@ -12,8 +12,10 @@ from fastapi.responses import Response
 from wrinklefree.engine import Step
 from wrinklefree.server import asking, prompts
 from wrinklefree.server.answers import Choice
+from wrinklefree.server.document import events
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.replies import Reply, answer, json_text
+from wrinklefree.server.schemas.answers import TextAnswer, TextChunk
 from wrinklefree.server.schemas.completions import CompletionRequest
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.structured import read_rule
@@ -26,7 +28,7 @@ def router(state: ServerState) -> APIRouter:
     """Return the route."""
     routes = APIRouter()
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", response_model=TextAnswer, responses=events(TextChunk))
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue texts."""
         started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,6 +32,12 @@ class Message(BaseModel):
 
 class ChatRequest(Generating, Structured):
     """A conversation to continue."""
+
+    example: ClassVar[dict[str, Any] | None] = {
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "max_tokens": 32,
+        "stream": False,
+    }
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from wrinklefree.engine.sampling import MAX_LOGPROBS
-from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.schemas.fields import Generating, TokenId
 from wrinklefree.server.schemas.structured import Structured
-
-TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 
 
 class CompletionRequest(Generating, Structured):
     """Texts to continue, given as text or as token ids."""
+
+    example: ClassVar[dict[str, Any] | None] = {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.7}
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     echo: bool | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from wrinklefree.engine.decoding_settings import MAX_WINDOW
-from wrinklefree.engine.sampling import MAX_STOP_STRINGS
+from wrinklefree.engine.sampling import MAX_BIASED_TOKENS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from wrinklefree.server.errors import ApiError
 
 # What OpenAI's clients send and what has no meaning for one local model: taken, whatever it says, and not used.
@@ -33,12 +33,20 @@ REFUSED = {
 }
 
 
+REQUEST = "x-request"  # marks schemas in a document under way: their fields are all that is allowed
+
+
+def _describe(schema: dict[str, Any], kind: type[RequestBody]) -> None:
+    schema |= {"additionalProperties": False, REQUEST: True}
+    if kind.example is not None:
+        schema["examples"] = [kind.example]
+
+
 class RequestBody(BaseModel):
     """A request: values have exactly the type that is named, null is as if absent."""
 
-    model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"additionalProperties": False}
-    )
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, json_schema_extra=_describe)
+    example: ClassVar[dict[str, Any] | None] = None
     harmless: ClassVar[dict[str, tuple[Any, ...]]] = {"modalities": (["text"],)}
 
     @model_validator(mode="before")
@@ -90,6 +98,12 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = Field(None, description="accepted without meaning")
 
 
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+IdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
 class Generating(RequestBody):
     """What both kinds of completion can be told."""
 
@@ -101,12 +115,14 @@ class Generating(RequestBody):
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token; default 1")
     top_p: float | None = Field(None, gt=0, le=1, description="default 1")
     seed: int | None = Field(None, ge=-(1 << 63), le=(1 << 64) - 1, description="choice i has seed + i")
-    stop: str | list[str] | None = Field(
-        None, max_length=1024, description=f"at most {MAX_STOP_STRINGS} texts, none of them empty"
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
+        None, description="texts that end the answer, and are not part of it"
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, description="token id to a number from -100 to 100")
+    logit_bias: Annotated[dict[IdText, Bias], Field(max_length=MAX_BIASED_TOKENS)] | None = Field(
+        None, description="token id to what is added to its logit"
+    )
     mode: Literal["auto", "ar", "block", "speculative"] | None = None
     threshold: float | None = Field(None, ge=0, le=1)
     tokens_per_forward: int | None = Field(None, ge=1, le=1 << 20)
@@ -117,7 +133,7 @@ class Generating(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = Field(None, max_length=64)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
     watch: bool | None = Field(None, description="stream every pass of the model, with its guesses")
     return_tokens_as_token_ids: bool | None = Field(None, description="logprobs name tokens token_id:5")
 
