@@ -23,13 +23,14 @@ from wrinklefree.server.errors import ApiError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 COMPILE_SECONDS = 10.0
 _COMPILERS = 2  # threads
 _MASK_SECONDS = 0.25  # all answers wait while one's mask is computed; usually it takes some 0.00005
 # Between the parts of a JSON text: nothing, a space, or a line's end with up to 32 of them. Without a bound a small
 # model may write white space until its tokens are used up.
-_WHITE_SPACE = r"(\n {0,32}| )?"
+JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"(\n {0,32}| )?", "lenient": False, "coerce_one_of": False}
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,7 @@ def _source(rule: Rule) -> str:
 
     if rule.kind == "json_schema":
         # overrides: what a schema's own "x-guidance" asks for does not count
-        return LLMatcher.grammar_from_json_schema(
-            rule.text, overrides={"whitespace_pattern": _WHITE_SPACE, "lenient": False, "coerce_one_of": False}
-        )
+        return LLMatcher.grammar_from_json_schema(rule.text, overrides=JSON_OPTIONS)
     return LLMatcher.grammar_from_regex(rule.text) if rule.kind == "regex" else LLMatcher.grammar_from_lark(rule.text)
 
 

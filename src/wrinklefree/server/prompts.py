@@ -14,6 +14,7 @@ from wrinklefree.errors import FormatError, InputError
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.schemas.chat import Message
 from wrinklefree.server.state import ServerState
+from wrinklefree.server.tool_calls import arguments_as_objects
 
 _LONG_CHARACTERS = 8192  # tokenising as much takes about as long as a pass of the model; the loop must not wait
 
@@ -25,6 +26,8 @@ def for_template(message: Message) -> dict[str, Any]:
         given["content"] = "\n".join(part.text for part in message.content)
     elif message.content is None:
         given["content"] = ""
+    if message.tool_calls:
+        given["tool_calls"] = arguments_as_objects(message.tool_calls)
     if message.role == "developer":
         given["role"] = "system"
     return given

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wrinklefree.engine.sampling import MAX_LOGPROBS
 from wrinklefree.server.schemas.fields import Generating
 from wrinklefree.server.schemas.structured import Structured
+from wrinklefree.server.schemas.tools import WithTools
 
 
 class TextPart(BaseModel):
@@ -30,7 +31,7 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
-class ChatRequest(Generating, Structured):
+class ChatRequest(Generating, Structured, WithTools):
     """A conversation to continue."""
 
     example: ClassVar[dict[str, Any] | None] = {
