@@ -115,9 +115,7 @@ def test_wrong_places_and_methods(server: RunningServer) -> None:
     assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize(
-    "field", ["user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "audio"]
-)
+@pytest.mark.parametrize("field", ["user", "metadata", "store", "service_tier", "safety_identifier", "audio"])
 def test_fields_without_meaning_and_nulls_change_nothing(server: RunningServer, field: str) -> None:
     body = {"messages": [MESSAGE], "max_tokens": 3, "temperature": 0}
     value = None if field == "audio" else {"a": 1}

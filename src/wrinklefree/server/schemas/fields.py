@@ -15,7 +15,7 @@ from wrinklefree.server.errors import ApiError
 # What OpenAI's clients send and what has no meaning for one local model: taken, whatever it says, and not used.
 WITHOUT_MEANING = frozenset(
     {
-        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
         "prompt_cache_retention", "prompt_cache_options", "prediction",
     }
 )  # fmt: skip
