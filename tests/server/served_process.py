@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Self
 
 import httpx
 
@@ -22,7 +23,7 @@ class ServedProcess:
     """``url`` without the /v1; ``client``: httpx on it; ``lines``: what it wrote on standard error so far.
 
     ``options``: words behind `wf serve MODEL`. ``environment``: variables beside those of the tests.
-    ``python``: the interpreter that has wrinklefree.
+    ``python``: the interpreter that has wrinklefree. ``stderr``: where lines go instead; ``port`` must be given then.
     """
 
     def __init__(
@@ -32,37 +33,53 @@ class ServedProcess:
         ready: bool = True,
         environment: dict[str, str] | None = None,
         python: str = sys.executable,
-        **popen: Any,
+        port: int = 0,
+        stderr: IO[str] | int = subprocess.PIPE,
     ) -> None:
-        words = ["serve", str(model), "--port", "0", "--threads", "1", *options]
+        words = ["serve", str(model), "--port", str(port), "--threads", "1", *options]
         self.process = subprocess.Popen(
             [python, "-c", _PROGRAM, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env={**os.environ, **(environment or {})},
             text=True,
-            **popen,
         )
         self.lines: list[str] = []
         self._news: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            found = re.search(r"http://\S+?:\d+", self.wait_for("listening on "))
-            assert found is not None
-            self.url = found[0]
+            self.url = f"http://127.0.0.1:{port}" if port else self._said_url()
+            self.client = httpx.Client(base_url=self.url, timeout=60)
             if ready:
-                self.wait_for("ready: ")
+                self._wait_until_ready(told=not port)
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def _said_url(self) -> str:
+        found = re.search(r"http://\S+?:\d+", self.wait_for("listening on "))
+        assert found is not None
+        return found[0]
+
+    def _wait_until_ready(self, told: bool) -> None:
+        if told:
+            self.wait_for("ready: ")
+            return
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            assert time.monotonic() < end and self.process.poll() is None, "the server did not start"
+            try:
+                if self.client.get("/openapi.json").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self.lines.append(line)
             self._news.put(line)
         self._news.put(None)
@@ -90,5 +107,5 @@ class ServedProcess:
         self.process.wait()
         self._reader.join(10)
         for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+            if stream is not None:
+                stream.close()

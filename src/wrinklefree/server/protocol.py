@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # an offer in pieces; what follows it is not read
         except httptools.HttpParserError:
-            self._refuse(self._refusal or ApiError(400, "the request is not valid HTTP/1.1", code="invalid_http"))
+            self._refuse(self._refusal or ApiError(400, "the request is no valid HTTP", code="invalid_http"))
             return
         if self._reading_headers and self._fed_bytes > self._limits.max_header_bytes:
             self._refuse(self._headers_too_large())
