@@ -23,7 +23,8 @@ class ServedProcess:
     """``url`` without the /v1; ``client``: httpx on it; ``lines``: what it wrote on standard error so far.
 
     ``options``: words behind `wf serve MODEL`. ``environment``: variables beside those of the tests.
-    ``python``: the interpreter that has wrinklefree. ``stderr``: where lines go instead; ``port`` must be given then.
+    ``python``: the interpreter that has wrinklefree. ``first``: a program that runs
+    before the server's. ``stderr``: where lines go instead; ``port`` must be given then.
     """
 
     def __init__(
@@ -33,12 +34,13 @@ class ServedProcess:
         ready: bool = True,
         environment: dict[str, str] | None = None,
         python: str = sys.executable,
+        first: str = "",
         port: int = 0,
         stderr: IO[str] | int = subprocess.PIPE,
     ) -> None:
         words = ["serve", str(model), "--port", str(port), "--threads", "1", *options]
         self.process = subprocess.Popen(
-            [python, "-c", _PROGRAM, *words],
+            [python, "-c", first + _PROGRAM, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,16 +1,155 @@
-"""`wf serve` as a process: what it says, what it answers while it loads, how it ends."""
+"""`wf serve` as a process: what it says, what it answers while it loads, how it ends; and what it refuses to start."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
+import socket
+from collections import defaultdict
 from pathlib import Path
 
+import pytest
+from raw_client import RawClient, post, status_and_error
 from served_process import ServedProcess
 
+from wrinklefree.cli import main as front
+from wrinklefree.cli.serve import read_keys
+from wrinklefree.errors import InputError
 
-def test_serves_and_ends_cleanly_on_sigterm(toy: Path) -> None:
-    with ServedProcess(toy, "--slots", "2") as served:
-        assert served.client.get("/health").status_code == 200
-        assert served.stop(signal.SIGTERM) == 0
+PATH = "/v1/completions"
+KEY = "key-from-the-environment"
+BEARER = f"Authorization: Bearer {KEY}"
+LONG = {"model": "toy", "prompt": "a", "max_tokens": 400, "n": 4, "seed": 1, "ignore_eos": True, "stream": True}
+
+
+def test_sigterm_under_load_lets_all_finish_that_was_taken_in(toy: Path) -> None:
+    """Two answers run, fourteen wait; each stream has its whole answer, new requests hear 503, the exit code is 0."""
+    with ServedProcess(toy, "--slots", "2", environment={"WRINKLEFREE_API_KEY": KEY}) as served:
+        assert served.client.get("/v1/models").status_code == 401
+        clients = [RawClient(served.url) for _ in range(4)]
+        for client in clients:
+            client.send(post(PATH, LONG, BEARER))
+        for client in clients[:2]:
+            client.read_until(b"data: ")
+        with RawClient(served.url) as late:
+            served.process.send_signal(signal.SIGTERM)
+            served.wait_for("stopping")
+            late.send(post(PATH, LONG, BEARER))
+            status, error = status_and_error(late.read_until(b"}}"))
+            assert (status, error["code"]) == (503, "stopping")
+        texts = []
+        for client in clients:
+            answer = client.read_all()
+            assert answer.rstrip(b"\r\n0").endswith(b"data: [DONE]") and b'"error"' not in answer
+            texts.append(_choices(answer))
+            client.socket.close()
+        assert texts[2] == texts[3] and sorted(texts[2]) == list(range(LONG["n"]))
+        assert served.process.wait(60) == 0
         assert served.process.stdout is not None and served.process.stdout.read() == ""
-        served.wait_for("stopped")
+        assert not any(KEY in line for line in served.lines)
+
+
+def _choices(stream: bytes) -> dict[int, str]:
+    """Return the texts of the choices of a stream that begins in its middle."""
+    texts: dict[int, str] = defaultdict(str)
+    for line in stream.splitlines():
+        if line.startswith(b'data: {"id"'):
+            for choice in json.loads(line[6:])["choices"]:
+                texts[choice["index"]] += choice["text"]
+    return texts
+
+
+def test_at_the_deadline_streams_end_with_an_error(toy: Path) -> None:
+    with ServedProcess(toy, "--slots", "1", "--host", "0.0.0.0", "--drain-seconds", "0") as served:
+        assert any("WARNING" in line and "WITHOUT an API key" in line for line in served.lines)
+        with RawClient(served.url) as client:
+            client.send(post(PATH, LONG))
+            client.read_until(b"data: ")
+            assert served.stop(signal.SIGINT) == 0
+            last = client.read_all().rstrip(b"\r\n0").rpartition(b"data: ")[2]
+            assert json.loads(last)["error"]["code"] == "stopping"
+
+
+@pytest.mark.slow
+def test_a_second_signal_cuts(toy: Path) -> None:
+    with ServedProcess(toy, "--slots", "1") as served, RawClient(served.url) as client:
+        client.send(post(PATH, LONG))
+        client.read_until(b"data: ")
+        served.process.send_signal(signal.SIGTERM)
+        served.wait_for("stopping")
+        assert served.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert b"[DONE]" not in client.read_all()
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_go_on_ends_the_process_with_a_reason(toy: Path) -> None:
+    """The request is answered with 500, not left hanging; whoever watches the process can start another."""
+    broken = "from wrinklefree.server.scheduler import Scheduler as S; S._admit = lambda *_: exec('raise OSError(7)')\n"
+    with ServedProcess(toy, first=broken) as served:
+        answer = served.client.post(PATH, json={**LONG, "stream": False})
+        assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+        assert served.process.wait(60) == 1
+        served._reader.join(10)
+        assert served.lines[-1].startswith("wf: OSError: 7")
+
+
+def test_while_the_model_is_loaded_it_says_so(toy: Path) -> None:
+    """Loading takes as long as the test wants; an order to stop does not wait for it."""
+    slow = "import time; from wrinklefree.engine import Engine; Engine.load = lambda *_, **__: time.sleep(600)\n"
+    with ServedProcess(toy, ready=False, first=slow) as served:
+        for path in ("/health/ready", "/v1/models", "/"):
+            answer = served.client.get(path)
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
+            assert int(answer.headers["retry-after"]) > 0
+        assert served.client.get("/health/live").status_code == 200
+        assert served.stop(signal.SIGTERM) == 0
+
+
+def test_a_damaged_model_ends_the_server_with_one_line(toy: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(toy, tmp_path / "toy"))
+    os.truncate(damaged / "model.safetensors", 100)
+    with ServedProcess(damaged, ready=False) as served:
+        assert served.process.wait(60) == 2
+        served._reader.join(10)
+        assert "model.safetensors" in served.lines[-1] and not any("Traceback" in line for line in served.lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{toy}x"], "found no such file or directory"),
+        (["{toy}", "--mode", "quick"], "mode"),
+        (["{toy}", "--api-key", "short"], "--api-key: a key has 8 or more"),
+        (["{toy}", "--api-key-file", "{keys}"], "--api-key-file"),
+        (["{toy}", "--host", "no.such.host.invalid"], "--host"),
+        (["{toy}", "--port", "{taken}"], "choose another --port"),
+        (["{toy}", "--drain-seconds", "nan"], "--drain-seconds"),
+        (["{toy}", "--queue", "-1"], "--queue"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[1:]),
+)
+def test_what_is_refused_at_the_start(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """One line, exit code 2, and no key on the screen."""
+    (tmp_path / "keys").write_text("# only a comment\n\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        names = {"toy": toy, "keys": tmp_path / "keys", "taken": port}
+        assert front.main(["serve", *(word.format(**names) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1 and "short" not in error
+
+
+def test_keys_come_from_options_and_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# people\nkey-of-alice\n\n  key-of-bob-1  \nkey-of-alice\n")
+    assert read_keys(["key-of-carol"], file) == ("key-of-carol", "key-of-alice", "key-of-bob-1")
+    file.write_text("key-of-alice\nkey of bob\n")
+    with pytest.raises(InputError, match=r"keys:2: a key has 8 or more visible ASCII characters") as caught:
+        read_keys([], file)
+    assert "bob" not in str(caught.value)

@@ -20,7 +20,7 @@ _LEAST_KEY_CHARACTERS = 8
 _DAY_SECONDS = 86_400
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = (
-    "wf: WARNING: listening on {} WITHOUT an API key: whoever reaches this machine can use the model; "
+    "wf: WARNING: --host {} is open to the network WITHOUT an API key: whoever reaches this machine can use the model; "
     "set WRINKLEFREE_API_KEY, or --host 127.0.0.1"
 )
 
@@ -69,7 +69,7 @@ def run(
     _check_seconds(request=request_seconds, queue=queue_seconds, drain=drain_seconds)
     if not model.exists():
         raise InputError(f"{model}: found no such file or directory; give one that `wf export` wrote, or a GGUF file")
-    keys = _keys(api_key or [], api_key_file)
+    keys = read_keys(api_key or [], api_key_file)
     from wrinklefree.engine import DecodingSettings, Engine
     from wrinklefree.server.access_log import LogWriter, log_to
     from wrinklefree.server.run import bind, serve, warm_up
@@ -110,7 +110,7 @@ def _check_seconds(**given: float) -> None:
             raise InputError(f"--{name}-seconds: found {seconds}, allowed are 0 to {_DAY_SECONDS}")
 
 
-def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     """Return the keys of options and file. Raises: InputError, which never quotes a key."""
     found = [("--api-key", key) for key in given]
     if file is not None:

@@ -148,6 +148,7 @@ class Life:
         try:
             engine = await loaded
             app = create_app(engine, self._settings)
+            app.state.server.scheduler.on_failure = self._fail
             self._inner = app.router.lifespan_context(app)
             await self._inner.__aenter__()
             self._app = app
@@ -155,6 +156,10 @@ class Life:
             self._ready(engine)
         except Exception as error:
             self.failure = error
+
+    def _fail(self, error: BaseException) -> None:
+        """End a server whose engine cannot compute any more: whoever watches the process starts another."""
+        self.failure = error
 
     async def drain(self) -> None:
         """Let running answers finish, as long as the settings allow, and end the scheduler's thread."""
@@ -216,6 +221,7 @@ def serve(bound: socket.socket, load: Load, settings: ServerSettings, log: LogWr
 
     life = Life(load, settings, ready)
     server = _Server(server_config(life, settings), life, say)
+    bound.listen(_BACKLOG)  # who connects from now on waits instead of being refused
     say(f"listening on {url}, loading {settings.model_id}")
     server.run(sockets=[bound])
     if life.failure is None:
