@@ -10,14 +10,15 @@ from fastapi import FastAPI
 from wrinklefree.engine import Engine
 from wrinklefree.server import document, error_answers
 from wrinklefree.server.guard import Guard
-from wrinklefree.server.routes import chat, completions, embeddings, health, models, page, tokens
+from wrinklefree.server.metrics import CountRequests
+from wrinklefree.server.routes import chat, completions, embeddings, health, metrics, models, page, tokens
 from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
 from wrinklefree.server.state import ServerState
 from wrinklefree.version import __version__
 
 # Each module has `router(state)`; a further route is a module and its name here.
-ROUTES = (health, models, chat, completions, embeddings, tokens, page)
+ROUTES = (health, metrics, models, chat, completions, embeddings, tokens, page)
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
@@ -35,6 +36,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app.state.server = state
     error_answers.install(app)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(CountRequests, metrics=state.metrics)
     for module in ROUTES:
         app.include_router(module.router(state))
     document.install(app, settings)
