@@ -27,6 +27,7 @@ VERBS = {
     "generate": "Continue a prompt.",
     "trace": "Draw the trace of a generation as an animated picture (SVG, GIF).",
     "chat": "Talk to a model in the terminal.",
+    "board": "Show the figures of training runs on a page, while they run.",
     "serve": "Answer OpenAI's HTTP API for one model, with a web page to talk to it.",
     "eval": "Measure perplexity on a text.",
     "equiv": "Compare two models, or two ways of computing one: logits, gradients, training steps.",
