@@ -13,9 +13,7 @@ from wrinklefree.cli.output import Output
 
 def run(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="directories of training runs, or of several")],
-    host: Annotated[
-        str, typer.Option(help="address to listen on; anyone who reaches it sees the figures")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; whoever reaches it sees the figures")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8001,
 ) -> None:
     """Curves of loss, objectives, lambda, learning rate, zeros and speed; runs lie over each other. Ctrl-C ends it."""

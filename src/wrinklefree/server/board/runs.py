@@ -45,7 +45,7 @@ class Run:
         """Return the whole lines from byte ``start`` on, at most about `PIECE_BYTES` of them.
 
         ``rows``: objects, a line each; lines that are none are left out. ``next``: where to go on. ``more``: whether
-        there is more already. ``anew``: the file is shorter than ``start`` (the run began again); this is its beginning.
+        there is more already. ``anew``: the file is shorter than ``start``, the run began again; this is its beginning.
         """
         try:
             with (self.directory / METRICS).open("rb") as stream:

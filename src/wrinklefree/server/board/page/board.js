@@ -13,14 +13,14 @@ const MOST_STACKS = 4; // charts of shares: one for each run, of so many runs
 const starts = (end) => (found) => found.filter((name) => name.endsWith(end));
 const CHARTS = [
   { title: "Loss", names: () => ["loss"], wide: true, loss: true },
-  { title: "Shares of the loss", about: "by objective", names: starts("/share"), stacked: true },
-  { title: "Objectives", about: "values before their weights", names: starts("/value"), loss: true, wide: true },
   { title: "Agreement with the teacher", about: "most likely token", names: starts("/top1_agreement"), percent: true },
+  { title: "Objectives", about: "values before their weights", names: starts("/value"), loss: true, wide: true },
+  { title: "Tokens a second", names: () => ["tokens_per_second"], zero: true },
+  { title: "Shares of the loss", about: "by objective", names: starts("/share"), stacked: true },
   { title: "Lambda", about: "strength of quantisation", names: () => ["lambda"], plain: true },
   { title: "Learning rate", names: () => ["lr"], plain: true, zero: true },
   { title: "Zero weights", about: "share of ternary codes", names: () => ["ternary/zeros"], percent: true, plain: true },
   { title: "Flipped weights", about: "since the last look", names: () => ["ternary/flips"], percent: true, plain: true },
-  { title: "Tokens a second", names: () => ["tokens_per_second"], zero: true },
   { title: "Gradient norm", names: () => ["grad_norm"], log: true },
   { title: "Steps clipped or skipped", names: () => ["clipped", "nonfinite"], plain: true, zero: true },
 ];
