@@ -17,18 +17,13 @@ def run(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8001,
 ) -> None:
     """Curves of loss, objectives, lambda, learning rate, zeros and speed; runs lie over each other. Ctrl-C ends it."""
-    import uvicorn
-
-    from wrinklefree.server.board.app import create_board
+    from wrinklefree.server.board.app import serve_board
     from wrinklefree.server.board.runs import find_runs
     from wrinklefree.server.run import bind, url_of
 
     output = Output(None)
     found = find_runs(runs)
     bound = bind(host, port)
-    local = ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
-    config = uvicorn.Config(create_board(found, local), log_config=None, log_level="warning", access_log=False,
-                            server_header=False, ws="none", timeout_graceful_shutdown=1)  # fmt: skip
     count = "1 run" if len(found) == 1 else f"{len(found)} runs"
     output.line(f"{count} ({', '.join(run.name for run in found)}) on {url_of(bound)}/ ; Ctrl-C ends it")
-    uvicorn.Server(config).run(sockets=[bound])
+    serve_board(bound, found, ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback)

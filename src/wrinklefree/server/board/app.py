@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -54,6 +56,21 @@ def create_board(runs: list[Run], local: bool = True) -> Starlette:
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL)] if local else [],
     )
+
+
+def serve_board(bound: socket.socket, runs: list[Run], local: bool) -> None:
+    """Serve the board on a bound socket until SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        create_board(runs, local),
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+    )
+    uvicorn.Server(config).run(sockets=[bound])
 
 
 def _refusal(status: int, message: str) -> Response:
