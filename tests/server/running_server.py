@@ -21,10 +21,12 @@ from wrinklefree.server.settings import ServerSettings
 MODEL = "toy"
 
 
-def chat_toy(directory: Path, **config: Any) -> Path:
+def chat_toy(
+    directory: Path, template: str = tokenizer_toys.CHATML, post_processor_bos: bool = False, **config: Any
+) -> Path:
     """Write a packed toy model of 258 tokens (bytes, then <s> and </s>) with random weights and a ChatML template."""
     write_toy(directory, {**BASE, "vocab_size": 258, "eos_token_id": 257, **config}, "row", 64, seed=3)
-    return tokenizer_toys.write(directory, template=tokenizer_toys.CHATML)
+    return tokenizer_toys.write(directory, template=template, post_processor_bos=post_processor_bos)
 
 
 class RunningServer:

@@ -8,16 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wrinklefree.engine import Step
+from wrinklefree.engine.prompt_scores import PromptScores
 from wrinklefree.server.work import Event, Ticket
 
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One answer as far as it has come. ``started``: the moment of the request, `time.perf_counter`."""
+    """One answer as far as it has come.
+
+    ``started``: the moment of the request, `time.perf_counter`. ``silent``: no token was asked for, the one that the
+    engine makes is left out.
+    """
 
     index: int
     ticket: Ticket
     started: float
+    silent: bool = False
     pieces: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)  # only where their scores are wanted
     tokens: int = 0
@@ -25,17 +31,23 @@ class Choice:
     first: float | None = None
     last: float = 0.0
     first_tokens: int = 0
+    prompt_scores: PromptScores | None = None
 
-    def take(self, event: Event) -> str:
-        """Note an event; return its text."""
+    def take(self, event: Event) -> tuple[Step, ...]:
+        """Note an event; return its steps."""
+        if event.scores is not None:
+            self.prompt_scores = event.scores
         if not event.steps:
-            return ""
+            return ()
         self.last = time.perf_counter()
-        self.tokens += len(event.steps)
         if self.first is None:
             self.first, self.first_tokens = self.last, len(event.steps)
+        if self.silent:
+            self.finish_reason = "length"
+            return ()
+        self.tokens += len(event.steps)
         self.finish_reason = event.steps[-1].finish_reason
-        return text_of(event.steps)
+        return event.steps
 
     def figures(self) -> dict[str, Any]:
         """Return how the answer was made: the content of the ``wrinklefree`` object."""
@@ -51,7 +63,7 @@ class Choice:
         }
 
 
-def text_of(steps: tuple[Step, ...]) -> str:
+def text_of(steps: Sequence[Step]) -> str:
     """Return the text of several steps."""
     return steps[0].text if len(steps) == 1 else "".join(step.text for step in steps)
 

@@ -18,6 +18,7 @@ from wrinklefree.server.schemas.fields import Generating, RequestBody
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.work import Ticket, Work
 
+MAX_SCORES = 1 << 20  # about 50 MB of JSON
 _SEEDS = 1 << 64
 _T = TypeVar("_T")
 
@@ -74,6 +75,18 @@ def decoding(state: ServerState, body: Generating) -> DecodingSettings:
     )
 
 
+def check_scores(state: ServerState, body: Generating, prompts: Sequence[NDArray[np.int32]], max_tokens: int) -> None:
+    """Refuse log-probabilities that are too many to be held and sent. Raises: ApiError."""
+    if body.top_scores is None:
+        return
+    context, echo = state.engine.context, bool(getattr(body, "echo", False))
+    tokens = sum(min(max_tokens, context - len(prompt) + 1) + len(prompt) * echo for prompt in prompts)
+    wanted = tokens * (body.n or 1) * (body.top_scores + 1)
+    if wanted > MAX_SCORES:
+        message = f"logprobs: {wanted} of them may be asked for here, at most {MAX_SCORES} are given; ask for fewer"
+        raise ApiError(400, f"{message} at each token, or give max_tokens", param="logprobs")
+
+
 async def constraints(state: ServerState, body: Generating, rule: Rule | None, prompts: int) -> list[Constraint]:
     """Return what keeps each of the ``n`` answers to so many prompts to a rule; none for no rule. Raises: ApiError."""
     if rule is None:
@@ -101,7 +114,7 @@ def submit(
     if wanted > room:
         message = f"prompt: {wanted} answers in one request are more than the {room} that the server can hold; ask for "
         raise ApiError(400, message + "fewer at a time", param="prompt", code="too_many_answers")
-    if kept_to:
+    if kept_to or (params.prompt_logprobs is not None and body.mode is None):
         settings = replace(settings, mode="ar")  # `constraints` has refused other wishes of the request
     left = iter(kept_to)
     assert params.seed is not None

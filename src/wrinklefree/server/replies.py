@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -12,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from wrinklefree.engine import Step
-from wrinklefree.server.answers import Choice, figures, usage
+from wrinklefree.server.answers import Choice, figures, text_of, usage
 from wrinklefree.server.schemas.fields import Generating
 from wrinklefree.server.sse import EventStream, each, event, unless_gone
 from wrinklefree.server.state import ServerState
@@ -38,6 +39,7 @@ class Reply:
         self.body = body
         self.choices = choices
         self.scored = body.top_scores is not None
+        self.heavy = False  # so many scores that writing them would hold up the other answers
         tokenizer = state.engine.tokenizer if state.engine.has_tokenizer else None
         self.names = TokenNames(tokenizer, bool(body.return_tokens_as_token_ids))
         self._head = {
@@ -77,14 +79,18 @@ class Reply:
         begun: set[int] = set()
 
         async def take(choice: Choice, given: Event) -> None:
-            text = choice.take(given)
+            steps = choice.take(given)
             data = b""
             if choice.index not in begun:
                 begun.add(choice.index)
                 first = self.first()
                 data = b"" if first is None else self.chunk(choice.index, first)
             watched = passes(self.state, choice.ticket.prompt_tokens, given.passes) if given.passes else None
-            fields = self.piece(choice, text, given.steps)
+            text = text_of(steps)
+            if self.heavy:
+                fields = await asyncio.to_thread(self.piece, choice, text, steps)
+            else:
+                fields = self.piece(choice, text, steps)
             ended = choice.finish_reason
             if watched is not None or fields or ended is not None:
                 data += self._piece(choice, fields, watched)
@@ -95,17 +101,22 @@ class Reply:
         if self._counts:
             await out(event({**self._head, "object": self.chunk_kind, "choices": [], "usage": self._usage()}))
 
-    async def whole(self) -> dict[str, Any]:
-        """Return the whole answer."""
+    async def whole(self) -> bytes:
+        """Return the whole answer as JSON."""
 
         async def take(choice: Choice, given: Event) -> None:
-            choice.pieces.append(choice.take(given))
+            steps = choice.take(given)
+            choice.pieces.append(text_of(steps))
             if self.scored:
-                choice.steps.extend(given.steps)
+                choice.steps.extend(steps)
 
         await each(self.choices, take)
+        return await asyncio.to_thread(self._object) if self.heavy else self._object()
+
+    def _object(self) -> bytes:
         chosen = [self.choice(choice) for choice in self.choices]
-        return {**self._head, "choices": chosen, "usage": self._usage(), "wrinklefree": figures(self.choices)}
+        found = {**self._head, "choices": chosen, "usage": self._usage(), "wrinklefree": figures(self.choices)}
+        return json_text(found).encode()
 
     def _piece(self, choice: Choice, fields: str, watched: list[Any] | None) -> bytes:
         extension: dict[str, Any] = {} if watched is None else {"passes": watched}
@@ -123,14 +134,14 @@ async def answer(request: Request, reply: Reply) -> Response:
     tickets = [choice.ticket for choice in reply.choices]
     if reply.body.stream:
         return EventStream(tickets, reply.stream, reply.state.settings.keep_alive_seconds)
-    found: list[dict[str, Any]] = []
+    found: list[bytes] = []
 
     async def work() -> None:
         found.append(await reply.whole())
 
     if not await unless_gone(request.receive, tickets, work()):
         return Response(status_code=499)  # nobody reads it
-    return Response(json_text(found[0]), media_type="application/json")
+    return Response(found[0], media_type="application/json")
 
 
 def json_text(value: Any) -> str:

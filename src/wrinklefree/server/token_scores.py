@@ -72,27 +72,38 @@ class TextScores:
         self._names = names
         self._top = top
         self._characters = 0
+        self._unwritten = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def take(self, steps: Sequence[Scored]) -> dict[str, Any]:
+    def take(self, steps: Sequence[Scored], prompt: Sequence[Scored] = (), unwritten: int = 0) -> dict[str, Any]:
         """Return the entries of the next tokens; one whose probability is not known (a prompt's first) has nulls.
 
-        As with OpenAI the token itself is listed beside the most likely ones.
+        As with OpenAI the token itself is listed beside the most likely ones. ``prompt``: tokens before the steps whose
+        special ones are written in the text; ``unwritten``: bytes of theirs that stand before the text.
         """
-        names = self._names
-        offsets = []
-        for step in steps:
-            written = b"" if names.is_special(step.token) else names.bytes_of(step.token)
-            # An unfinished character that this token does not go on with becomes one U+FFFD before it.
-            broken = bool(written and self._decoder.getstate()[0] and written[0] & 0xC0 != 0x80)
-            offsets.append(self._characters + broken)
-            self._characters += len(self._decoder.decode(written))
+        self._unwritten += unwritten
+        offsets = [self._advance(step.token, True) for step in prompt]
+        offsets += [self._advance(step.token, False) for step in steps]
+        entries = [*prompt, *steps]
         return {
-            "tokens": [names.name(step.token) for step in steps],
-            "token_logprobs": [None if step.logprob is None else finite(step.logprob) for step in steps],
-            "top_logprobs": [None if step.logprob is None else self._best(step) for step in steps],
+            "tokens": [self._names.name(step.token) for step in entries],
+            "token_logprobs": [None if step.logprob is None else finite(step.logprob) for step in entries],
+            "top_logprobs": [None if step.logprob is None else self._best(step) for step in entries],
             "text_offset": offsets,
         }
+
+    def _advance(self, token: int, special_written: bool) -> int:
+        """Return where a token begins, and go behind it."""
+        names = self._names
+        written = names.bytes_of(token) if special_written or not names.is_special(token) else b""
+        dropped = min(self._unwritten, len(written))
+        self._unwritten -= dropped
+        written = written[dropped:]
+        # An unfinished character that this token does not go on with becomes one U+FFFD before it.
+        broken = bool(written and self._decoder.getstate()[0] and written[0] & 0xC0 != 0x80)
+        begin = self._characters + broken
+        self._characters += len(self._decoder.decode(written))
+        return begin
 
     def _best(self, step: Scored) -> dict[str, float]:
         best: dict[str, float] = {}

@@ -38,6 +38,7 @@ def router(state: ServerState) -> APIRouter:
         ids = await prompts.conversation(state, body.messages, use.rendered)
         most = body.max_completion_tokens or body.max_tokens or state.engine.context
         params = asking.sampling(body, most)
+        asking.check_scores(state, body, [ids], most)
         kept_to = await asking.constraints(state, body, use.rule, 1)
         tickets = asking.submit(state, request, body, [ids], params, kept_to)
         choices = [Choice(index, ticket, started) for index, ticket in enumerate(tickets)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,6 +14,7 @@ from wrinklefree.engine import Step
 from wrinklefree.server import asking, prompts
 from wrinklefree.server.answers import Choice
 from wrinklefree.server.document import events
+from wrinklefree.server.echo import Echo, echoes
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.replies import Reply, answer, json_text
 from wrinklefree.server.schemas.answers import TextAnswer, TextChunk
@@ -22,6 +24,7 @@ from wrinklefree.server.structured import read_rule
 from wrinklefree.server.token_scores import TextScores
 
 DEFAULT_TOKENS = 16  # OpenAI's
+HEAVY_SCORES = 20_000  # take about 20 ms to write
 
 
 def router(state: ServerState) -> APIRouter:
@@ -36,11 +39,18 @@ def router(state: ServerState) -> APIRouter:
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise ApiError(400, f"best_of: found {body.best_of}, allowed is the value of n", param="best_of")
         many = await prompts.texts(state, body.prompt)
-        params = asking.sampling(body, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens)
+        most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        if most == 0 and not body.echo:
+            raise ApiError(400, "max_tokens: found 0, which is allowed with echo only", param="max_tokens")
+        params = asking.sampling(body, max(most, 1))
+        if body.echo:
+            params = replace(params, prompt_logprobs=body.logprobs)
+        asking.check_scores(state, body, many, most)
         kept_to = await asking.constraints(state, body, read_rule(body), len(many))
         tickets = asking.submit(state, request, body, many, params, kept_to)
-        choices = [Choice(index, ticket, started) for index, ticket in enumerate(tickets)]
-        return await answer(request, CompletionReply(state, body, choices))
+        choices = [Choice(index, ticket, started, most == 0) for index, ticket in enumerate(tickets)]
+        echoed = echoes(state, body.prompt, many) if body.echo else []
+        return await answer(request, CompletionReply(state, body, choices, echoed))
 
     return routes
 
@@ -53,19 +63,38 @@ class CompletionReply(Reply):
     id_prefix = "cmpl-"
     nothing = '"text":"","logprobs":null'
 
-    def __init__(self, state: ServerState, body: CompletionRequest, choices: Sequence[Choice]) -> None:
-        """As `Reply`."""
+    def __init__(
+        self, state: ServerState, body: CompletionRequest, choices: Sequence[Choice], echoed: Sequence[Echo]
+    ) -> None:
+        """``echoed``: of each prompt; none when prompts are not asked for."""
         super().__init__(state, body, choices)
+        self._echoes = dict(enumerate(echo for echo in echoed for _ in range(body.n or 1)))
         self._scores = [TextScores(self.names, body.top_scores or 0) for _ in choices] if self.scored else []
+        self.heavy = self.scored and sum(len(echo.ids) for echo in echoed) * (body.top_scores or 1) > HEAVY_SCORES
 
     def piece(self, choice: Choice, text: str, steps: Sequence[Step]) -> str:
-        """Return a piece of the text."""
-        if self.scored and steps:
-            return f'"text":{json_text(text)},"logprobs":{json_text(self._scores[choice.index].take(steps))}'
+        """Return a piece of the text, the first with the prompt."""
+        if not steps and choice.finish_reason is None:
+            return ""
+        text, scores = self._with_echo(choice, text, steps)
+        if scores is not None:
+            return f'"text":{json_text(text)},"logprobs":{json_text(scores)}'
         return f'"text":{json_text(text)},"logprobs":null' if text else ""
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """Return a whole answer."""
-        text = "".join(choice.pieces)
-        scores = self._scores[choice.index].take(choice.steps) if self.scored else None
+        text, scores = self._with_echo(choice, "".join(choice.pieces), choice.steps)
         return {"index": choice.index, "text": text, "logprobs": scores, "finish_reason": choice.finish_reason}
+
+    def _with_echo(self, choice: Choice, text: str, steps: Sequence[Step]) -> tuple[str, dict[str, Any] | None]:
+        """Put the prompt before what is handed out first; return the scores too, where they are wanted."""
+        echo = self._echoes.pop(choice.index, None)
+        if echo is not None:
+            text = echo.text + text
+        if not self.scored:
+            return text, None
+        scores = self._scores[choice.index]
+        if echo is None:
+            return text, scores.take(steps)
+        assert choice.prompt_scores is not None
+        return text, scores.take(steps, echo.tokens(choice.prompt_scores), echo.unwritten)
