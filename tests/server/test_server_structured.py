@@ -16,6 +16,7 @@ from running_server import RunningServer
 from sse_reading import chunks
 
 from wrinklefree.engine import Engine, SamplingParams
+from wrinklefree.server import grammar
 from wrinklefree.server.grammar import Grammars, GrammarState, Rule
 from wrinklefree.server.regex_size import expanded_size
 
@@ -134,6 +135,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"response_format": named({"items": {"pattern": "a{5001}"}})}, SCHEMA, "written out, found 5001"),
         ({"response_format": named({"anyOf": [{"const": n} for n in range(257)]})}, SCHEMA, "found 257 parts"),
         ({"response_format": named({"type": "foo"})}, SCHEMA, "Invalid type: foo"),
+        ({"response_format": named({"items": [{"multipleOf": 100.01}]})}, SCHEMA, "found multipleOf 100.01"),
         ({"response_format": named({"if": {}})}, SCHEMA, "Unimplemented keys"),
         ({"response_format": named({"if": {}, "x-guidance": {"lenient": True}})},
          SCHEMA, "Unimplemented keys"),
@@ -202,3 +204,13 @@ def test_random_walks_through_a_schema_give_its_instances(engine: Engine, gramma
             "x", SamplingParams(400, temperature=5.0, top_p=1.0, seed=seed), constraint=state
         ).run()
         assert answer.finish_reason == "stop" and set(json.loads(answer.text)) == set(PERSON["properties"])
+
+
+def test_a_rule_that_becomes_too_complex_ends_its_answer_alone(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "_MASK_SECONDS", 0.0)
+    answer = ask(server, guided_regex="[a-z]{9}")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "guided_regex", "grammar_too_complex")
+    assert ask(server, max_tokens=3).status_code == 200

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine import Engine
-from wrinklefree.errors import InputError
 from wrinklefree.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -43,10 +42,14 @@ class Rule:
 
 
 class GrammarState:
-    """The `engine.Constraint` of one answer."""
+    """The `engine.Constraint` of one answer.
 
-    def __init__(self, matcher: LLMatcher, mask: NDArray[np.uint32], vocab_size: int) -> None:
+    Its methods raise ApiError when the grammar has become too complex to go on, which ends this answer alone.
+    """
+
+    def __init__(self, field: str, matcher: LLMatcher, mask: NDArray[np.uint32], vocab_size: int) -> None:
         """``mask`` uint32 [of the tokenizer's vocabulary], the allowed first tokens; both are this answer's own."""
+        self._field = field
         self._matcher = matcher
         self._mask = mask
         self._words = -(-vocab_size // 32)
@@ -58,20 +61,26 @@ class GrammarState:
         return self._matcher.is_stopped()
 
     def mask(self) -> NDArray[np.uint32]:
-        """Return the allowed next tokens. Raises: InputError when the grammar has become too complex."""
+        """Return the allowed next tokens, uint32 [ceil(V / 32)]."""
         if not self._known:
             started = time.thread_time()  # not the wall's: a busy machine is nobody's fault
             _fill(self._matcher, self._mask)
             self._known = True
+            if self._matcher.is_error():
+                raise self._failed(_reason(self._matcher))
             if time.thread_time() - started > _MASK_SECONDS:
-                raise InputError("the answer's grammar has become too complex; use a simpler one")
+                raise self._failed(f"the next tokens took more than {_MASK_SECONDS:g} s to find")
         return self._mask[: self._words]
 
     def accept(self, token: int) -> None:
-        """Go on behind a token. Raises: InputError when the grammar has become too complex, or excludes it."""
+        """Go on behind a token that was allowed."""
         if not self._matcher.consume_token(token):
-            raise InputError(f"the answer's grammar failed: {_reason(self._matcher)}")
+            raise self._failed(_reason(self._matcher))
         self._known = False
+
+    def _failed(self, reason: str) -> ApiError:
+        message = f"{self._field}: too complex for this answer; use a simpler one ({reason})"
+        return ApiError(400, message, param=self._field, code="grammar_too_complex")
 
 
 class Grammars:
@@ -106,13 +115,11 @@ class Grammars:
         matcher = LLMatcher(tokenizer, _source(rule), log_level=0, limits=limits)
         copies = [matcher.deep_copy() for _ in range(count - 1)]
         mask = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
-        try:
-            if matcher.is_error():
-                raise InputError(_reason(matcher))
+        if not matcher.is_error():
             _fill(matcher, mask)
-        except InputError as error:
-            raise ApiError(400, f"{rule.field}: {error}", param=rule.field, code="invalid_grammar") from error
-        return [GrammarState(one, mask.copy(), self._engine.vocab_size) for one in (matcher, *copies)]
+        if matcher.is_error():
+            raise ApiError(400, f"{rule.field}: {_reason(matcher)}", param=rule.field, code="invalid_grammar")
+        return [GrammarState(rule.field, one, mask.copy(), self._engine.vocab_size) for one in (matcher, *copies)]
 
     def _tables(self) -> tuple[LLTokenizer, LLParserLimits]:
         """Return the tokenizer as the library wants it, and the limits; made once, the second maker's are dropped."""
@@ -128,7 +135,8 @@ class Grammars:
                 LLParserLimits(
                     initial_lexer_fuel=500_000,
                     step_lexer_fuel=100_000,
-                    step_max_items=25_000,
+                    max_items_in_row=10_000,
+                    step_max_items=100_000,
                     max_lexer_states=25_000,
                     max_grammar_size=100_000,
                     verbose_errors=False,
@@ -149,8 +157,6 @@ def _source(rule: Rule) -> str:
 
 def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-    if matcher.is_error():
-        raise InputError(f"the grammar failed: {_reason(matcher)}")
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -301,4 +301,6 @@ def _give(news: list[News]) -> None:
 
 def _reason(error: Exception) -> ApiError:
     """Return what the client is told: our own words, or that the log knows more."""
+    if isinstance(error, ApiError):
+        return error
     return failed(str(error) if isinstance(error, InputError) else None)

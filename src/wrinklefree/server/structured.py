@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from wrinklefree.server.errors import ApiError
@@ -15,6 +17,7 @@ from wrinklefree.server.schemas.structured import ResponseFormat, Structured
 MAX_SCHEMA_CHARACTERS = 1 << 16
 MAX_SCHEMA_DEPTH = 32  # objects and lists in each other
 MAX_ALTERNATIVES = 256  # of anyOf and oneOf in a schema, together
+MAX_MULTIPLE = 10_000  # of multipleOf, without its decimal point: its automaton has as many states
 MAX_PATTERN_SIZE = 5_000  # of all regular expressions of a request, see regex_size.py
 
 
@@ -46,7 +49,20 @@ def check_schema(field: str, schema: dict[str, Any]) -> None:
     if alternatives > MAX_ALTERNATIVES:
         message = f"{field}: found {alternatives} parts of anyOf and oneOf, at most {MAX_ALTERNATIVES} are allowed"
         raise ApiError(400, message, param=field)
+    _check_multiples(field, schema)
     _check_patterns(field, patterns_of(schema))
+
+
+def _check_multiples(field: str, schema: Any) -> None:
+    if isinstance(schema, dict):
+        found = schema.get("multipleOf")
+        number = isinstance(found, int | float) and math.isfinite(found)
+        if number and int("".join(map(str, Decimal(repr(found)).as_tuple().digits))) > MAX_MULTIPLE:
+            message = f"{field}: found multipleOf {found}, at most {MAX_MULTIPLE} without the decimal point is allowed"
+            raise ApiError(400, message[:400], param=field, code="grammar_too_complex")
+    if isinstance(schema, dict | list):
+        for inner in schema.values() if isinstance(schema, dict) else schema:
+            _check_multiples(field, inner)
 
 
 def _check_patterns(field: str, patterns: list[str]) -> None:
