@@ -32,7 +32,10 @@ def check_model(state: ServerState, body: RequestBody, model: str | None) -> Non
 
 
 def check_body(state: ServerState, body: Generating) -> None:
-    """Refuse another model's name, unknown fields and too many choices. Raises: ApiError."""
+    """Refuse another model's name, unknown fields, too many choices, and all when the queue is full.
+
+    That comes before the prompt is made into tokens: a flood must not cost the answers under way. Raises: ApiError.
+    """
     check_model(state, body, body.model)
     if (body.n or 1) > state.settings.max_choices:
         raise ApiError(400, f"n: found {body.n}, this server gives at most {state.settings.max_choices}", param="n")
@@ -40,6 +43,7 @@ def check_body(state: ServerState, body: Generating) -> None:
         raise ApiError(400, "stream_options: only for stream true", param="stream_options")
     if body.watch and not body.stream:
         raise ApiError(400, "watch: passes are shown in a stream; set stream true", param="watch")
+    state.scheduler.check_room()
 
 
 def sampling(body: Generating, max_tokens: int) -> SamplingParams:

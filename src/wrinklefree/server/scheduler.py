@@ -87,15 +87,8 @@ class Scheduler:
 
     def submit(self, work: Work) -> Ticket:
         """Take an answer in. Raises: ApiError when the queue is full or the server is stopping; InputError."""
-        statistics, settings = self.statistics, self.settings
-        statistics.received += 1
-        if self.stopping:
-            statistics.refused["stopping"] += 1
-            raise draining()
-        waiting = len(self._queue) + len(self._running) - settings.slots
-        if waiting >= settings.queue:
-            statistics.refused["queue_full"] += 1
-            raise overloaded(waiting, statistics.retry_after(waiting + 1, settings.slots))
+        self.check_room()
+        self.statistics.received += 1
         job = self._job(work)
         with self._wake:
             if self.failure is not None:
@@ -103,6 +96,19 @@ class Scheduler:
             self._queue.push(work.client, job)
             self._wake.notify()
         return job.ticket
+
+    def check_room(self) -> None:
+        """Refuse what `submit` would refuse, before anything is spent on it. Raises: ApiError as `submit`."""
+        statistics, settings = self.statistics, self.settings
+        waiting = len(self._queue) + len(self._running) - settings.slots
+        if not self.stopping and waiting < settings.queue:
+            return
+        statistics.received += 1
+        if self.stopping:
+            statistics.refused["stopping"] += 1
+            raise draining()
+        statistics.refused["queue_full"] += 1
+        raise overloaded(waiting, statistics.retry_after(waiting + 1, settings.slots))
 
     def _job(self, work: Work) -> _Job:
         work = replace(work, params=work.params.with_seed())
