@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running_server import RunningServer
+from running_server import RunningServer, chat_toy
 from sse_reading import chunks
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.server import grammar
+from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import Grammars, GrammarState, Rule
 from wrinklefree.server.regex_size import expanded_size
 
@@ -214,3 +216,30 @@ def test_a_rule_that_becomes_too_complex_ends_its_answer_alone(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, "guided_regex", "grammar_too_complex")
     assert ask(server, max_tokens=3).status_code == 200
+
+
+def other_tokenizer(directory: Path, tokenizer: Tokenizer) -> Engine:
+    chat_toy(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return Engine.load(directory, threads=1, context=64)
+
+
+def test_a_tokenizer_of_sentencepiece(tmp_path: Path) -> None:
+    letters = {sign: 256 + i for i, sign in enumerate("▁")}
+    vocabulary = {**{f"<0x{byte:02X}>": byte for byte in range(256)}, **letters}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken("</s>", normalized=False)])
+    engine = other_tokenizer(tmp_path / "toy", tokenizer)
+    (state,) = states(Grammars(engine), Rule("f", "regex", "é is (good|fine)"))
+    answer = engine.generate([65], SamplingParams(40, temperature=3.0, seed=1), constraint=state).run()
+    assert answer.text in ("é is good", "é is fine") and answer.finish_reason == "stop"
+
+
+def test_a_tokenizer_without_bytes(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    engine = other_tokenizer(tmp_path / "toy", tokenizer)
+    with pytest.raises(ApiError, match="f: this model's tokenizer is of a kind that has no grammars") as raised:
+        states(Grammars(engine), Rule("f", "regex", "a"))
+    assert raised.value.status == 400

@@ -22,6 +22,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.server.access_log import LogWriter
 from wrinklefree.server.app import create_app
 from wrinklefree.server.errors import ApiError
+from wrinklefree.server.grammar import prepare
 from wrinklefree.server.protocol import protocol_class
 from wrinklefree.server.settings import ServerSettings
 
@@ -64,11 +65,13 @@ def url_of(bound: socket.socket) -> str:
 
 
 def warm_up(engine: Engine, mode: Mode) -> None:
-    """Do what a first request would wait for: read the tokenizer, measure what passes cost.
+    """Do what a first request would wait for: read the tokenizer and its tables, measure what passes cost.
 
     Raises: InputError when the model was not trained for ``mode``; FormatError for a damaged tokenizer.
     """
     engine.tokenizer.encode("warm")
+    with contextlib.suppress(InputError):  # a request for a grammar will be told
+        prepare(engine)
     with engine.generate([0], SamplingParams(max_tokens=1), DecodingSettings(mode=mode)):
         pass
 
