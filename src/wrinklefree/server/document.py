@@ -49,10 +49,17 @@ def install(app: FastAPI, settings: ServerSettings) -> None:
 
 
 def events(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """Return for a route's ``responses`` that it can answer with a stream of ``chunk``."""
-    reference = {"$ref": _REFERENCE + chunk.__name__}
+    """Return for a route's ``responses`` that it can answer with a stream of ``chunk``.
+
+    Source: OpenAPI 3.2, "Sequential Media Types": ``itemSchema`` describes an event, whose ``data`` is a string.
+    """
+    names = (chunk.__name__, ErrorAnswer.__name__)
+    content = {"anyOf": [{"$ref": _REFERENCE + name} for name in names]}
+    chunk_text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    data = {"anyOf": [{"const": "[DONE]"}, chunk_text]}
+    item = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     description = "the answer; with stream true as server-sent events, each with a chunk, the last is [DONE]"
-    return {200: {"description": description, "content": {"text/event-stream": {"itemSchema": reference}}}}
+    return {200: {"description": description, "content": {"text/event-stream": {"itemSchema": item}}}}
 
 
 def _document(app: FastAPI, settings: ServerSettings) -> dict[str, Any]:
