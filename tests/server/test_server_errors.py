@@ -40,6 +40,7 @@ TEXTS: list[tuple[dict[str, Any], str | None]] = [
 ]
 CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({}, "messages"),
+    ({"messages": [MESSAGE], "max_tokens": 0}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "x", "content": "a"}]}, "messages"),
     ({"messages": [{"role": "user", "content": 3}]}, "messages"),

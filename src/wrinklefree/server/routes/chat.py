@@ -36,7 +36,10 @@ def router(state: ServerState) -> APIRouter:
             raise ApiError(400, "top_logprobs: needs logprobs true", param="top_logprobs")
         use = read_tools(state, body)
         ids = await prompts.conversation(state, body.messages, use.rendered)
-        most = body.max_completion_tokens or body.max_tokens or state.engine.context
+        most = state.engine.context if body.max_tokens is None else body.max_tokens
+        most = most if body.max_completion_tokens is None else body.max_completion_tokens
+        if most == 0:
+            raise ApiError(400, "max_tokens: found 0, at least 1 is needed", param="max_tokens")
         params = asking.sampling(body, most)
         asking.check_scores(state, body, [ids], most)
         kept_to = await asking.constraints(state, body, use.rule, 1)
