@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 
-.PHONY: quickstart test slow clients check format bench fuzz sanitize clean
+.PHONY: quickstart test slow clients browser check format bench fuzz sanitize clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.native .venv/.model
@@ -27,6 +27,11 @@ slow: .venv/.native .venv/.model
 
 clients: .venv/.native .venv-clients/.ready
 	.venv-clients/bin/python -m pytest tests/clients
+
+# The pages in a real browser: a chromium of the system (or CHROMIUM=path), driven by Playwright.
+browser: .venv/.native
+	$(PIP) install --quiet "playwright>=1.50,<2"
+	$(BIN)/python -m pytest tests/browser
 
 check: .venv/.native
 	$(BIN)/ruff check src tests benchmarks

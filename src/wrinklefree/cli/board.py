@@ -24,6 +24,7 @@ def run(
     output = Output(None)
     found = find_runs(runs)
     bound = bind(host, port)
+    bound.listen()  # whoever reads the address may use it at once
     count = "1 run" if len(found) == 1 else f"{len(found)} runs"
     output.line(f"{count} ({', '.join(run.name for run in found)}) on {url_of(bound)}/ ; Ctrl-C ends it")
     serve_board(bound, found, ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback)
