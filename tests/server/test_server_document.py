@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from running_server import RunningServer
 from sse_reading import chunks
 
 from wrinklefree.server.schemas.answers import ChatAnswer, ChatChunk, ErrorAnswer, TextAnswer, TextChunk
-from wrinklefree.server.schemas.fields import REQUEST
+from wrinklefree.server.schemas.chat import ChatRequest
+from wrinklefree.server.schemas.completions import CompletionRequest
+from wrinklefree.server.schemas.fields import REFUSED, REQUEST, WITHOUT_MEANING
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 ROUTES: dict[str, tuple[dict[str, Any], Any, Any]] = {
@@ -80,3 +83,9 @@ def test_unknown_fields_where_the_server_ignores_them(toy: Any) -> None:
         assert document["components"]["schemas"]["CompletionRequest"]["additionalProperties"] is True
         refused = server.client.post("/v1/completions", json={"prompt": "a", "suffix": "x"})
         assert refused.status_code == 400, "what is known and cannot be done is refused all the same"
+
+
+def test_the_manual_names_every_field() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *WITHOUT_MEANING, *REFUSED}
+    assert [name for name in sorted(fields) if f"`{name}`" not in manual] == []

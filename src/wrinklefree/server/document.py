@@ -20,6 +20,7 @@ _REFERENCE = "#/components/schemas/"
 _ERRORS = {
     "401": "no key, or a wrong one",
     "403": "a page of another origin, or another name of the host",
+    "431": "too many or too long headers",
     "500": "the server failed; its log says why",
     "503": "the model is loading, or the server is stopping",
 }
