@@ -19,6 +19,7 @@ from toy_models import make_toy
 
 from wrinklefree import _native
 from wrinklefree.engine import DecodingSettings, Engine, Generation, SamplingParams, Together, greedy
+from wrinklefree.engine.decoding import causal_piece_end
 from wrinklefree.engine.prompt_scores import PIECE_ROWS, PromptScores
 from wrinklefree.errors import FormatError, InputError
 
@@ -53,14 +54,17 @@ def wanted_scores(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
     return logprobs[rows[:, 0], tokens[1:]], best, logprobs[rows, best]
 
 
-@pytest.mark.parametrize("count", [1, 2, 40, PIECE_ROWS, PIECE_ROWS + 1, PIECE_ROWS + 2, 3 * PIECE_ROWS + 1])
+@pytest.mark.parametrize(
+    "count", [1, 2, 40, PIECE_ROWS, PIECE_ROWS + 1, PIECE_ROWS + 2, 3 * PIECE_ROWS + 1, 5 * PIECE_ROWS + 1]
+)
 def test_scores_are_those_of_the_logits(engine: Engine, count: int) -> None:
     tokens = prompt_of(count, count)
-    generation = engine.generate(tokens, scored(5))
+    generation = engine.generate(tokens, scored(5, logprobs=1))
     assert generation.prompt_scores is None
-    generation.run()
-    assert generation.tokens == engine.generate(tokens, greedy(6)).run().tokens
-    assert generation.forwards == 6
+    steps = list(generation)
+    plain = SamplingParams(max_tokens=6, temperature=0.0, top_p=1.0, logprobs=1)
+    assert steps == list(engine.generate(tokens, plain))  # their logprobs too, to the last bit
+    assert steps[-1].forwards == 6
     found = scores_of(generation)
     assert (found.logprobs.shape, found.best.shape, found.best_logprobs.shape) == ((count,), (count, 5), (count, 5))
     assert np.isnan(found.logprobs[0])
@@ -157,3 +161,14 @@ def test_rows_that_cannot_be_scored() -> None:
         score([[0.0, 1.0]], [1, 1])
     with pytest.raises(FormatError, match="NaN"):
         score([[0.0, np.nan]], [1])
+
+
+def test_no_piece_is_a_row_alone() -> None:
+    # Its attention may add up in another order than that of rows in company.
+    for total in range(2, 4 * PIECE_ROWS):
+        begin = 0
+        while begin < total:
+            end = causal_piece_end(total, begin, PIECE_ROWS)
+            assert 2 <= end - begin <= PIECE_ROWS
+            begin = end
+        assert begin == total

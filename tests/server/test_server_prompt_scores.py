@@ -13,7 +13,7 @@ from wrinklefree.server.scheduler import Scheduler
 from wrinklefree.server.settings import ServerSettings
 from wrinklefree.server.work import Event, Work
 
-SCORED = SamplingParams(max_tokens=9, temperature=0.0, top_p=1.0, ignore_eos=True, prompt_logprobs=3)
+SCORED = SamplingParams(max_tokens=60, temperature=0.0, top_p=1.0, ignore_eos=True, prompt_logprobs=3)
 
 
 def test_what_comes_with_the_first_steps(toy: Path) -> None:
@@ -31,11 +31,15 @@ def test_what_comes_with_the_first_steps(toy: Path) -> None:
             for prompt in prompts
         ]
         tickets = [scheduler.submit(work) for work in works]
-        while any(ticket.forwards < 9 for ticket in tickets[::2][:2]):  # nobody reads: events come together as one
-            await asyncio.sleep(0.01)
-        found = [[event async for event in ticket] for ticket in tickets]
+
+        async def read(number: int) -> list[Event]:
+            while number % 2 and not tickets[number].forwards:  # not read while others are: more comes as one event
+                await asyncio.sleep(0.01)
+            return [event async for event in tickets[number]]
+
+        found = await asyncio.gather(*(read(number) for number in range(len(tickets))))
         await scheduler.stop()
-        return found
+        return list(found)
 
     found = asyncio.run(all_events())
     for events, generation in zip(found[:4], wanted, strict=True):
