@@ -99,11 +99,14 @@ def test_while_the_model_is_loaded_it_says_so(toy: Path) -> None:
     """Loading takes as long as the test wants; an order to stop does not wait for it."""
     slow = "import time; from wrinklefree.engine import Engine; Engine.load = lambda *_, **__: time.sleep(600)\n"
     with ServedProcess(toy, ready=False, first=slow) as served:
-        for path in ("/health/ready", "/v1/models", "/"):
+        for path in ("/health/ready", "/v1/models"):
             answer = served.client.get(path)
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
             assert int(answer.headers["retry-after"]) > 0
         assert served.client.get("/health/live").status_code == 200
+        page = served.client.get("/")  # it asks /v1/models again and again, and shows what that says
+        assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+        assert served.client.get("/page/main.js").status_code == 200
         assert served.stop(signal.SIGTERM) == 0
 
 

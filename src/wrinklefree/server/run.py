@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
@@ -24,6 +25,7 @@ from wrinklefree.server.app import create_app
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import prepare
 from wrinklefree.server.protocol import protocol_class
+from wrinklefree.server.routes.page import page_routes
 from wrinklefree.server.settings import ServerSettings
 
 # Connections that wait to be accepted; the kernel refuses the next.
@@ -96,7 +98,7 @@ def server_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
 
 
 class Life:
-    """The ASGI application from the first moment on: 503 while the model is loaded, then the real one.
+    """The ASGI application from the first moment on: 503 while the model is loaded (but the page), then the real one.
 
     ``load`` runs in a thread of its own. ``failure``: what it raised; the server ends then.
     """
@@ -108,6 +110,7 @@ class Life:
         self._settings = settings
         self._ready = ready
         self._app: FastAPI | None = None
+        self._page = Starlette(routes=page_routes())  # it says that it waits, and goes on by itself
         self._inner: AbstractAsyncContextManager[Any] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -117,6 +120,8 @@ class Life:
             await self._follow(receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
+        elif scope["type"] == "http" and (scope["path"] == "/" or scope["path"].startswith("/page/")):
+            await self._page(scope, receive, send)
         elif scope["type"] == "http":
             live = scope["path"] == "/health/live"
             await _answer(send, 200 if live else 503, {"status": "ok"} if live else _LOADING.body())

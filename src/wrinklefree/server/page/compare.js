@@ -130,7 +130,7 @@ class Lane {
     this.bodyBox.replaceChildren(this.answer.element);
     await this.answer.run(body, key, signal, (answer) => {
       const { tokensPerSecond, tokensPerForward } = answer.live;
-      this.speed.textContent = figure(tokensPerSecond);
+      this.speed.textContent = tokensPerSecond === null ? "–" : tokensPerSecond.toFixed(1);
       this.share.textContent = tokensPerForward === null ? "–" : tokensPerForward.toFixed(2);
       requestAnimationFrame(() => {
         const { tokens } = answer.denoise;

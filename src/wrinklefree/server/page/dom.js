@@ -25,6 +25,6 @@ export function announce(text) {
 /** A figure with three significant digits. */
 export function figure(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (Math.abs(value) >= 100) return Math.round(value).toLocaleString("en");
+  if (Math.abs(value) >= 99.95) return Math.round(value).toLocaleString("en");
   return String(Number(value.toPrecision(3)));
 }
