@@ -12,7 +12,8 @@ const provider = createOpenAICompatible({
   includeUsage: true,
   supportsStructuredOutputs: true,
 });
-const greedy = { model: provider(model), prompt: "How is the sky?", maxOutputTokens: 20, temperature: 0, maxRetries: 0 };
+const prompt = "How is the sky?";
+const greedy = { model: provider(model), prompt, maxOutputTokens: 20, temperature: 0, maxRetries: 0 };
 
 const whole = await generateText(greedy);
 assert.equal(whole.usage.outputTokens, 20);
@@ -24,12 +25,12 @@ assert.equal(text, whole.text);
 assert.equal((await stream.usage).outputTokens, 20);
 
 const Weather = z.object({ kind: z.enum(["sun", "rain", "snow"]), wet: z.boolean() });
-const { object } = await generateObject({ ...greedy, maxOutputTokens: 150, schema: Weather });
+const { object } = await generateObject({ ...greedy, maxOutputTokens: 1400, schema: Weather });
 assert.ok(Weather.safeParse(object).success);
 
 const called = await generateText({
   ...greedy,
-  maxOutputTokens: 150,
+  maxOutputTokens: 1400,
   tools: { look: tool({ description: "Look at the sky.", inputSchema: Weather }) },
   toolChoice: "required",
 });

@@ -35,7 +35,7 @@ for await (const chunk of await client.chat.completions.create({ ...greedy, max_
 
 const Weather = z.object({ kind: z.enum(["sun", "rain", "snow"]), wet: z.boolean() });
 const parsed = await client.chat.completions.parse({
-  model, messages, max_tokens: 150, response_format: zodResponseFormat(Weather, "weather"),
+  model, messages, max_tokens: 400, seed: 1, response_format: zodResponseFormat(Weather, "weather"),
 });
 assert.ok(Weather.safeParse(parsed.choices[0].message.parsed).success);
 
@@ -43,7 +43,9 @@ const tools = [{
   type: "function",
   function: { name: "look", parameters: z.toJSONSchema(Weather) },
 }];
-const called = await client.chat.completions.create({ model, messages, tools, tool_choice: "required", max_tokens: 150 });
+const called = await client.chat.completions.create({
+  model, messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 400, seed: 1,
+});
 assert.equal(called.choices[0].message.tool_calls[0].function.name, "look");
 
 const vectors = await client.embeddings.create({ model, input: ["a", "bb"] });

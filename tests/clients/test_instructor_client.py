@@ -12,7 +12,7 @@ from served import KEY, Served
 instructor = pytest.importorskip("instructor", reason="not checked: instructor against the server")
 
 
-class Person(BaseModel):
+class Person(BaseModel, extra="forbid"):  # else a model of random weights adds properties for ever
     name: str = Field(max_length=6)
     size: Literal["small", "tall"]
 

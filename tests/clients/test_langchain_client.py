@@ -11,7 +11,7 @@ from served import KEY, Served
 langchain_openai = pytest.importorskip("langchain_openai", reason="not checked: langchain-openai against the server")
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """What the sky does."""
 
     kind: Literal["sun", "rain", "snow"]
@@ -40,12 +40,13 @@ def test_a_batch_gives_what_each_gives_alone(chat: Any) -> None:
 
 def test_an_object_by_schema_and_by_tool(chat: Any) -> None:
     for method in ("json_schema", "function_calling"):
-        found = chat.with_structured_output(Weather, method=method).invoke("How is the sky?")
+        structured = chat.with_structured_output(Weather, method=method)
+        found = structured.invoke("How is the sky?", max_tokens=200)
         assert isinstance(found, Weather), method
 
 
 def test_a_bound_tool_that_must_be_called(chat: Any) -> None:
-    bound = chat.bind_tools([Weather], tool_choice="any")
+    bound = chat.bind_tools([Weather], tool_choice="any", parallel_tool_calls=False).bind(max_tokens=200)
     message = bound.invoke("How is the sky?")
     (call,) = message.tool_calls
     assert call["name"] == "Weather" and Weather(**call["args"])

@@ -27,7 +27,7 @@ def test_completion_and_stream_say_the_same(options: dict[str, Any]) -> None:
 def test_a_forced_tool_is_called(options: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]}
     tool = {"type": "function", "function": {"name": "look", "parameters": {**schema, "additionalProperties": False}}}
-    answer = litellm.completion(**options, messages=ASK, tools=[tool], tool_choice="required", max_tokens=100)
+    answer = litellm.completion(**options, messages=ASK, tools=[tool], tool_choice="required", max_tokens=1400, seed=1)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].message.tool_calls[0].function.name == "look"
 
