@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusion_models import make_diffusion_toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running_server import RunningServer, chat_toy
@@ -243,3 +244,14 @@ def test_a_tokenizer_without_bytes(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="f: this model's tokenizer is of a kind that has no grammars") as raised:
         states(Grammars(engine), Rule("f", "regex", "a"))
     assert raised.value.status == 400
+
+
+def test_a_server_of_another_mode(tmp_path: Path) -> None:
+    toy = make_diffusion_toy(tmp_path / "toy", "fast_dllm")
+    with RunningServer(toy, context=256, mode="block") as running:
+        free, kept = (
+            running.client.post("/v1/completions", json={"prompt": [1, 2, 3], "max_tokens": 8, **more}).json()
+            for more in ({}, {"guided_regex": "[a-g]{6}"})
+        )
+    assert free["wrinklefree"]["mode"] == "block"
+    assert kept["wrinklefree"]["mode"] == "ar" and re.fullmatch("[a-g]{6}", kept["choices"][0]["text"])
