@@ -74,7 +74,7 @@ class ChatReply(Reply):
         if self._readers:
             delta = json_text(self._read(choice, text))
         else:
-            delta = f'{{"content":{json_text(text)}}}' if text or self.scored else "{}"
+            delta = f'{{"content":{json_text(text)}}}' if text or (self.scored and steps) else "{}"
         if self.scored and steps:
             return f'"delta":{delta},"logprobs":{json_text(self._scores(steps))}'
         return f'"delta":{delta}' if delta != "{}" else ""
