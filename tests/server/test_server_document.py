@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from running_server import RunningServer
+from running_server import RunningServer, chat_toy
 from sse_reading import chunks
+from test_server_tools import TEMPLATE, WEATHER
 
 from wrinklefree.server.schemas.answers import ChatAnswer, ChatChunk, ErrorAnswer, TextAnswer, TextChunk
 from wrinklefree.server.schemas.chat import ChatRequest
@@ -36,6 +37,19 @@ def test_answers_have_the_form_of_the_document(server: RunningServer, path: str,
     watched = {**body, **more, "watch": True, "stream_options": {"include_usage": True}}
     for one in chunks(server.client, path, watched):
         TypeAdapter(chunk).validate_json(json.dumps(one))
+
+
+def test_calls_of_functions_have_the_form_of_the_document(tmp_path: Path) -> None:
+    toy = chat_toy(tmp_path / "toy", template=TEMPLATE)
+    body = {**CHAT, "max_tokens": 200, "seed": 1, "tools": [WEATHER], "tool_choice": "required"}
+    with RunningServer(toy, slots=1) as server:
+        answer = server.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        ChatAnswer.model_validate_json(answer.content)
+        found = chunks(server.client, "/v1/chat/completions", body)
+        assert any("tool_calls" in chunk["choices"][0]["delta"] for chunk in found)
+        for chunk in found:
+            ChatChunk.model_validate_json(json.dumps(chunk))
 
 
 def test_the_document_names_every_operation_and_its_errors(server: RunningServer) -> None:

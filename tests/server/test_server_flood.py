@@ -25,7 +25,8 @@ def test_a_full_server_refuses_before_it_reads_the_prompt(large: Path, path: str
     long = {"prompt": text} if path != CHAT else {"messages": [{"role": "user", "content": text}]}
     with RunningServer(large, slots=1, context=32_768, queue=0) as server:
         with server.client.stream("POST", "/v1/completions", json=endless) as stream:
-            next(stream.iter_bytes())
+            events = stream.iter_bytes()  # an iterator that is dropped closes the connection
+            next(events)
             refused = server.client.post(path, json=long)
             assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
             assert refused.json()["error"]["code"] == "queue_full"

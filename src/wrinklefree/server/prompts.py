@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.errors import FormatError, InputError
+from wrinklefree.errors import FormatError
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.schemas.chat import Message
 from wrinklefree.server.state import ServerState
 from wrinklefree.server.tool_calls import arguments_as_objects
 
+_T = TypeVar("_T")
 _LONG_CHARACTERS = 8192  # tokenising as much takes about as long as a pass of the model; the loop must not wait
 
 
@@ -41,13 +42,14 @@ async def conversation(
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", param="messages")
     given = [for_template(message) for message in messages]
-    size = sum(len(one["content"]) for one in given)
+    size = sum(64 + len(one["content"]) for one in given)
 
     def encode() -> NDArray[np.int32]:
         try:
-            return np.array(tokenizer.encode_chat(given, tools=tools), np.int32)
-        except FormatError as error:
+            text = tokenizer.apply_chat(given, tools=tools)
+        except FormatError as error:  # says no path, as damaged files do
             raise ApiError(400, f"messages: {error}", param="messages") from error
+        return np.array(tokenizer.encode(text), np.int32)
 
     return fitting(state, await _in_time(encode, size), "messages")
 
@@ -58,6 +60,8 @@ def fitting(state: ServerState, ids: NDArray[np.int32], field: str) -> NDArray[n
     Raises: ApiError.
     """
     most = state.engine.context
+    if not len(ids):
+        raise ApiError(400, f"{field}: found no token, at least one is needed", param=field, code="invalid_value")
     if len(ids) > most:
         message = f"{field}: this model's maximum context length is {most} tokens, found {len(ids)}; shorten it"
         raise ApiError(400, message, param=field, code="context_length_exceeded")
@@ -74,14 +78,13 @@ async def texts(
     if len(many) > state.settings.max_prompts:
         limit = state.settings.max_prompts
         raise ApiError(400, f"{field}: found {len(many)} {field}s, at most {limit} are allowed", param=field)
-    return [fitting(state, await _ids(state, one, field), field) for one in many]
+    size = sum(len(one) for one in many if isinstance(one, str))
+    found = await _in_time(lambda: [_ids(state, one, field) for one in many], size)
+    return [fitting(state, ids, field) for ids in found]
 
 
-async def _ids(state: ServerState, prompt: str | list[int], field: str) -> NDArray[np.int32]:
-    if isinstance(prompt, list):
-        return np.array(prompt, np.int32)
-    tokenizer = _tokenizer(state, field)
-    return await _in_time(lambda: np.array(tokenizer.encode(prompt), np.int32), len(prompt), field)
+def _ids(state: ServerState, prompt: str | list[int], field: str) -> NDArray[np.int32]:
+    return np.array(prompt if isinstance(prompt, list) else _tokenizer(state, field).encode(prompt), np.int32)
 
 
 def _tokenizer(state: ServerState, field: str) -> Tokenizer:
@@ -90,11 +93,9 @@ def _tokenizer(state: ServerState, field: str) -> Tokenizer:
     return state.engine.tokenizer
 
 
-async def _in_time(encode: Any, characters: int, field: str = "prompt") -> NDArray[np.int32]:
-    ids: NDArray[np.int32] = await asyncio.to_thread(encode) if characters > _LONG_CHARACTERS else encode()
-    if not len(ids):
-        raise InputError(f"{field}: found no token, at least one is needed")
-    return ids
+async def _in_time(encode: Callable[[], _T], characters: int) -> _T:
+    """Do what takes long beside the event loop."""
+    return await asyncio.to_thread(encode) if characters > _LONG_CHARACTERS else encode()
 
 
 def _is_ids(prompt: list[Any]) -> bool:

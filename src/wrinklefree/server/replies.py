@@ -22,6 +22,8 @@ from wrinklefree.server.watching import passes
 from wrinklefree.server.work import Event
 from wrinklefree.version import __version__
 
+_HEAVY_SCORES = 20_000  # take about 20 ms
+
 Out = Callable[[bytes], Awaitable[None]]
 
 
@@ -39,7 +41,7 @@ class Reply:
         self.body = body
         self.choices = choices
         self.scored = body.top_scores is not None
-        self.heavy = False  # so many scores that writing them would hold up the other answers
+        self.echoed_tokens = 0  # of all prompts that the answer begins with
         tokenizer = state.engine.tokenizer if state.engine.has_tokenizer else None
         self.names = TokenNames(tokenizer, bool(body.return_tokens_as_token_ids))
         self._head = {
@@ -81,13 +83,14 @@ class Reply:
         async def take(choice: Choice, given: Event) -> None:
             steps = choice.take(given)
             data = b""
-            if choice.index not in begun:
+            is_first = choice.index not in begun
+            if is_first:
                 begun.add(choice.index)
                 first = self.first()
                 data = b"" if first is None else self.chunk(choice.index, first)
             watched = passes(self.state, choice.ticket.prompt_tokens, given.passes) if given.passes else None
             text = text_of(steps)
-            if self.heavy:
+            if is_first and self._is_heavy(self.echoed_tokens):
                 fields = await asyncio.to_thread(self.piece, choice, text, steps)
             else:
                 fields = self.piece(choice, text, steps)
@@ -111,7 +114,12 @@ class Reply:
                 choice.steps.extend(steps)
 
         await each(self.choices, take)
-        return await asyncio.to_thread(self._object) if self.heavy else self._object()
+        heavy = self._is_heavy(self.echoed_tokens + sum(len(choice.steps) for choice in self.choices))
+        return await asyncio.to_thread(self._object) if heavy else self._object()
+
+    def _is_heavy(self, tokens: int) -> bool:
+        """Whether so many scores would be written that the other answers had to wait."""
+        return self.scored and tokens * ((self.body.top_scores or 0) + 1) > _HEAVY_SCORES
 
     def _object(self) -> bytes:
         chosen = [self.choice(choice) for choice in self.choices]

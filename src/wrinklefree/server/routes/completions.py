@@ -24,7 +24,6 @@ from wrinklefree.server.structured import read_rule
 from wrinklefree.server.token_scores import TextScores
 
 DEFAULT_TOKENS = 16  # OpenAI's
-HEAVY_SCORES = 20_000  # take about 20 ms to write
 
 
 def router(state: ServerState) -> APIRouter:
@@ -46,10 +45,10 @@ def router(state: ServerState) -> APIRouter:
         if body.echo:
             params = replace(params, prompt_logprobs=body.logprobs)
         asking.check_scores(state, body, many, most)
+        echoed = echoes(state, body.prompt, many) if body.echo else []
         kept_to = await asking.constraints(state, body, read_rule(body), len(many))
         tickets = asking.submit(state, request, body, many, params, kept_to)
         choices = [Choice(index, ticket, started, most == 0) for index, ticket in enumerate(tickets)]
-        echoed = echoes(state, body.prompt, many) if body.echo else []
         return await answer(request, CompletionReply(state, body, choices, echoed))
 
     return routes
@@ -70,7 +69,7 @@ class CompletionReply(Reply):
         super().__init__(state, body, choices)
         self._echoes = dict(enumerate(echo for echo in echoed for _ in range(body.n or 1)))
         self._scores = [TextScores(self.names, body.top_scores or 0) for _ in choices] if self.scored else []
-        self.heavy = self.scored and sum(len(echo.ids) for echo in echoed) * (body.top_scores or 1) > HEAVY_SCORES
+        self.echoed_tokens = sum(len(echo.ids) for echo in echoed) * (body.n or 1)
 
     def piece(self, choice: Choice, text: str, steps: Sequence[Step]) -> str:
         """Return a piece of the text, the first with the prompt."""
