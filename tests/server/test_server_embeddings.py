@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -88,3 +90,17 @@ def test_what_is_refused(server: RunningServer, body: Any, status: int, param: s
     assert (answer.status_code, says in error["message"]) == (status, True), answer.text
     if param is not None:
         assert error["param"] == param
+
+
+def test_a_client_that_leaves_takes_its_inputs_along(toy: Any) -> None:
+    texts = [f"{i:03} " * 120 for i in range(250)]
+    with RunningServer(toy, slots=1) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            server.client.post("/v1/embeddings", json={"input": texts}, timeout=httpx.Timeout(10, read=0.1))
+        for _ in range(1000):
+            if "\nwrinklefree_requests_in_progress 1.0\n" in server.client.get("/metrics").text:  # this one
+                break
+            time.sleep(0.01)
+        scheduler = server.app.state.server.scheduler
+        assert scheduler.statistics.received < len(texts)
+        assert server.client.post("/v1/embeddings", json={"input": "next"}).status_code == 200
