@@ -5,7 +5,7 @@ import { announce, byId, figure, make } from "./dom.js";
 
 const WAYS = {
   ar: ["Autoregressive", "One token a pass, from left to right. The reference."],
-  block: ["Block diffusion", "A block starts as noise; each pass decides what is sure enough."],
+  block: ["Block diffusion", "Starts as noise; each pass decides what is sure."],
   speculative: ["Self-speculative", "Drafts several tokens, verifies them in the next pass."],
 };
 
