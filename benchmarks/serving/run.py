@@ -28,6 +28,7 @@ from benchmarks.serving.servers import (
     ServerError,
     ServerProcess,
     Sizes,
+    end_servers_with_us,
     free_port,
     llama_command,
     our_command,
@@ -201,4 +202,5 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    end_servers_with_us()
     sys.exit(main())

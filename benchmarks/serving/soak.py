@@ -21,7 +21,15 @@ from benchmarks.serving.answers import streamed
 from benchmarks.serving.client import Exchange, ask, payload
 from benchmarks.serving.load import PATH, prepared
 from benchmarks.serving.requests import Workload
-from benchmarks.serving.servers import ServerError, ServerProcess, Sizes, free_port, our_command, running
+from benchmarks.serving.servers import (
+    ServerError,
+    ServerProcess,
+    Sizes,
+    end_servers_with_us,
+    free_port,
+    our_command,
+    running,
+)
 
 from wrinklefree.artifact.files import json_bytes, write_bytes
 
@@ -123,4 +131,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_servers_with_us()
     sys.exit(main())
