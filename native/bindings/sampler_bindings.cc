@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/errors.h"
+#include "runtime/model.h"
 #include "runtime/row_scores.h"
 #include "runtime/sampler.h"
 
@@ -49,6 +50,47 @@ nb::object sample(BoundSampler& self, const Array<const float, 1>& logits, int32
     result = self.sampler.sample(logits.data(), logprobs, mask ? mask->data() : nullptr);
   }
   return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
+}
+
+nb::object as_tuple(const Sample& result) {
+  return nb::make_tuple(result.token, result.logprob, nb::cast(result.best));
+}
+
+// Samples row i of logits with samplers[i], on the model's threads. None stands for a row whose sampler has refused it:
+// `sample` says why, and the other rows are as if it were not there.
+nb::list sample_rows(Model& model, const std::vector<BoundSampler*>& samplers, const Array<const float, 2>& logits,
+                     const std::vector<int32_t>& rows, const std::vector<int32_t>& logprobs) {
+  const size_t count = samplers.size();
+  if (rows.size() != count || logprobs.size() != count) {
+    throw InputError("sample_rows: samplers, rows and logprobs must have the same length");
+  }
+  std::vector<const BoundSampler*> sorted(samplers.begin(), samplers.end());
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    throw InputError("sample_rows: found one sampler for two rows");
+  }
+  for (size_t i = 0; i < count; ++i) {
+    check_width(*samplers[i], logits.shape(1));
+    if (rows[i] < 0 || static_cast<size_t>(rows[i]) >= logits.shape(0)) {
+      throw InputError(message("sample_rows: found row ", rows[i], " of ", logits.shape(0)));
+    }
+  }
+  std::vector<std::optional<Sample>> found(count);
+  {
+    const nb::gil_scoped_release release;
+    model.each(static_cast<int64_t>(count), [&](int64_t i) noexcept {
+      const auto at = static_cast<size_t>(i);
+      try {
+        const float* row = logits.data() + static_cast<size_t>(rows[at]) * logits.shape(1);
+        found[at] = samplers[at]->sampler.sample(row, logprobs[at]);
+      } catch (...) {
+        found[at].reset();
+      }
+    });
+  }
+  nb::list given;
+  for (const std::optional<Sample>& one : found) given.append(one ? as_tuple(*one) : nb::none());
+  return given;
 }
 
 Proposal propose(BoundSampler& self, const Array<const float, 1>& logits) {
@@ -134,6 +176,10 @@ void bind_sampler(nb::module_& module) {
       .def_prop_ro(
           "ids", [](const Proposal& self) { return copied(self.ids); }, "int32 [n], rising.")
       .def_prop_ro("probabilities", [](const Proposal& self) { return copied(self.probabilities); }, "float32 [n].");
+  module.def(
+      "sample_rows", &sample_rows, "model"_a, "samplers"_a, "logits"_a, "rows"_a, "logprobs"_a,
+      "What each sampler makes of its row of logits [R, V], on the model's threads: as `Sampler.sample`, or None "
+      "where that would raise.");
   module.def("score_rows", &score, "logits"_a, "tokens"_a, "logprobs"_a, "best"_a, "best_logprobs"_a,
              "What rows of logits [R, V] say of tokens int32 [R] (-1: of none): fills logprobs float32 [R], and best "
              "int32 and best_logprobs float32 [R, K], the most likely tokens first.");

@@ -120,6 +120,18 @@ class Model {
   // Throws InputError when the source holds fewer.
   void copy_prefix(int32_t source, int32_t target, int32_t positions);
 
+  // Calls f(0) to f(count - 1), each once, over the threads that passes use, and returns when all are done. f must not
+  // throw.
+  template <typename F>
+  void each(int64_t count, F f) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    pool_.run(most_active_, [&](Worker& worker) {
+      worker.chunks(count, 1, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) f(i);
+      });
+    });
+  }
+
  private:
   KvCache& checked_slot(int32_t slot) const;
   // Where an item lies, what its slot held before it, and whether its slot has another one.

@@ -255,6 +255,30 @@ def test_a_decoder_that_fails_leaves_and_the_others_go_on(plain: Engine, error: 
     assert len(plain._free) == plain.slots
 
 
+def test_what_was_drawn_is_not_drawn_again_behind_an_interruption(plain: Engine) -> None:
+    """The samplers of a pass work before its results are handed out; Ctrl-C may come in between."""
+
+    class Interrupting:
+        forwards = 0
+
+        def request(self) -> Request:
+            return Request(np.array([3], np.int32), "last", 0)
+
+        def take(self, rows: Rows) -> list[Decided]:
+            raise KeyboardInterrupt
+
+        def waiting(self) -> list[Decided]:
+            return []
+
+    drawn = [SamplingParams(max_tokens=12, temperature=1.5, top_p=1.0, seed=seed, ignore_eos=True) for seed in (1, 2)]
+    alone = [plain.generate(prompt(6), params).run().tokens for params in drawn]
+    bad, *answers = plain.generate_together([prompt(6)] * 3, [greedy(6), *drawn])
+    bad._seat.decoder = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        bad.run()
+    assert [one.run().tokens for one in answers] == alone
+
+
 def test_parameters_are_one_for_all_or_one_each(plain: Engine) -> None:
     with pytest.raises(InputError, match="found 2 prompts, 1 params and 2 decoding"):
         plain.generate_together([[3], [4]], [greedy(2)])

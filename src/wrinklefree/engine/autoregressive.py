@@ -40,7 +40,11 @@ class TokenByToken:
 
     def request(self) -> Request:
         """Return the prompt, then the last token."""
-        return Request(self._pending, "last", self._start, logits=not self._plain, choices=self._plain)
+        if self._plain:
+            return Request(self._pending, "last", self._start, logits=False)
+        # a constraint's mask is made when the row is there
+        sampler = self._sampler if self._constraint is None else None
+        return Request(self._pending, "last", self._start, choices=False, sampler=sampler, logprobs=self._logprobs)
 
     def take(self, rows: Rows) -> list[Decided]:
         """Sample from the last row."""
@@ -49,7 +53,8 @@ class TokenByToken:
         assert rows.logits is not None
         constraint = self._constraint
         mask = None if constraint is None else constraint.mask()
-        token, logprob, best = self._sampler.sample(rows.logits[0], self._logprobs, mask)
+        found = rows.sampled
+        token, logprob, best = self._sampler.sample(rows.logits[0], self._logprobs, mask) if found is None else found
         if constraint is not None:
             constraint.accept(token)
         self.forwards += 1

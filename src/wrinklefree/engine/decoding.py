@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.engine.native import load_native
 from wrinklefree.engine.rows import NATIVE_WANTS, Rows, Want
 
 PIECE_TOKENS = 256  # of a prompt, between two chances for Ctrl-C, and for all prompts of a pass
@@ -31,7 +32,9 @@ class Request:
     by blocks of B (a query sees its block and all before). ``head``: the first so many tokens have ``head_block``
     instead. ``alone``: attention exactly as if each row were decoded singly. ``truncate``: first forget the slot's
     tokens from this position on. ``logits``, ``choices``: what `Rows` must hold (without ``choices`` its tokens,
-    probabilities and entropies are not set). ``hidden``: the states behind the last norm instead of these.
+    probabilities and entropies are not set). ``hidden``: the states behind the last norm instead of these. ``sampler``
+    (a native one) and ``logprobs``: what to do with the logits of the last row, the one that is wanted; the result is
+    `Rows.sampled`.
 
     A request longer than a pass (a prompt) is computed in pieces; `Decoder.take` is called after the last.
     """
@@ -47,6 +50,8 @@ class Request:
     head: int = 0
     head_block: int = 1
     hidden: bool = False
+    sampler: Any = None
+    logprobs: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ class _Job:
     request: Request | None = None
     done: int = 0  # tokens of the request that were computed
     kept: list[Rows] = field(default_factory=list)  # wanted rows of pieces before the last
+    sampled: Any = None  # of the present request, also when a pass was broken off before it was handed out
 
 
 @dataclass(slots=True)
@@ -197,6 +203,7 @@ class JointPasses:
     def _hand_out(self, taken: list[tuple[_Job, Request, int, int, int]], started: float) -> list[Turn]:
         seconds = time.perf_counter() - started
         turns: list[Turn] = []
+        self._sample(taken)
         row = hidden_row = 0
         for job, request, begin, end, count in taken:
             if request.hidden:
@@ -206,7 +213,7 @@ class JointPasses:
                 at = slice(row, row + count)
                 row += count
                 given = Rows(self._tokens[at], self._probability[at], self._entropy[at],
-                             self._logits[at] if request.logits else None)  # fmt: skip
+                             self._logits[at] if request.logits else None, sampled=job.sampled)  # fmt: skip
             job.done = end
             if end < len(request.tokens):
                 if count:
@@ -214,7 +221,7 @@ class JointPasses:
                 continue
             if job.kept:
                 given = _joined([*job.kept, given])
-            job.request = None
+            job.request = job.sampled = None
             try:
                 decided = job.decoder.take(given)
             except Exception as error:
@@ -225,6 +232,22 @@ class JointPasses:
                 raise
             turns.append(Turn(job.slot, decided, request.start + begin, request.start + end - 1, seconds))
         return turns
+
+    def _sample(self, taken: list[tuple[_Job, Request, int, int, int]]) -> None:
+        """Let the samplers of all complete requests work at the same time, on the model's threads."""
+        jobs, rows = [], []
+        row = 0
+        for job, request, _, end, count in taken:
+            row += 0 if request.hidden else count
+            if request.sampler is not None and end == len(request.tokens) and job.sampled is None:
+                jobs.append((job, request))
+                rows.append(row - 1)
+        if len(jobs) < 2:
+            return
+        samplers, logprobs = [each.sampler for _, each in jobs], [each.logprobs for _, each in jobs]
+        found = load_native().sample_rows(self._model, samplers, self._logits, rows, logprobs)
+        for (job, _), one in zip(jobs, found, strict=True):
+            job.sampled = one
 
     def _next_request(self, job: _Job) -> Request | None:
         try:

@@ -19,7 +19,8 @@ class Rows:
     ``tokens`` int32 [R]: the most probable token of each (of equal ones the lower id). ``probability`` float32 [R] and
     ``entropy`` float32 [R] (nats) of the softmax without banned tokens (MASK; pad unless it ends a text). ``logits``
     float32 [R, V] where they were asked for, banned tokens at minus infinity. ``hidden`` float32 [R, D] for a request
-    of hidden states, which has none of the others.
+    of hidden states, which has none of the others. ``sampled``: what the request's sampler made of the last row, as
+    `Sampler.sample` returns it; None where there is none, where it was not asked beside others, or where it refuses.
     """
 
     tokens: NDArray[np.int32]
@@ -27,6 +28,7 @@ class Rows:
     entropy: NDArray[np.float32]
     logits: NDArray[np.float32] | None
     hidden: NDArray[np.float32] | None = None
+    sampled: tuple[int, float, list[tuple[int, float]]] | None = None
 
     @classmethod
     def of_hidden(cls, hidden: NDArray[np.float32]) -> Rows:
