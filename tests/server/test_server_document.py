@@ -67,6 +67,7 @@ def test_the_document_names_every_operation_and_its_errors(server: RunningServer
                 assert schemas[name]["additionalProperties"] is False
     for name in (ErrorAnswer, ChatAnswer, ChatChunk, TextAnswer, TextChunk):
         assert name.__name__ in schemas
+    assert schemas["ChatRequest"]["properties"]["n"]["anyOf"][0]["maximum"] == server.settings.max_choices
     seed = schemas["ChatRequest"]["properties"]["seed"]["anyOf"][0]
     assert (seed["minimum"], seed["maximum"]) == (-(1 << 63), (1 << 64) - 1)
 

@@ -29,6 +29,8 @@ TEXTS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": "a", "best_of": 2}, "best_of"),
     ({"prompt": "a", "mode": "block"}, "mode"),
     ({"prompt": "a", "mode": "x"}, "mode"),
+    ({"prompt": "a", "mode": "speculative", "echo": True, "logprobs": 0}, "mode"),
+    ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
     ({"prompt": "a", "logit_bias": {"300": 1}}, "logit_bias"),
     ({"prompt": "a", "suffix": "b"}, "suffix"),

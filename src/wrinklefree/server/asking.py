@@ -119,7 +119,7 @@ def submit(
         message = f"prompt: {wanted} answers in one request are more than the {room} that the server can hold; ask for "
         raise ApiError(400, message + "fewer at a time", param="prompt", code="too_many_answers")
     if kept_to or (params.prompt_logprobs is not None and body.mode is None):
-        settings = replace(settings, mode="ar")  # `constraints` has refused other wishes of the request
+        settings = replace(settings, mode="ar")  # the only one for both; other wishes of the request are refused
     left = iter(kept_to)
     assert params.seed is not None
     tickets: list[Ticket] = []

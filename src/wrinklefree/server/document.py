@@ -12,6 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 from wrinklefree.server.guard import PUBLIC
 from wrinklefree.server.schemas.answers import ChatChunk, ErrorAnswer, TextChunk
+from wrinklefree.server.schemas.chat import ChatRequest
+from wrinklefree.server.schemas.completions import CompletionRequest
 from wrinklefree.server.schemas.fields import REQUEST
 from wrinklefree.server.settings import ServerSettings
 
@@ -83,6 +85,8 @@ def _document(app: FastAPI, settings: ServerSettings) -> dict[str, Any]:
         if schema.pop(REQUEST, False) and settings.ignore_unknown:
             schema["additionalProperties"] = True
         _correct(schema)
+    for name in (ChatRequest.__name__, CompletionRequest.__name__):
+        schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] = settings.max_choices
     if settings.api_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operation in _operations(document):

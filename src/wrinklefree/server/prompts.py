@@ -39,19 +39,24 @@ async def conversation(
 ) -> NDArray[np.int32]:
     """Return the ids int32 [T] of a conversation, BOS once. Raises: ApiError, InputError."""
     tokenizer = _tokenizer(state, "messages")
+    size = sum(64 + _characters(message) for message in messages)
+    return fitting(state, await _in_time(lambda: conversation_ids(tokenizer, messages, tools), size), "messages")
+
+
+def conversation_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]] | None = None,
+    begin_answer: bool = True,
+) -> NDArray[np.int32]:
+    """Return the ids int32 [T] of a conversation of any length. Raises: ApiError, InputError."""
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", param="messages")
-    given = [for_template(message) for message in messages]
-    size = sum(64 + len(one["content"]) for one in given)
-
-    def encode() -> NDArray[np.int32]:
-        try:
-            text = tokenizer.apply_chat(given, tools=tools)
-        except FormatError as error:  # says no path, as damaged files do
-            raise ApiError(400, f"messages: {error}", param="messages") from error
-        return np.array(tokenizer.encode(text), np.int32)
-
-    return fitting(state, await _in_time(encode, size), "messages")
+    try:
+        text = tokenizer.apply_chat([for_template(message) for message in messages], begin_answer, tools)
+    except FormatError as error:  # names no path, as it does for damaged files
+        raise ApiError(400, f"messages: {error}", param="messages") from error
+    return np.array(tokenizer.encode(text), np.int32)
 
 
 def fitting(state: ServerState, ids: NDArray[np.int32], field: str) -> NDArray[np.int32]:
@@ -81,6 +86,11 @@ async def texts(
     size = sum(len(one) for one in many if isinstance(one, str))
     found = await _in_time(lambda: [_ids(state, one, field) for one in many], size)
     return [fitting(state, ids, field) for ids in found]
+
+
+def _characters(message: Message) -> int:
+    content = message.content or ""
+    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
 
 
 def _ids(state: ServerState, prompt: str | list[int], field: str) -> NDArray[np.int32]:

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
-from wrinklefree.errors import InputError
+from wrinklefree.errors import FormatError, InputError
 from wrinklefree.server.access_log import LogWriter
 from wrinklefree.server.app import create_app
 from wrinklefree.server.errors import ApiError
@@ -74,6 +74,8 @@ def warm_up(engine: Engine, mode: Mode) -> None:
     engine.tokenizer.encode("warm")
     with contextlib.suppress(InputError):  # a request for a grammar will be told
         prepare(engine)
+    with contextlib.suppress(FormatError):  # a conversation will be told
+        _ = engine.tokenizer.chat_template
     with engine.generate([0], SamplingParams(max_tokens=1), DecodingSettings(mode=mode)):
         pass
 

@@ -42,7 +42,10 @@ def router(state: ServerState) -> APIRouter:
         if most == 0 and not body.echo:
             raise ApiError(400, "max_tokens: found 0, which is allowed with echo only", param="max_tokens")
         params = asking.sampling(body, max(most, 1))
-        if body.echo:
+        if body.echo and body.logprobs is not None:
+            if body.mode not in (None, "auto", "ar"):
+                message = f"mode: found {body.mode!r}, but log-probabilities of prompts need mode ar or auto"
+                raise ApiError(400, message, param="mode")
             params = replace(params, prompt_logprobs=body.logprobs)
         asking.check_scores(state, body, many, most)
         echoed = echoes(state, body.prompt, many) if body.echo else []

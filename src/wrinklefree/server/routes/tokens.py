@@ -8,10 +8,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from wrinklefree.artifact.tokenizer import Tokenizer
-from wrinklefree.errors import FormatError
 from wrinklefree.server.asking import check_model
 from wrinklefree.server.errors import ApiError
-from wrinklefree.server.prompts import for_template
+from wrinklefree.server.prompts import conversation_ids
 from wrinklefree.server.schemas.tokens import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -72,14 +71,8 @@ def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
         text = body.prompt if body.prompt is not None else body.content
         assert text is not None
         return tokenizer.encode(text, bos=False if body.add_special_tokens is False else None)
-    if tokenizer.chat_template is None:
-        raise ApiError(400, "messages: this model has no chat template; give prompt", param="messages")
-    messages = [for_template(message) for message in body.messages]
     begin = body.add_generation_prompt is not False
-    try:
-        return tokenizer.encode_chat(messages, begin, body.tools)
-    except FormatError as error:
-        raise ApiError(400, f"messages: {error}", param="messages") from error
+    return conversation_ids(tokenizer, body.messages, body.tools, begin).tolist()
 
 
 def _tokenizer(state: ServerState) -> Tokenizer:
