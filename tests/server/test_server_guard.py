@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_client import RawClient, post, status_and_error
 from running_server import MODEL, RunningServer
 
 from wrinklefree.server.errors import ApiError
@@ -163,9 +167,10 @@ def test_a_large_body_is_refused_and_the_connection_lives_on(guarded: RunningSer
         (b'{"model": "\xff\xfe"}', {}, 400, "invalid_utf8"),
         (b"[" * 5000, {}, 400, "too_deep"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, {}, 400, "too_deep"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(20_001)) + b"}", {}, 400, "too_many_keys"),
         (b"{}", {"content-encoding": "gzip"}, 415, "encoding"),
     ],
-    ids=["utf8", "arrays", "objects", "gzip"],
+    ids=["utf8", "arrays", "objects", "keys", "gzip"],
 )
 def test_bodies_no_route_should_see(
     server: RunningServer, body: bytes, headers: dict[str, str], status: int, code: str
@@ -201,6 +206,50 @@ def test_depth_is_that_of_the_parsed_value(value: object, most: int) -> None:
     else:
         with pytest.raises(ApiError, match=f"nested {_depth(value)} deep"):
             check_text(body, most)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * 19_000}]}),
+        ("/v1/completions", {"prompt": [{}] * 19_000}),
+        ("/v1/embeddings", {"input": [[{}]] * 19_000}),
+        ("/detokenize", {"tokens": [-1] * 19_000}),
+    ],
+)
+def test_of_many_wrong_items_one_is_told(server: RunningServer, path: str, body: dict[str, Any]) -> None:
+    """Else megabytes of wrong items would become a million errors: a minute of work, gigabytes of memory."""
+    made: list[int] = []
+
+    async def count(request: Any, error: RequestValidationError) -> Response:
+        made.append(len(error.errors()))
+        return Response(status_code=400)
+
+    kept = server.app.exception_handlers[RequestValidationError]
+    server.app.middleware_stack = None
+    server.app.exception_handlers[RequestValidationError] = count
+    try:
+        assert server.client.post(path, json=body).status_code == 400
+    finally:
+        server.app.exception_handlers[RequestValidationError] = kept
+        server.app.middleware_stack = None
+    assert len(made) == 1 and made[0] < 10
+
+
+def test_large_bodies_held_at_a_time_are_bounded(toy: Path) -> None:
+    """Many clients each with most of a body: memory for a few of them is promised, the others try again later."""
+    with RunningServer(toy, max_body_bytes=1000) as running, ExitStack() as held:
+        clients = [held.enter_context(RawClient(running.url)) for _ in range(40)]
+        request = post("/v1/completions", b'{"prompt": "a", "max_tokens": 1' + b" " * 940 + b"}")
+        for client in clients:
+            client.send(request[:-2])
+        answers = []
+        for client in clients:
+            client.send(request[-2:])
+            answers.append(client.read_until(b"}}"))
+        refused = [status_and_error(one) for one in answers if not one.startswith(b"HTTP/1.1 200")]
+        assert 0 < len(refused) < 10 and {(status, error["code"]) for status, error in refused} == {(429, "memory")}
+        assert running.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
 
 def test_an_error_of_ours_tells_nothing(toy: Path, caplog: pytest.LogCaptureFixture) -> None:

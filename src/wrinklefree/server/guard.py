@@ -36,6 +36,8 @@ _DEPTH = np.zeros(256, np.int8)
 _DEPTH[list(b"[{")] = 1
 _DEPTH[list(b"]}")] = -1
 _SHOWN_PATH_CHARACTERS = 200
+# Of all objects together: each may be an error of its own to whoever checks fields.
+_MAX_KEYS = 20_000
 # Bodies that are held at a time, in the largest size of one.
 _HELD_BODIES = 32
 _SAFE = (b"x-content-type-options", b"nosniff")
@@ -66,7 +68,6 @@ class Guard:
             headers[name] = headers[name] + b", " + value if name in headers else value
         request = _Request(scope, headers, send, self._cors(headers))
         scope["wrinklefree.request_id"] = request.id.decode()
-        held = 0
         try:
             if request.is_preflight:
                 self._check_place(headers)
@@ -74,11 +75,9 @@ class Guard:
                 return
             scope["wrinklefree.client"] = self._check(scope, headers)
             if _has_body(headers):
-                body = await self._body(headers, receive)
+                body = await self._body(request, headers, receive)
                 if body is None:
                     return  # the client has gone
-                held = len(body)
-                self._held_bytes += held
                 receive = _replay(body, receive)
             await self._app(scope, receive, request.send)
         except ApiError as error:
@@ -87,7 +86,7 @@ class Guard:
             _LOG.exception("request %s failed", request.id.decode())
             await request.fail(internal())
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= request.held_bytes
             request.log()
 
     # ---- who asks
@@ -156,7 +155,7 @@ class Guard:
 
     # ---- how large, how deep
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    async def _body(self, request: _Request, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Return the whole body, or None when the client has gone. Raises: ApiError."""
         most = self._settings.max_body_bytes
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -164,17 +163,20 @@ class Guard:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > most:
             raise _too_large(most)
-        if self._held_bytes > _HELD_BODIES * most:
-            message = "the server holds too many large requests; try again soon"
-            raise ApiError(429, message, "rate_limit_error", code="memory", retry_after=1)
         body = bytearray()
         while True:
             news = await receive()
             if news["type"] == "http.disconnect":
                 return None
-            body += news.get("body", b"")
+            piece = news.get("body", b"")
+            body += piece
+            request.held_bytes += len(piece)
+            self._held_bytes += len(piece)
             if len(body) > most:
                 raise _too_large(most)
+            if self._held_bytes > _HELD_BODIES * most:
+                message = "the server holds too many large requests; try again soon"
+                raise ApiError(429, message, "rate_limit_error", code="memory", retry_after=1)
             if not news.get("more_body", False):
                 break
         check_text(bytes(body), self._settings.max_json_depth)
@@ -196,6 +198,7 @@ class _Request:
         self._extra = [(b"x-request-id", self.id), _SAFE, *cors]
         self._cors = cors
         self._status = 0
+        self.held_bytes = 0
         self._started = time.perf_counter()
 
     async def send(self, message: Message) -> None:
@@ -251,14 +254,17 @@ def is_public(path: str) -> bool:
 
 
 def check_text(body: bytes, most: int) -> None:
-    """Raise ApiError for a body that is not UTF-8, or whose arrays and objects are nested deeper than ``most``."""
+    """Raise ApiError for a body that is not UTF-8, has a mass of keys, or is nested deeper than ``most``."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_utf8") from error
-    if body.count(b"[") + body.count(b"{") <= most:
+    if body.count(b"[") + body.count(b"{") <= most and body.count(b":") <= _MAX_KEYS:
         return
-    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
+    bare = _STRING.sub(b"", body)
+    if bare.count(b":") > _MAX_KEYS:
+        raise ApiError(400, f"the body has more than {_MAX_KEYS} keys", code="too_many_keys")
+    brackets = bare.translate(None, _NO_BRACKETS)
     depths = np.cumsum(_DEPTH[np.frombuffer(brackets, np.uint8)], dtype=np.int32)
     if depths.size and int(depths.max()) > most:
         raise ApiError(400, f"the body is nested {int(depths.max())} deep, allowed is {most}", code="too_deep")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wrinklefree.engine.sampling import MAX_LOGPROBS
-from wrinklefree.server.schemas.fields import Generating
+from wrinklefree.server.schemas.fields import Generating, Items
 from wrinklefree.server.schemas.structured import Structured
 from wrinklefree.server.schemas.tools import WithTools
 
@@ -25,9 +25,9 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Items[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
 
@@ -40,7 +40,7 @@ class ChatRequest(Generating, Structured, WithTools):
         "stream": False,
     }
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Items[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

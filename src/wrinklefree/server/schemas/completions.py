@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from wrinklefree.engine.sampling import MAX_LOGPROBS
-from wrinklefree.server.schemas.fields import Generating, TokenId
+from wrinklefree.server.schemas.fields import Generating, Items, TokenId
 from wrinklefree.server.schemas.structured import Structured
 
 
@@ -16,7 +16,7 @@ class CompletionRequest(Generating, Structured):
 
     example: ClassVar[dict[str, Any] | None] = {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.7}
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Items[str] | Items[TokenId] | Items[Items[TokenId]]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=128, description="only the value of n")

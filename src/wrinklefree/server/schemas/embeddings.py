@@ -6,15 +6,14 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from wrinklefree.server.schemas.fields import RequestBody
-from wrinklefree.server.schemas.tokens import TokenId
+from wrinklefree.server.schemas.fields import Items, RequestBody, TokenId
 
 
 class EmbeddingRequest(RequestBody):
     """Texts, as text or as token ids."""
 
     model: str | None = Field(None, description="the server's model; absent takes it too")
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: str | Items[str] | Items[TokenId] | Items[Items[TokenId]]
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="numbers, or their float32 bytes (little endian) in base64; default float"
     )

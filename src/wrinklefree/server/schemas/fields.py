@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,11 @@ from pydantic_core import PydanticCustomError
 from wrinklefree.engine.decoding_settings import MAX_WINDOW
 from wrinklefree.engine.sampling import MAX_BIASED_TOKENS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from wrinklefree.server.errors import ApiError
+
+_T = TypeVar("_T")
+# A list from a request. Only its first wrong item is told: two megabytes of wrong ones would make a million errors, a
+# minute of work and gigabytes of memory.
+Items = Annotated[list[_T], Field(fail_fast=True)]
 
 # What OpenAI's clients send and what has no meaning for one local model: taken, whatever it says, and not used.
 WITHOUT_MEANING = frozenset(
@@ -133,7 +138,7 @@ class Generating(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     ignore_eos: bool | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: Items[TokenId] | None = Field(None, max_length=64)
     watch: bool | None = Field(None, description="stream every pass of the model, with its guesses")
     return_tokens_as_token_ids: bool | None = Field(None, description="logprobs name tokens token_id:5")
 

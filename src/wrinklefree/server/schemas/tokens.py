@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from wrinklefree.server.schemas.chat import Message
-from wrinklefree.server.schemas.fields import RequestBody
-
-TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+from wrinklefree.server.schemas.fields import Items, RequestBody, TokenId
 
 
 class TokenizeRequest(RequestBody):
@@ -18,8 +16,8 @@ class TokenizeRequest(RequestBody):
     model: str | None = Field(None, description="the server's model; absent takes it too")
     prompt: str | None = Field(None, description="a text")
     content: str | None = Field(None, description="another name of prompt")
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, description="for the model's template")
-    tools: list[dict[str, Any]] | None = Field(None, max_length=128, description="for the template, with messages")
+    messages: Items[Message] | None = Field(None, min_length=1, max_length=4096, description="for the model's template")
+    tools: Items[dict[str, Any]] | None = Field(None, max_length=128, description="for the template, with messages")
     add_generation_prompt: bool | None = Field(None, description="with messages: begin the answer; default true")
     add_special_tokens: bool | None = Field(
         None, description="of a text: begin it as the model's configuration says; default true"
@@ -40,7 +38,7 @@ class DetokenizeRequest(RequestBody):
     """Token ids."""
 
     model: str | None = Field(None, description="the server's model; absent takes it too")
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: Items[TokenId] = Field(max_length=1 << 20)
 
 
 class DetokenizeReply(BaseModel):
