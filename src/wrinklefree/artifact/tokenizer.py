@@ -118,7 +118,8 @@ class Tokenizer:
         damaged in a way that only shows here.
         """
         with _library_errors(f"{self._place}/tokenizer.json: cannot encode a text"):
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            # As a batch, the library lets other threads of Python run meanwhile: megabytes take seconds.
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if bos is None:
             bos = self.adds_bos
         if not bos:

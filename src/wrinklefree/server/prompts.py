@@ -17,7 +17,7 @@ from wrinklefree.server.state import ServerState
 from wrinklefree.server.tool_calls import arguments_as_objects
 
 _T = TypeVar("_T")
-_LONG_CHARACTERS = 8192  # tokenising as much takes about as long as a pass of the model; the loop must not wait
+_LONG_CHARACTERS = 2048  # about half a millisecond, for which the loop can wait
 
 
 def for_template(message: Message) -> dict[str, Any]:
