@@ -22,6 +22,7 @@ from wrinklefree.server import grammar
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import Grammars, GrammarState, Rule
 from wrinklefree.server.regex_size import expanded_size
+from wrinklefree.server.structured import schema_rule
 
 SCHEMA = "response_format.json_schema.schema"
 CHAT = "/v1/chat/completions"
@@ -122,6 +123,14 @@ def test_sizes_of_regular_expressions(pattern: str, size: int) -> None:
     assert expanded_size(pattern) == size
 
 
+def test_a_schema_that_is_no_json(server: RunningServer) -> None:
+    schema = (
+        '{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object", "schema": %s}}'
+    )
+    answer = server.client.post(CHAT, content=schema % '{"const": NaN}', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+
+
 def deep(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
@@ -138,7 +147,10 @@ def deep(levels: int) -> dict[str, Any]:
         ({"response_format": named({"items": {"pattern": "a{5001}"}})}, SCHEMA, "written out, found 5001"),
         ({"response_format": named({"anyOf": [{"const": n} for n in range(257)]})}, SCHEMA, "found 257 parts"),
         ({"response_format": named({"type": "foo"})}, SCHEMA, "Invalid type: foo"),
-        ({"response_format": named({"items": [{"multipleOf": 100.01}]})}, SCHEMA, "found multipleOf 100.01"),
+        ({"response_format": named({"items": [{"multipleOf": 100.01}]})}, SCHEMA, "multipleOf may be 10000"),
+        ({"response_format": named({"multipleOf": -(10**400)})}, SCHEMA, "multipleOf may be 10000"),
+        ({"response_format": named({"type": "integer", "multipleOf": True})}, SCHEMA, "multipleOf"),
+        ({"response_format": named({"$ref": "#"})}, SCHEMA, "no text keeps to it"),
         ({"response_format": named({"if": {}})}, SCHEMA, "Unimplemented keys"),
         ({"response_format": named({"if": {}, "x-guidance": {"lenient": True}})},
          SCHEMA, "Unimplemented keys"),
@@ -198,6 +210,35 @@ def test_any_choice_can_be_said_and_nothing_else(
         assert token in allowed(state)
         state.accept(token)
     assert state.finished or 257 in allowed(state)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(
+    ["", "a", "#", "#/$defs/a", "x", "^a{1,30}$", "(", "[^x]*", "date", "string", "integer", "object", "array", "null"]
+)  # fmt: skip
+KEYS = st.sampled_from(
+    ["type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "enum",
+     "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "pattern", "format", "minLength", "maxLength", "minimum",
+     "maximum", "multipleOf", "patternProperties", "x-guidance", "not", "a"]
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+
+@given(st.dictionaries(KEYS, SCHEMAS, max_size=5), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_any_schema_is_refused_or_kept_to(grammars: Grammars, schema: dict[str, Any], random: Any) -> None:
+    try:
+        (state,) = states(grammars, schema_rule("f", schema))
+    except ApiError as error:
+        assert error.status == 400 and error.message.startswith("f: ") and len(error.message) > 4
+        return
+    for _ in range(20):
+        tokens = sorted(allowed(state))
+        assert tokens
+        state.accept(random.choice(tokens))
+        if state.finished:
+            break
 
 
 def test_random_walks_through_a_schema_give_its_instances(engine: Engine, grammars: Grammars) -> None:

@@ -47,6 +47,7 @@ WEATHER = {
         },
     },
 }
+LONG = {"type": "function", "function": {"name": "f", "parameters": {"patternProperties": {"a{3000}": {}}}}}
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "the time"}}
 
 
@@ -151,6 +152,8 @@ def test_free_text_beside_tools_is_as_it_was(tooled: RunningServer) -> None:
           "tool_choice": "required"}, "tools.0.function.parameters", "needed is object"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"if": {}}}}],
           "tool_choice": "required"}, "tools", "Unimplemented keys"),
+        ({"tools": [LONG, {"type": "function", "function": {**LONG["function"], "name": "g"}}],
+          "tool_choice": "required"}, "tools", "found 6000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked(tooled: RunningServer, body: dict[str, Any], param: str, message: str) -> None:

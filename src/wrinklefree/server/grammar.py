@@ -117,7 +117,13 @@ class Grammars:
             tokenizer = prepare(self._engine)
         except InputError as error:
             raise ApiError(400, f"{rule.field}: {error}", param=rule.field) from error
-        matcher = LLMatcher(tokenizer, _source(rule), log_level=0, limits=_limits())
+        try:
+            source = _source(rule)
+        except ValueError as error:  # NaN, which Python's JSON lets through
+            raise ApiError(
+                400, f"{rule.field}: not JSON ({error})", param=rule.field, code="invalid_grammar"
+            ) from error
+        matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
         copies = [matcher.deep_copy() for _ in range(count - 1)]
         mask = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
         if not matcher.is_error():
@@ -176,4 +182,5 @@ def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
 
 def _reason(matcher: LLMatcher) -> str:
     """Return the library's message on one line, without the state that it shows."""
-    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:400]
+    found = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:400]
+    return "no text keeps to it" if found.startswith("NoExtension") else found

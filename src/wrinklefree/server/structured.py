@@ -56,13 +56,21 @@ def check_schema(field: str, schema: dict[str, Any]) -> None:
 def _check_multiples(field: str, schema: Any) -> None:
     if isinstance(schema, dict):
         found = schema.get("multipleOf")
-        number = isinstance(found, int | float) and math.isfinite(found)
-        if number and int("".join(map(str, Decimal(repr(found)).as_tuple().digits))) > MAX_MULTIPLE:
-            message = f"{field}: found multipleOf {found}, at most {MAX_MULTIPLE} without the decimal point is allowed"
-            raise ApiError(400, message[:400], param=field, code="grammar_too_complex")
+        if _states(found) > MAX_MULTIPLE:
+            message = f"{field}: multipleOf may be {MAX_MULTIPLE} at most, without its decimal point"
+            raise ApiError(400, message, param=field, code="grammar_too_complex")
     if isinstance(schema, dict | list):
         for inner in schema.values() if isinstance(schema, dict) else schema:
             _check_multiples(field, inner)
+
+
+def _states(multiple: Any) -> int:
+    """Return the digits of a number without its decimal point; 0 for what is no number."""
+    if isinstance(multiple, int):
+        return abs(multiple)
+    if not isinstance(multiple, float) or not math.isfinite(multiple):
+        return 0
+    return int("".join(map(str, Decimal(repr(multiple)).as_tuple().digits)))
 
 
 def _check_patterns(field: str, patterns: list[str]) -> None:

@@ -19,7 +19,7 @@ from wrinklefree.server.grammar import JSON_OPTIONS, Rule
 from wrinklefree.server.schemas.chat import ChatRequest
 from wrinklefree.server.schemas.tools import Tool, ToolName
 from wrinklefree.server.state import ServerState
-from wrinklefree.server.structured import MAX_SCHEMA_CHARACTERS, check_schema, read_rule
+from wrinklefree.server.structured import check_schema, read_rule
 from wrinklefree.server.tool_calls import BEGIN, END
 
 MAX_CALLS = 16  # in a forced answer
@@ -81,7 +81,7 @@ def _call_rule(tools: Sequence[Tool], body: ChatRequest) -> Rule | None:
 
 
 def _grammar(tools: Sequence[Tool], forced: bool, most: int) -> str:
-    rules, size = [], 0
+    rules, schemas = [], []
     for number, tool in enumerate(tools):
         function = tool.function
         schema = function.parameters or _NO_PARAMETERS if forced or function.strict else {"type": "object"}
@@ -90,13 +90,11 @@ def _grammar(tools: Sequence[Tool], forced: bool, most: int) -> str:
         if schema.setdefault("type", "object") != "object":
             raise ApiError(400, f"{field}: found type {schema['type']!r:.40}, needed is object", param=field)
         written = json.dumps({**schema, "x-guidance": JSON_OPTIONS})
-        size += len(written)
+        schemas.append(schema)
         head = json.dumps(f'\n{{"name": "{function.name}", "arguments": ')
         rules += [f"call_{number}: {head} args_{number} {json.dumps('}' + chr(10) + END)}"]
         rules += [f"args_{number}: %json {written}"]
-    if size > MAX_SCHEMA_CHARACTERS:
-        message = f"tools: found {size} characters of schemas, at most {MAX_SCHEMA_CHARACTERS} are allowed"
-        raise ApiError(400, message, param="tools")
+    check_schema("tools", {"allOf": schemas})  # the limits are for all of them together
     calls = " | ".join(f"call_{number}" for number in range(len(tools)))
     if forced:
         more = f' ("\\n" one){{0,{most - 1}}}' if most > 1 else ""
