@@ -153,10 +153,10 @@ def test_steps_that_are_ready_need_no_pass(engine: Engine) -> None:
 
 
 def test_a_long_prompt_shares_its_passes(plain: Engine) -> None:
-    # The short prompt fills the first pass up; 500 tokens are two pieces, beside which the short answer goes on.
+    # The short prompt leaves room in the first pass; the rest of the long one is a second piece beside its next row.
     short, long = plain.generate_together([prompt(4), prompt(500)], greedy(8))
     order = [len(long.ready()) for _ in range(5) if next(short)]
-    assert order == [0, 0, 1, 1, 1] and long.tokens == plain.generate(prompt(500), greedy(8)).run().tokens[:3]
+    assert order == [0, 1, 1, 1, 1] and long.tokens == plain.generate(prompt(500), greedy(8)).run().tokens[:4]
 
 
 def test_prompts_of_a_pass_are_bounded(plain: Engine) -> None:
@@ -216,21 +216,35 @@ def test_pieces_end_on_blocks_and_give_all_wanted_rows(engine: Engine) -> None:
     assert decoder.found[0][:, -1].tolist() == logits.argmax(axis=1).tolist()
 
 
-@given(st.integers(0, 60), st.sampled_from([1, 5, 12, 32, 256, 300]), st.booleans(), st.booleans(), st.integers(1, 300))
-@settings(max_examples=200, deadline=None)
-def test_no_piece_cuts_a_block_or_is_one_row(blocks: int, size: int, head: bool, tail: bool, more: int) -> None:
+@given(
+    st.integers(0, 60), st.sampled_from([1, 5, 12, 32, 256, 300]), st.booleans(), st.booleans(), st.integers(1, 300),
+    st.lists(st.integers(1, 256), min_size=1, max_size=9),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_no_piece_cuts_a_block_or_is_one_row(
+    blocks: int, size: int, head: bool, tail: bool, more: int, rooms: list[int]
+) -> None:
     finished = blocks * size
     count = finished + (size if tail and size > 1 else more)
     request = Request(np.zeros(count, np.int32), "none", 0, size if tail else 1, head=finished,
                       head_block=size if head else 1)  # fmt: skip
     begin = 0
-    while begin < count:
-        end = _piece_end(request, begin)
-        assert begin < end <= min(count, begin + max(PIECE_TOKENS, size))
-        cut = (request.head_block if end <= finished else request.block) if end < count else 1
-        assert end == finished or end % cut == 0
-        assert end - begin > 1 or count == 1 or end == finished or begin == finished or size > PIECE_TOKENS
+    for room in itertools.cycle([*rooms, PIECE_TOKENS]):
+        end = _piece_end(request, begin, room)
+        assert begin <= end <= min(count, begin + max(room, size, 3))
+        assert end > begin or (room == 1 and count > 1)
+        for first, last, rule in (
+            (begin, min(end, finished), request.head_block),
+            (max(begin, finished), end, request.block),
+        ):
+            if first >= last:
+                continue
+            border = finished if last <= finished else count
+            assert last == border or last % rule == 0
+            assert rule > 1 or last - first > 1 or border - (0 if border == finished else finished) == 1
         begin = end
+        if begin == count:
+            break
 
 
 @pytest.mark.parametrize("error", [FormatError, KeyboardInterrupt])

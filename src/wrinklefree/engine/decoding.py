@@ -4,12 +4,13 @@ A decoder is the state of one answer. Its `request` names the tokens whose state
 them and says what became certain. It knows nothing of passes, other answers, text, stop strings or limits.
 
 `JointPasses` computes the requests of all its decoders together, so that the weights are read once for all of them. An
-answer does not depend on who else is there: the rows of a pass are independent of each other to the last bit, and
-where a long prompt is cut depends on the prompt alone.
+answer does not depend on who else is there: the rows of a pass are independent of each other to the last bit, and so
+is a row of where its prompt is cut, as long as blocks stay whole and no row is alone that has company elsewhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.native import load_native
+from wrinklefree.engine.prefix_cache import LEAST, PrefixCache, shared
 from wrinklefree.engine.rows import NATIVE_WANTS, Rows, Want
 
 PIECE_TOKENS = 256  # of a prompt, between two chances for Ctrl-C, and for all prompts of a pass
@@ -113,6 +115,10 @@ class Turn:
 class _Job:
     slot: int
     decoder: Decoder
+    number: int = 0  # of arrival
+    served: int = 0  # the last pass that computed some of its prompt, or that it came before
+    fresh: bool = False  # nothing was computed for it, so more may be taken over from other slots
+    cached: int = 0  # positions that were taken over
     request: Request | None = None
     done: int = 0  # tokens of the request that were computed
     kept: list[Rows] = field(default_factory=list)  # wanted rows of pieces before the last
@@ -137,24 +143,38 @@ class JointPasses:
 
     ``failures``: slots whose decoder failed in the last pass, and how; they have left, and nobody else is concerned.
 
-    Prompts are computed in pieces of `PIECE_TOKENS`, in the order of arrival and at most about so many tokens a pass,
-    beside the rows of all answers that are under way.
+    Prompts are computed in pieces, beside the rows of all answers that are under way: at most about ``most`` tokens of
+    prompts a pass, ``most_beside`` where there are such answers, which a long pass would hold up. Prompts take turns,
+    so that a short one does not wait for the whole of a long one. With a cache, a prompt waits for another one that is
+    being computed and begins in the same way.
     """
 
-    def __init__(self, model: Any) -> None:
-        """``model``: the native model."""
+    def __init__(
+        self, model: Any, cache: PrefixCache | None = None, most: int = PIECE_TOKENS, most_beside: int = PIECE_TOKENS
+    ) -> None:
+        """``model``: the native model; ``cache``: of its slots."""
         self._model = model
+        self._cache = cache
+        self._most, self._most_beside = most, most_beside
         self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._jobs: dict[int, _Job] = {}
+        self._numbers = itertools.count()
+        self._passes = 0
         self.failures: list[tuple[int, Exception]] = []
         self._grow(1)
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._jobs
 
-    def add(self, slot: int, decoder: Decoder) -> None:
-        """Let an answer take part, in an empty slot."""
-        self._jobs[slot] = _Job(slot, decoder)
+    def add(self, slot: int, decoder: Decoder, request: Request | None = None, cached: int = 0) -> None:
+        """Let an answer take part, in a slot that holds ``cached`` positions of its first request."""
+        job = self._jobs[slot] = _Job(slot, decoder, next(self._numbers), self._passes)
+        job.request, job.done, job.cached = request, cached, cached
+        job.fresh = self._cache is not None
+
+    def cached(self, slot: int) -> int:
+        """Return how many positions of an answer's prompt were taken over from earlier ones."""
+        return self._jobs[slot].cached
 
     def remove(self, slot: int) -> None:
         """Let it leave."""
@@ -170,17 +190,8 @@ class JointPasses:
         self.failures = []
         call = _Call([], [], [], [], [], [], [])
         taken: list[tuple[_Job, Request, int, int, int]] = []
-        room, rows, hidden, logits, choices = PIECE_TOKENS, 0, 0, False, False
-        for job in list(self._jobs.values()):
-            request = job.request or self._next_request(job)
-            if request is None:
-                continue
-            begin, total = job.done, len(request.tokens)
-            end = total if total <= PIECE_TOKENS else _piece_end(request, begin)
-            if job.decoder.forwards == 0:
-                if end - begin > room and room < PIECE_TOKENS:
-                    continue
-                room -= end - begin
+        rows, hidden, logits, choices = 0, 0, False, False
+        for job, request, begin, end in self._pieces():
             count = self._add(call, job.slot, request, begin, end)
             taken.append((job, request, begin, end, count))
             if request.hidden:
@@ -193,12 +204,60 @@ class JointPasses:
             self._grow(rows)
         if hidden > len(self._hidden):
             self._hidden = np.empty((hidden, self._model.hidden_size), np.float32)
-        self._model.forward_batch(
-            call.slots, call.tokens, call.wants, self._logits[:rows] if logits else None, call.starts, call.blocks,
-            call.alone, (self._tokens[:rows], self._probability[:rows], self._entropy[:rows]) if choices else None,
-            self._hidden[:hidden] if hidden else None, call.hidden,
-        )  # fmt: skip
+        try:
+            self._model.forward_batch(
+                call.slots, call.tokens, call.wants, self._logits[:rows] if logits else None, call.starts, call.blocks,
+                call.alone, (self._tokens[:rows], self._probability[:rows], self._entropy[:rows]) if choices else None,
+                self._hidden[:hidden] if hidden else None, call.hidden,
+            )  # fmt: skip
+        except BaseException:
+            if self._cache is not None:
+                for job, request, begin, _, _ in taken:
+                    self._cache.lost(job.slot, request.start + begin)
+            raise
         return self._hand_out(taken, started)
+
+    def _pieces(self) -> list[tuple[_Job, Request, int, int]]:
+        """Choose what the next pass computes: tokens [begin, end) of requests."""
+        found: list[tuple[_Job, Request, int, int]] = []
+        prompts: list[tuple[_Job, Request]] = []
+        self._passes += 1
+        for job in list(self._jobs.values()):
+            request = job.request or self._next_request(job)
+            if request is None:
+                continue
+            if job.decoder.forwards == 0:
+                prompts.append((job, request))
+            else:
+                total = len(request.tokens)
+                end = total if total <= PIECE_TOKENS else _piece_end(request, job.done, PIECE_TOKENS)
+                found.append((job, request, job.done, end))
+        most = room = self._most_beside if found else self._most
+        for job, request in sorted(prompts, key=lambda each: (each[0].served, each[0].number)):
+            if room <= 0 or self._waits(job, request, prompts):
+                continue
+            end = _piece_end(request, job.done, room)
+            if end == job.done or (end - job.done > room and room < most):
+                continue
+            found.append((job, request, job.done, end))
+            if 2 * (end - job.done) >= min(most, len(request.tokens) - job.done):  # what others left is no turn
+                job.served = self._passes
+            room -= end - job.done
+            job.fresh = False
+        return found
+
+    def _waits(self, job: _Job, request: Request, prompts: list[tuple[_Job, Request]]) -> bool:
+        """Take over what other slots hold of a prompt; or say that one being computed will hold much more of it."""
+        if not job.fresh or self._cache is None:
+            return False
+        slot, count = self._cache.best(request)
+        earlier = (other for mate, other in prompts if mate.number < job.number)
+        if max((shared(request, other) for other in earlier), default=0) >= max(count, job.done) + LEAST:
+            return True
+        if count > job.done and slot != job.slot:
+            self._cache.copy(slot, job.slot, count)
+            job.done = job.cached = count
+        return False
 
     def _hand_out(self, taken: list[tuple[_Job, Request, int, int, int]], started: float) -> list[Turn]:
         seconds = time.perf_counter() - started
@@ -215,6 +274,8 @@ class JointPasses:
                 given = Rows(self._tokens[at], self._probability[at], self._entropy[at],
                              self._logits[at] if request.logits else None, sampled=job.sampled)  # fmt: skip
             job.done = end
+            if self._cache is not None:
+                self._cache.computed(job.slot, request, begin, end)
             if end < len(request.tokens):
                 if count:
                     job.kept.append(_joined([given]))
@@ -259,6 +320,8 @@ class JointPasses:
         job.kept.clear()
         if request.truncate is not None:
             self._model.truncate(job.slot, request.truncate)
+            if self._cache is not None:
+                self._cache.lost(job.slot, request.truncate)
         job.request = request
         return request
 
@@ -298,19 +361,21 @@ class JointPasses:
         self._logits = np.empty((rows, self._model.vocab_size), np.float32)
 
 
-def _piece_end(request: Request, begin: int) -> int:
-    """Return where the piece that starts with token ``begin`` of a long request ends: on a border of blocks."""
+def _piece_end(request: Request, begin: int, most: int) -> int:
+    """Return where a piece of about ``most`` tokens ends that starts with token ``begin``.
+
+    On a border of blocks, beyond ``most`` if one block is larger; ``begin`` itself where a row would be alone.
+    """
     total = len(request.tokens)
-    if total - begin <= PIECE_TOKENS:
+    if total - begin <= most:
         return total
-    end = begin + PIECE_TOKENS
-    if begin < request.head < end:
-        return request.head
-    block = request.head_block if begin < request.head else request.block
+    border, block = (request.head, request.head_block) if begin < request.head else (total, request.block)
+    if border - begin <= most:
+        return border
     if block == 1:
-        return causal_piece_end(total, begin, PIECE_TOKENS)
-    position = request.start + end
-    return max(position // block * block, (request.start + begin) // block * block + block) - request.start
+        return begin if most < 2 else causal_piece_end(border, begin, most)
+    position = request.start + begin
+    return min(border, max((position + most) // block * block, position // block * block + block) - request.start)
 
 
 def causal_piece_end(total: int, begin: int, most: int) -> int:
@@ -318,7 +383,8 @@ def causal_piece_end(total: int, begin: int, most: int) -> int:
     end = begin + most
     if end >= total:
         return total
-    return end - (total - end == 1)  # one row alone goes through attention in another way
+    # One row alone goes through attention in another way. Of three tokens and room for two all are taken.
+    return end if total - end != 1 else end - 1 if most > 2 else total
 
 
 def _joined(parts: list[Rows]) -> Rows:

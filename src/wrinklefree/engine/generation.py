@@ -54,6 +54,7 @@ class Answer:
     ) -> None:
         """``first_position``: of the first token, behind the prompt; ``limit``: the most tokens."""
         self.finish_reason: FinishReason | None = None
+        self.first_position = first_position
         self._next = first_position
         self._left = limit
         self._ends = end_tokens
@@ -147,6 +148,11 @@ class Generation(Iterator[Step]):
         self.forwards = step.forwards
         self.finish_reason = step.finish_reason
         return step
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt whose states were taken over from earlier prompts; known with the first step."""
+        return self._seat.cached
 
     @property
     def failure(self) -> Exception | None:

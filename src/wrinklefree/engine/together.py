@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.constraint import Constraint
-from wrinklefree.engine.decoding import Decided, Decoder, JointPasses, Turn
+from wrinklefree.engine.decoding import PIECE_TOKENS, Decided, Decoder, JointPasses, Turn
 from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.generation import Answer, Generation, Step
+from wrinklefree.engine.prefix_cache import PrefixCache
 from wrinklefree.engine.sampling import SamplingParams
 from wrinklefree.errors import InputError
 
@@ -29,7 +30,8 @@ Observer = Callable[[Turn, list[Decided]], None]  # a pass, and the guesses for 
 class Seat:
     """The place of one answer: what was computed for it and not handed out, ``(step, moment)``; ``left`` at the end.
 
-    ``failure``: why it ended without a last step; whoever asks for the next one gets it.
+    ``failure``: why it ended without a last step; whoever asks for the next one gets it. ``cached``: positions of the
+    prompt that were not computed again.
     """
 
     decoder: Decoder
@@ -39,6 +41,7 @@ class Seat:
     left: bool = False
     failure: Exception | None = None
     entered: float = 0.0
+    cached: int = 0
     slot: int | None = None
     held: ExitStack = field(default_factory=ExitStack)
 
@@ -50,10 +53,20 @@ class Together:
     where all slots are taken.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Hold no slot yet."""
+    def __init__(
+        self, engine: Engine, cache: bool = False, most: int = PIECE_TOKENS, most_beside: int = PIECE_TOKENS
+    ) -> None:
+        """Hold no slot yet; with ``cache`` all that are free, until `close`, and what they hold is used again.
+
+        ``most``: tokens of prompts in a pass, ``most_beside``: in one that answers under way share.
+        """
         self._engine = engine
-        self._passes = JointPasses(engine._model)
+        self._held = ExitStack()
+        self._cache: PrefixCache | None = None
+        if cache:
+            slots = [self._held.enter_context(engine._slot()) for _ in range(len(engine._free))]
+            self._cache = PrefixCache(engine._model, slots)
+        self._passes = JointPasses(engine._model, self._cache, most, most_beside)
         self._queue: deque[Seat] = deque()
         self._seats: dict[int, Seat] = {}
 
@@ -133,6 +146,8 @@ class Together:
         return True
 
     def _take(self, seat: Seat, turn: Turn, now: float) -> None:
+        if seat.decoder.forwards <= 1:
+            seat.cached = min(self._passes.cached(turn.slot), seat.answer.first_position)
         if seat.observer is not None:
             seat.observer(turn, seat.decoder.waiting())
         if not turn.decided:
@@ -149,6 +164,14 @@ class Together:
     def _admit(self) -> None:
         while self._queue:
             seat = self._queue[0]
+            if self._cache is not None:
+                if self._cache.free == 0:
+                    if self._seats:
+                        return
+                    raise InputError("all slots were in use when this cache was made; make it when some are free")
+                self._queue.popleft()
+                self._seat(seat, self._cache)
+                continue
             try:
                 seat.slot = seat.held.enter_context(self._engine._slot())
             except InputError:
@@ -158,6 +181,24 @@ class Together:
             self._queue.popleft()
             self._seats[seat.slot] = seat
             self._passes.add(seat.slot, seat.decoder)
+
+    def _seat(self, seat: Seat, cache: PrefixCache) -> None:
+        """Give a seat the slot that suits its prompt best."""
+        try:
+            request = seat.decoder.request()
+        except Exception as error:
+            self._fail(seat, error)
+            return
+        seat.slot, cached = cache.take(request)
+        seat.held.callback(cache.release, seat.slot)
+        self._seats[seat.slot] = seat
+        self._passes.add(seat.slot, seat.decoder, request, cached)
+
+    def close(self) -> None:
+        """Let all answers leave and give back the slots of the cache."""
+        for seat in [*self._seats.values(), *self._queue]:
+            self.leave(seat)
+        self._held.close()
 
     def _dismiss(self) -> None:
         """Let those leave whose decoder has failed."""
