@@ -52,7 +52,7 @@ class Scheduler:
         self.statistics = Statistics()
         self.failure: BaseException | None = None
         self.on_failure: Callable[[BaseException], None] | None = None
-        self._together = Together(engine)
+        self._together: Together
         self._wake = threading.Condition()  # guards the queue, the number of running answers and the orders below
         self._queue: FairQueue[_Job] = FairQueue()
         self._running: list[_Job] = []
@@ -68,7 +68,12 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         if "dlm" in (self.engine.config.get("wrinklefree") or {}):
             self.engine.row_costs()  # needs a free slot
+        self._open()
         self._thread.start()
+
+    def _open(self) -> None:
+        settings = self.settings
+        self._together = Together(self.engine, True, settings.prefill_tokens, settings.prefill_tokens_beside)
 
     @property
     def waiting(self) -> int:
@@ -161,6 +166,7 @@ class Scheduler:
         except BaseException as error:  # whatever it is, nobody may wait for an answer for ever
             _log.exception("the engine's thread has failed")
             self._break(error)
+        self._together.close()
         self._tell()
 
     def _wait(self) -> bool:
@@ -236,6 +242,7 @@ class Scheduler:
             first = bool(steps) and not job.ticket.forwards
             scores, embedding = (generation.prompt_scores, generation.embedding) if first else (None, None)
             job.ticket.forwards = generation.forwards
+            job.ticket.cached_tokens = generation.cached_tokens
             self._news.append((job.ticket, Event(steps, tuple(job.passes), scores, embedding)))
             job.passes.clear()
         if steps:
@@ -255,6 +262,7 @@ class Scheduler:
         statistics.generated_tokens += steps
         if job.last_token is None:
             statistics.first_token_seconds.add(now - job.arrived)
+            statistics.cached_tokens += job.generation.cached_tokens
         else:
             statistics.between_tokens_seconds.add((now - job.last_token) / steps, steps)
         job.last_token = now

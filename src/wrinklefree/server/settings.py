@@ -23,7 +23,9 @@ class ServerSettings:
     has, ``write_seconds`` for a reader to make room, ``idle_connection_seconds`` between two requests.
 
     Scheduling: ``reader_seconds``: how long what was computed may wait for a client that does not read; what was taken
-    in, queue included, may go on for ``drain_seconds``.
+    in, queue included, may go on for ``drain_seconds``. A pass computes at most about ``prefill_tokens`` of prompts, and
+    ``prefill_tokens_beside`` of them where answers under way share it. ``cached_prompts``: slots that the engine should
+    have beyond ``slots``, for what free ones hold of earlier prompts.
     """
 
     model_id: str
@@ -32,6 +34,9 @@ class ServerSettings:
     request_seconds: float = 600.0
     queue_seconds: float = 60.0
     reader_seconds: float = 30.0
+    prefill_tokens: int = 256
+    prefill_tokens_beside: int = 64
+    cached_prompts: int = 4
     drain_seconds: float = 30.0
     max_choices: int = 8
     max_prompts: int = 256

@@ -34,8 +34,9 @@ class Statistics:
 
     ``received``: asked for, the refused ones included. ``refused``: by code (queue_full, stopping). ``ended``: of those
     taken in, by how: stop, length, embedded, cancelled_waiting, cancelled_prefill, cancelled_decoding, timeout,
-    slow_reader, stopping, failed. ``passes``: through the model, for all answers together. ``service_seconds``: the
-    mean time that an answer held its slot, recent ones counting more; None before the first.
+    slow_reader, stopping, failed. ``passes``: through the model, for all answers together. ``cached_tokens``: of the
+    ``prompt_tokens``, those that were not computed again. ``service_seconds``: the mean time that an answer held its
+    slot, recent ones counting more; None before the first.
     """
 
     received: int = 0
