@@ -216,6 +216,27 @@ def test_pieces_end_on_blocks_and_give_all_wanted_rows(engine: Engine) -> None:
     assert decoder.found[0][:, -1].tolist() == logits.argmax(axis=1).tolist()
 
 
+def test_pieces_of_any_size_give_all_rows(plain: Engine) -> None:
+    class All:
+        forwards = 0
+        found: NDArray[np.float32]
+
+        def request(self) -> Request:
+            return Request(np.array(prompt(50), np.int32), "all", 0, choices=False)
+
+        def take(self, rows: Rows) -> list[Decided]:
+            assert rows.logits is not None
+            self.forwards, self.found = 1, rows.logits.copy()
+            return []
+
+    with plain._slot() as slot:
+        decoder, passes = All(), JointPasses(plain._model, most=16)
+        passes.add(slot, decoder)  # type: ignore[arg-type]
+        while not decoder.forwards:
+            passes.run()
+    np.testing.assert_array_equal(decoder.found, plain.logits(prompt(50)))
+
+
 @given(
     st.integers(0, 60), st.sampled_from([1, 5, 12, 32, 256, 300]), st.booleans(), st.booleans(), st.integers(1, 300),
     st.lists(st.integers(1, 256), min_size=1, max_size=9),

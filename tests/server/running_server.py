@@ -30,11 +30,12 @@ def chat_toy(
 
 
 class RunningServer:
-    """``url`` without the /v1; ``client``: httpx on it. ``slots`` is the engine's and the settings'."""
+    """``url`` without the /v1; ``client``: httpx on it. ``slots``: of answers at a time."""
 
     def __init__(self, model: Path, slots: int = 4, context: int = 512, **settings: Any) -> None:
-        self.engine = Engine.load(model, threads=1, context=context, slots=slots)
         self.settings = ServerSettings(MODEL, slots=slots, **settings)
+        held = slots + self.settings.cached_prompts
+        self.engine = Engine.load(model, threads=1, context=context, slots=held + 1)  # one for the test's own answers
         self.app = create_app(self.engine, self.settings)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))

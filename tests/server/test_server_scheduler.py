@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scheduling import endless, held, prompt, scheduling, submit_all, tokens_of, until, work
+from scheduling import AR, endless, held, prompt, scheduling, submit_all, tokens_of, until, work
 
 from wrinklefree.engine import DecodingSettings, Engine, SamplingParams, greedy
 from wrinklefree.engine.autoregressive import TokenByToken
@@ -338,6 +339,24 @@ def test_clients_take_turns(engine: Engine) -> None:
         assert order == ["many", "few", "one", "many", "few", "many", "many", "many", "many"]
 
     run(turns())
+
+
+def test_choices_of_one_prompt_share_its_computation(engine: Engine) -> None:
+    async def choices() -> None:
+        async with scheduling(engine) as scheduler:
+            wanted = [engine_answers[seed] for seed in (1, 2)]
+            works = [Work(prompt(300), replace(endless(6), temperature=1.0, seed=seed), AR) for seed in (1, 2)]
+            tickets = submit_all(scheduler, *works)
+            assert [await tokens_of(ticket) for ticket in tickets] == wanted
+            assert [ticket.cached_tokens for ticket in tickets] == [0, 298]
+            again = scheduler.submit(works[1])
+            assert await tokens_of(again) == wanted[1] and again.cached_tokens == 298
+            statistics = scheduler.statistics
+            assert (statistics.prompt_tokens, statistics.cached_tokens) == (900, 596)
+
+    params = {seed: replace(endless(6), temperature=1.0, seed=seed) for seed in (1, 2)}
+    engine_answers = {seed: engine.generate(prompt(300), each, AR).run().tokens for seed, each in params.items()}
+    run(choices())
 
 
 def test_t13_fifty_requests_one_after_the_other_on_one_slot(toy: Path) -> None:

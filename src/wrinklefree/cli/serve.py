@@ -38,6 +38,9 @@ def run(
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line; # begins a comment")] = None,
     slots: Annotated[int, typer.Option(min=1, max=256, help="answers computed at a time")] = 4,
+    cached_prompts: Annotated[
+        int, typer.Option(min=0, max=256, help="slots beyond those, so that more earlier prompts are kept")
+    ] = 4,
     ctx: Annotated[
         int | None,
         typer.Option(min=1, help="positions of an answer with its prompt; default: the model's, at most 4096"),
@@ -78,7 +81,7 @@ def run(
     checked = DecodingSettings(mode=mode).mode  # type: ignore[arg-type]  # before anything is loaded
 
     def load() -> Engine:
-        engine = Engine.load(model, threads=threads, context=ctx, slots=slots, kv_type=kv_type)
+        engine = Engine.load(model, threads=threads, context=ctx, slots=slots + cached_prompts, kv_type=kv_type)
         warm_up(engine, checked)
         return engine
 
@@ -91,6 +94,7 @@ def run(
     settings = ServerSettings(
         model_id=name or model.resolve().name.removesuffix(".gguf"),
         slots=slots,
+        cached_prompts=cached_prompts,
         queue=queue,
         request_seconds=request_seconds,
         queue_seconds=queue_seconds,

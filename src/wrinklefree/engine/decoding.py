@@ -342,7 +342,7 @@ class JointPasses:
                 chosen = [index - first for index in request.want if first <= index < last]
                 if chosen:
                     want, rows = np.array(chosen, np.int32), rows + len(chosen)
-            elif last == len(request.tokens):
+            elif last == len(request.tokens) or request.want == "all":
                 want = NATIVE_WANTS[request.want]
                 rows += (0, 1, last - first)[want]
             call.slots.append(slot)

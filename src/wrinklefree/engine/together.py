@@ -54,9 +54,9 @@ class Together:
     """
 
     def __init__(
-        self, engine: Engine, cache: bool = False, most: int = PIECE_TOKENS, most_beside: int = PIECE_TOKENS
+        self, engine: Engine, cache: int = 0, most: int = PIECE_TOKENS, most_beside: int = PIECE_TOKENS
     ) -> None:
-        """Hold no slot yet; with ``cache`` all that are free, until `close`, and what they hold is used again.
+        """Hold no slot yet; with ``cache`` at most so many, until `close`, and what they hold is used again.
 
         ``most``: tokens of prompts in a pass, ``most_beside``: in one that answers under way share.
         """
@@ -64,7 +64,7 @@ class Together:
         self._held = ExitStack()
         self._cache: PrefixCache | None = None
         if cache:
-            slots = [self._held.enter_context(engine._slot()) for _ in range(len(engine._free))]
+            slots = [self._held.enter_context(engine._slot()) for _ in range(min(cache, len(engine._free)))]
             self._cache = PrefixCache(engine._model, slots)
         self._passes = JointPasses(engine._model, self._cache, most, most_beside)
         self._queue: deque[Seat] = deque()

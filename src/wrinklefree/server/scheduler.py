@@ -46,7 +46,7 @@ class Scheduler:
     """
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
-        """``engine`` must have at least ``settings.slots`` slots; nobody else may use it."""
+        """``engine`` must have ``settings.slots`` free slots; up to ``settings.cached_prompts`` more are used too."""
         self.engine = engine
         self.settings = settings
         self.statistics = Statistics()
@@ -73,7 +73,8 @@ class Scheduler:
 
     def _open(self) -> None:
         settings = self.settings
-        self._together = Together(self.engine, True, settings.prefill_tokens, settings.prefill_tokens_beside)
+        slots = settings.slots + settings.cached_prompts
+        self._together = Together(self.engine, slots, settings.prefill_tokens, settings.prefill_tokens_beside)
 
     @property
     def waiting(self) -> int:

@@ -23,8 +23,8 @@ class ServerSettings:
     has, ``write_seconds`` for a reader to make room, ``idle_connection_seconds`` between two requests.
 
     Scheduling: ``reader_seconds``: how long what was computed may wait for a client that does not read; what was taken
-    in, queue included, may go on for ``drain_seconds``. A pass computes at most about ``prefill_tokens`` of prompts, and
-    ``prefill_tokens_beside`` of them where answers under way share it. ``cached_prompts``: slots that the engine should
+    in, queue included, may go on for ``drain_seconds``. ``prefill_tokens``: about the most of prompts in a pass,
+    ``prefill_tokens_beside``: in one that answers under way share. ``cached_prompts``: slots that the engine should
     have beyond ``slots``, for what free ones hold of earlier prompts.
     """
 
