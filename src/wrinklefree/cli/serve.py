@@ -38,9 +38,7 @@ def run(
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line; # begins a comment")] = None,
     slots: Annotated[int, typer.Option(min=1, max=256, help="answers computed at a time")] = 4,
-    cached_prompts: Annotated[
-        int, typer.Option(min=0, max=256, help="slots beyond those, so that more earlier prompts are kept")
-    ] = 4,
+    cached_prompts: Annotated[int, typer.Option(min=0, max=256, help="further slots, to keep earlier prompts")] = 4,
     ctx: Annotated[
         int | None,
         typer.Option(min=1, help="positions of an answer with its prompt; default: the model's, at most 4096"),
