@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from running_server import RunningServer, chat_toy
 from sse_reading import chunks
 
 from wrinklefree.engine import Engine
+from wrinklefree.server.answers import Choice
 from wrinklefree.server.grammar import Grammars, GrammarState, Rule
+from wrinklefree.server.routes.chat import ChatReply
 from wrinklefree.server.schemas.chat import ChatRequest
 from wrinklefree.server.tool_calls import CallReader, arguments_as_objects, message_of
 from wrinklefree.server.tools import _call_rule
@@ -265,3 +267,26 @@ def test_strict_functions_in_free_text(model: Path, text: str, parallel: bool, f
     assert isinstance(rule, Rule)
     (state,) = Grammars(engine)._compile(rule, 1)
     assert follows(state, engine.tokenizer.encode(text)) is fine
+
+
+def test_calls_that_a_model_made_by_itself(tooled: RunningServer) -> None:
+    text = f"Let me see. {CALL}"
+    body = ChatRequest.model_validate({"messages": HELLO, "tools": [CLOCK]})
+    for size in (1, 7, 500):
+        choice = Choice(0, cast(Any, None), 0.0)
+        reply = ChatReply(tooled.app.state.server, body, [choice], frozenset({"clock"}))
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        written = []
+        for number, piece in enumerate(pieces, 1):
+            choice.finish_reason = "stop" if number == len(pieces) else None
+            written.append(reply.piece(choice, piece, ()))
+        deltas = [json.loads("{" + one + "}")["delta"] for one in written if one]
+        assert "".join(delta.get("content", "") for delta in deltas) == "Let me see."
+        parts = [part for delta in deltas for part in delta.get("tool_calls", [])]
+        assert parts[0]["function"]["name"] == "clock" and {part["index"] for part in parts} == {0}
+        assert "".join(part["function"]["arguments"] for part in parts) == ARGUMENTS
+        assert choice.finish_reason == "tool_calls"
+    choice = Choice(0, cast(Any, None), 0.0, pieces=[text], finish_reason="stop")
+    whole = ChatReply(tooled.app.state.server, body, [choice], frozenset({"clock"})).choice(choice)
+    assert whole["message"]["content"] == "Let me see." and whole["finish_reason"] == "tool_calls"
+    assert whole["message"]["tool_calls"][0]["function"] == {"name": "clock", "arguments": ARGUMENTS}
