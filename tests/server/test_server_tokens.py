@@ -9,6 +9,9 @@ from running_server import MODEL, RunningServer
 
 TEXT = "Zwölf Boxkämpfer 🥊 jagen"
 
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+
 
 def post(server: RunningServer, path: str, **body: Any) -> Any:
     answer = server.client.post(path, json=body)
@@ -53,6 +56,9 @@ def test_a_conversation_is_what_the_chat_route_computes(server: RunningServer) -
         ("/tokenize", {}, 400, "found none of them, needed is one of prompt, content and messages"),
         ("/tokenize", {"prompt": "a", "content": "a"}, 400, "found prompt and content"),
         ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, 400, "add_generation_prompt: only with messages"),
+        ("/tokenize", {"prompt": "a", "tools": []}, 400, "tools: only with messages"),
+        ("/tokenize", {"messages": HELLO, "tools": TOOLS}, 400, "tools: this model's chat template has no tools"),
+        ("/tokenize", {"messages": HELLO, "tools": [{}]}, 400, "tools[0]."),
         ("/tokenize", {"prompt": "a", "promt": "b"}, 400, "did you mean 'prompt'"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "found 'other', this server has 'toy'"),
         ("/detokenize", {"tokens": [1, 258]}, 400, "found token 258 at index 1, allowed are 0 to 257"),

@@ -127,6 +127,8 @@ def test_the_template_sees_tools_and_former_calls(tooled: RunningServer) -> None
     wanted = len(tokenizer.encode_chat(former, tools=[CLOCK]))
     answer = ask(tooled, messages=history, tools=[CLOCK], max_tokens=3).json()
     assert answer["usage"]["prompt_tokens"] == wanted
+    counted = tooled.client.post("/tokenize", json={"messages": history, "tools": [CLOCK]}).json()
+    assert counted["count"] == wanted
     # none: the model does not hear of them
     answer = ask(tooled, messages=history, tools=[CLOCK], tool_choice="none", max_tokens=3).json()
     assert answer["usage"]["prompt_tokens"] == len(tokenizer.encode_chat(former)) < wanted

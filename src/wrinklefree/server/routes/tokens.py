@@ -11,6 +11,7 @@ from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.server.asking import check_model
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.prompts import conversation_ids
+from wrinklefree.server.schemas.chat import ChatRequest
 from wrinklefree.server.schemas.tokens import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -19,6 +20,7 @@ from wrinklefree.server.schemas.tokens import (
     TokenizerInfo,
 )
 from wrinklefree.server.state import ServerState
+from wrinklefree.server.tools import read_tools
 
 
 def router(state: ServerState) -> APIRouter:
@@ -38,7 +40,12 @@ def router(state: ServerState) -> APIRouter:
             for name in ("tools", "add_generation_prompt"):
                 if getattr(body, name) is not None:
                     raise ApiError(400, f"{name}: only with messages", param=name)
-        ids = await asyncio.to_thread(_encode, tokenizer, body)
+        tools = None
+        if body.messages is not None:
+            tools = read_tools(
+                state, ChatRequest.model_validate({"messages": body.messages, "tools": body.tools})
+            ).rendered
+        ids = await asyncio.to_thread(_encode, tokenizer, body, tools)
         names = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": state.engine.context, "tokens": ids, "token_strs": names}
 
@@ -66,13 +73,13 @@ def router(state: ServerState) -> APIRouter:
     return routes
 
 
-def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
+def _encode(tokenizer: Tokenizer, body: TokenizeRequest, tools: list[dict[str, Any]] | None) -> list[int]:
     if body.messages is None:
         text = body.prompt if body.prompt is not None else body.content
         assert text is not None
         return tokenizer.encode(text, bos=False if body.add_special_tokens is False else None)
     begin = body.add_generation_prompt is not False
-    return conversation_ids(tokenizer, body.messages, body.tools, begin).tolist()
+    return conversation_ids(tokenizer, body.messages, tools, begin).tolist()
 
 
 def _tokenizer(state: ServerState) -> Tokenizer:

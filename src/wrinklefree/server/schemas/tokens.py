@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, Field
 
 from wrinklefree.server.schemas.chat import Message
 from wrinklefree.server.schemas.fields import Items, RequestBody, TokenId
+from wrinklefree.server.schemas.tools import MAX_TOOLS, Tool
 
 
 class TokenizeRequest(RequestBody):
@@ -17,7 +16,7 @@ class TokenizeRequest(RequestBody):
     prompt: str | None = Field(None, description="a text")
     content: str | None = Field(None, description="another name of prompt")
     messages: Items[Message] | None = Field(None, min_length=1, max_length=4096, description="for the model's template")
-    tools: Items[dict[str, Any]] | None = Field(None, max_length=128, description="for the template, with messages")
+    tools: Items[Tool] | None = Field(None, max_length=MAX_TOOLS, description="for the template, with messages")
     add_generation_prompt: bool | None = Field(None, description="with messages: begin the answer; default true")
     add_special_tokens: bool | None = Field(
         None, description="of a text: begin it as the model's configuration says; default true"
