@@ -48,8 +48,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['processors']} processors; both servers with {sizes['threads']} threads, "
         f"{sizes['slots']} slots of {sizes['context']} tokens; wrinklefree {machine['version']}. Files: {files}. "
         f"The load runs on the same processors. {record['rounds']} rounds in turns, phases of "
-        f"{record['phase_seconds']:.1f} s, greedy answers of {record['tokens']} tokens; medians of rounds, `!`: other "
-        f"programs took more than {BUSY_OTHERS:.0%} of a processor in one of them.",
+        f"{record['phase_seconds']:.1f} s, {_how(record)} answers of {record['tokens']} tokens; medians of rounds, "
+        f"`!`: other programs took more than {BUSY_OTHERS:.0%} of a processor in one of them.",
         "",
     ]
     for workload in dict.fromkeys(phase["workload"] for phase in record["phases"]):
@@ -58,6 +58,10 @@ def markdown(record: dict[str, Any]) -> str:
     found = wrong(record)
     lines += ["## Wrong answers of ours", "", *([f"- {each}" for each in found] or ["None."]), ""]
     return "\n".join(lines)
+
+
+def _how(record: dict[str, Any]) -> str:
+    return f"seeded (temperature {record['temperature']:g})" if record["temperature"] else "greedy"
 
 
 _COLUMNS = (

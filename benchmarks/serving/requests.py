@@ -41,9 +41,10 @@ class Workload:
     max_tokens: int
     different: int = 16
     fields: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 0.0
 
     def body(self, number: int) -> dict[str, Any]:
-        """Return the fields of request ``number``: greedy, streamed, of exactly ``max_tokens`` tokens."""
+        """Return the fields of request ``number``: with a seed, streamed, of exactly ``max_tokens`` tokens."""
         if self.name == "shared":
             number %= self.different
             messages = [{"role": "system", "content": INSTRUCTIONS * 2}]
@@ -51,8 +52,8 @@ class Workload:
             messages = [{"role": "system", "content": f"Visitor {number * 7919 % 1_000_003} asks."}]
         messages.append({"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} (question {number})"})
         return {
-            "messages": messages, "max_tokens": self.max_tokens, "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}, "ignore_eos": True, **self.fields,
+            "messages": messages, "max_tokens": self.max_tokens, "temperature": self.temperature, "seed": number,
+            "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **self.fields,
         }  # fmt: skip
 
     def same(self, number: int) -> int:

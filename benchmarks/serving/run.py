@@ -80,11 +80,12 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         count = options.rounds * len(options.workloads) * len(options.streams) * len(contestants)
         seconds = options.seconds or options.minutes * 60 * (1 - FLOOD_SHARE) / (count * (1 + CHECK_SHARE))
         record["phase_seconds"], record["rounds"], record["tokens"] = seconds, options.rounds, options.tokens
+        record["temperature"] = options.temperature
         say(f"{count} phases of {seconds:.1f} s and floods; servers: {', '.join(c.name for c in contestants)}")
         numbers = itertools.count(1000)
         for turn, workload, streams, contestant in _order(options, contestants):
             _alone_on_the_machine(contestant, contestants)
-            requests = Workload(workload, options.tokens, fields=contestant.fields)
+            requests = Workload(workload, options.tokens, fields=contestant.fields, temperature=options.temperature)
             found = _phase(contestant, requests, streams, seconds, numbers)
             record["phases"].append({"round": turn, **found})
             say(report.line(record["phases"][-1]))
@@ -188,6 +189,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=["distinct", "shared"], choices=["distinct", "shared"])
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: drawn, with a seed of its own each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of both servers; default: all processors")
     parser.add_argument("--slots", type=int, default=16, help="answers computed at a time, of both servers")
