@@ -51,9 +51,11 @@ class Workload:
         else:
             messages = [{"role": "system", "content": f"Visitor {number * 7919 % 1_000_003} asks."}]
         messages.append({"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} (question {number})"})
+        # Drawn from the whole distribution: what a server does without being told differs.
+        drawn = {"top_p": 1.0, "top_k": 0, "min_p": 0.0} if self.temperature else {}
         return {
             "messages": messages, "max_tokens": self.max_tokens, "temperature": self.temperature, "seed": number,
-            "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **self.fields,
+            "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **drawn, **self.fields,
         }  # fmt: skip
 
     def same(self, number: int) -> int:
