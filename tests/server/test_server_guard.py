@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -263,3 +264,15 @@ def test_an_error_of_ours_tells_nothing(toy: Path, caplog: pytest.LogCaptureFixt
         assert answer.status_code == 500 and answer.headers["x-request-id"] == "find-me"
         assert "secret" not in answer.text and "/" not in str(_error(answer)["message"])
     assert "find-me" in caplog.text and "secret" in caplog.text
+
+
+@pytest.mark.parametrize(("trusted", "expected"), [((), "127.0.0.1"), (("127.0.0.1",), "192.0.2.7")])
+def test_only_a_trusted_proxy_says_who_asks(toy: Path, trusted: tuple[str, ...], expected: str) -> None:
+    """Else a client could choose its name, and with that its share."""
+    with RunningServer(toy, trusted_proxies=trusted) as running:
+
+        async def who(request: Request) -> str:
+            return str(request.scope["wrinklefree.client"])
+
+        running.app.router.routes.insert(0, APIRoute("/who", who))
+        assert running.client.get("/who", headers={"x-forwarded-for": "192.0.2.7"}).json() == expected

@@ -61,6 +61,10 @@ def run(
             "by localhost only"
         ),
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="address of a proxy whose X-Forwarded-For says who asks; may be given again"),
+    ] = None,
     access_log: Annotated[bool, typer.Option(help="a line for each request on standard error")] = True,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="accept request fields that this server does not know")
@@ -100,6 +104,7 @@ def run(
         api_keys=keys,
         cors_origins=tuple(cors_origin or ()),
         hosts=tuple(allow_host or ()) + (_LOCAL_HOSTS if alone and not keys else ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
         mode=checked,
         ignore_unknown=ignore_unknown,
     )

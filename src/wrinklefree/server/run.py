@@ -91,9 +91,9 @@ def server_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        # Behind a proxy every request seems to come from it. To believe X-Forwarded-For of anybody would let a client
-        # choose who it is, and with that its share.
-        proxy_headers=False,
+        # To believe X-Forwarded-For of anybody would let a client choose who it is, and with that its share.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_CLOSING_SECONDS,
     )

@@ -17,7 +17,8 @@ class ServerSettings:
     nobody knows are no error.
 
     Who may ask: ``api_keys``, none of them for everybody; ``cors_origins``, pages that may call the API ("*": all);
-    ``hosts``, the names that the Host header may give (none: any).
+    ``hosts``, the names that the Host header may give (none: any). ``trusted_proxies``: addresses whose X-Forwarded-For
+    says who asks.
 
     What a connection may hold: ``header_seconds`` until a request's headers have come, ``body_seconds`` until its body
     has, ``write_seconds`` for a reader to make room, ``idle_connection_seconds`` between two requests.
@@ -55,3 +56,4 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
