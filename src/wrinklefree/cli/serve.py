@@ -25,24 +25,45 @@ _OPEN = (
 )
 
 
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="a key that clients must send; may be given again. Others on this machine see a command "
+        "line: prefer the file or the environment"
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=1, help="positions of an answer with its prompt; default: the model's, at most 4096"),
+]
+Origins = Annotated[
+    list[str] | None, typer.Option(help="a web page's origin that may call the API; may be given again")
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="a name that requests may give as Host; without a key, a server on this machine alone goes "
+        "by localhost only"
+    ),
+]
+Proxies = Annotated[
+    list[str] | None,
+    typer.Option(help="address of a proxy whose X-Forwarded-For says who asks; may be given again"),
+]
+IgnoreUnknown = Annotated[
+    bool, typer.Option("--ignore-unknown", help="accept request fields that this server does not know")
+]
+
+
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model (wf export) or a ternary GGUF file")],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="a key that clients must send; may be given again. Others on this machine see a command "
-            "line: prefer the file or the environment"
-        ),
-    ] = None,
+    api_key: Keys = None,
     api_key_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line; # begins a comment")] = None,
     slots: Annotated[int, typer.Option(min=1, max=256, help="answers computed at a time")] = 4,
     cached_prompts: Annotated[int, typer.Option(min=0, max=256, help="further slots, to keep earlier prompts")] = 4,
-    ctx: Annotated[
-        int | None,
-        typer.Option(min=1, help="positions of an answer with its prompt; default: the model's, at most 4096"),
-    ] = None,
+    ctx: Context = None,
     mode: Annotated[str, typer.Option(help="mode of requests that name none: auto, ar, block or speculative")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     kv_type: Annotated[str, typer.Option(help="keys and values: float16, float32 or int8")] = "float16",
@@ -51,24 +72,11 @@ def run(
     queue_seconds: Annotated[float, typer.Option(help="of that, most for waiting")] = 60.0,
     drain_seconds: Annotated[float, typer.Option(help="how long answers may go on after SIGTERM")] = 30.0,
     name: Annotated[str | None, typer.Option(help="the model's name in requests; default: the file's")] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="a web page's origin that may call the API; may be given again")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="a name that requests may give as Host; without a key, a server on this machine alone goes "
-            "by localhost only"
-        ),
-    ] = None,
-    trusted_proxy: Annotated[
-        list[str] | None,
-        typer.Option(help="address of a proxy whose X-Forwarded-For says who asks; may be given again"),
-    ] = None,
+    cors_origin: Origins = None,
+    allow_host: Hosts = None,
+    trusted_proxy: Proxies = None,
     access_log: Annotated[bool, typer.Option(help="a line for each request on standard error")] = True,
-    ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="accept request fields that this server does not know")
-    ] = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Listens at once, answers 503 until the model is loaded; SIGTERM lets running answers finish."""
     _check_seconds(request=request_seconds, queue=queue_seconds, drain=drain_seconds)
