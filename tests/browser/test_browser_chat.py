@@ -124,12 +124,23 @@ def test_what_a_model_writes_is_text(opened: Opened, server: RunningServer) -> N
 
 
 def test_a_refusal_is_shown_and_the_words_come_back(opened: Opened, server: RunningServer) -> None:
-    page = start(opened, server)
+    page = start(opened, server, temperature=0, max_tokens=6)
+    ask(page, "One")
+    page.wait_for_selector(ANSWERED)
     ask(page, "x" * 3000)  # does not fit into the context
     page.wait_for_selector(".failure")
     assert page.get_attribute(".failure", "role") == "alert"
     assert page.input_value("#prompt") == "x" * 3000
+    assert page.locator(".message.user").count() == 1, "what was refused is no part of the conversation"
     opened.complaints.clear()  # the browser itself reports the status 400
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.post_data else None)
+    ask(page, "Two")
+    until(page, f"document.querySelectorAll('{ANSWERED}').length === 3")
+    assert [turn["content"] for turn in bodies[-1]["messages"] if turn["role"] == "user"] == ["One", "Two"]
+    page.get_by_role("button", name="Answer again").last.click()
+    until(page, f"document.querySelectorAll('{ANSWERED}').length === 3 && !document.querySelector('[aria-busy]')")
+    assert bodies[-1]["messages"] == bodies[-2]["messages"] and len(bodies) == 2
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(opened: Opened, toy: Any) -> None:

@@ -38,6 +38,7 @@ export class Answer {
     try {
       for await (const chunk of streamChat(body, key, signal)) {
         this.#take(chunk);
+        this.#showLive();
         progress(this);
       }
       complete = true;
@@ -96,6 +97,22 @@ export class Answer {
     this.prose.after(make("p.failure", { role: "alert" }, text));
   }
 
+  /** The speed so far, four times a second. */
+  #showLive() {
+    const now = performance.now();
+    if (this.brief || this.first === null || now - (this.said ?? 0) < 250) return;
+    this.said = now;
+    const { tokens, tokensPerSecond, tokensPerForward } = this.live;
+    const rows = [[String(tokens), "tokens"], [figure(tokensPerSecond), "tokens/s"]];
+    if (tokensPerForward !== null) rows.push([tokensPerForward.toFixed(2), "tokens a pass"]);
+    this.#fill(rows);
+  }
+
+  #fill(rows) {
+    this.list.replaceChildren(...rows.map(([value, label]) => make("div", {}, make("dt", {}, label), make("dd", {}, value))));
+    this.list.hidden = !rows.length;
+  }
+
   #showFigures() {
     const found = this.figures;
     const rows = [];
@@ -111,10 +128,8 @@ export class Answer {
     if (found?.seed !== undefined && this.body.temperature !== 0) rows.push([String(found.seed), "seed"]);
     const why = { length: "most tokens reached", stopped: "stopped by you", content_filter: "filtered" }[this.finishReason];
     if (why) rows.push([why, ""]);
-    const cells = rows.map(([value, label]) => make("div", {}, make("dt", {}, label), make("dd", {}, value)));
-    if (found && !this.brief) cells.unshift(make("div", {}, make("dt.hidden", {}, "mode"), make("dd.mode-tag", {}, found.mode)));
-    this.list.replaceChildren(...cells);
-    this.list.hidden = !cells.length;
+    this.#fill(rows);
+    if (found && !this.brief) this.list.prepend(make("div", {}, make("dt.hidden", {}, "mode"), make("dd.mode-tag", {}, found.mode)));
   }
 
   #showButtons() {
@@ -126,7 +141,7 @@ export class Answer {
     }
     if (this.text) found.push(copy("Copy", () => this.text));
     found.push(copy("Copy as curl", () => asCurl(this.body, this.withKey)));
-    for (const [label, act] of Object.entries(this.actions)) found.push(make("button.quiet", { type: "button", onclick: act }, label));
+    for (const [label, act] of this.text ? Object.entries(this.actions) : []) found.push(make("button.quiet", { type: "button", onclick: act }, label));
     this.buttons.replaceChildren(...found);
     this.buttons.hidden = false;
   }

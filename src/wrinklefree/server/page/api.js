@@ -62,18 +62,19 @@ export async function* events(stream) {
 
 /** Chunks of a chat completion as they come. Leaving the loop, or aborting, ends the work on the server. */
 export async function* streamChat(body, key, signal) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST",
-    headers: headers(key),
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw await failure(response);
-  for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiFailure(200, chunk.error);
-    yield chunk;
+  const request = { method: "POST", headers: headers(key), body: JSON.stringify(body), signal };
+  try {
+    const response = await fetch("/v1/chat/completions", request);
+    if (!response.ok) throw await failure(response);
+    for await (const data of events(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiFailure(200, chunk.error);
+      yield chunk;
+    }
+  } catch (error) {
+    if (error instanceof TypeError) throw new ApiFailure(0, { message: "the connection to the server broke off" });
+    throw error;
   }
   throw new ApiFailure(200, { message: "the server ended the answer before it was complete" });
 }

@@ -9,6 +9,7 @@ export class Chat {
     this.page = page;
     this.turns = []; // {role, content}
     this.running = null;
+    this.frame = null;
     this.form = byId("composer");
     this.input = byId("prompt");
     this.list = byId("messages");
@@ -74,17 +75,24 @@ export class Chat {
     this.#busy(false);
     if (turns !== this.turns) return; // a new chat has begun meanwhile
     if (answer.text) this.turns.push({ role: "assistant", content: answer.text });
-    else if (!complete) this.input.value = this.turns.pop().content; // nothing came: give the words back
+    else if (!complete) this.#giveBack(answer);
     if (answer.error?.status === 401) this.page.needKey();
     announce(complete ? `Answer complete: ${answer.text}` : "The answer was broken off.");
     this.input.focus();
   }
 
+  /** Nothing came: the words go back to where they were typed. */
+  #giveBack(answer) {
+    const { content } = this.turns.pop();
+    if (answer.element.previousElementSibling) answer.element.previousElementSibling.remove();
+    if (!this.input.value) this.input.value = content;
+    this.#grow();
+  }
+
   async #again(answer, turns) {
     if (this.running || turns !== this.turns || this.list.lastElementChild !== answer.element) return;
-    if (this.turns.at(-1)?.role === "assistant") this.turns.pop();
+    this.turns.pop();
     answer.element.remove();
-    if (!this.turns.length) this.turns.push({ role: "user", content: this.input.value });
     await this.#answer();
   }
 
@@ -93,11 +101,13 @@ export class Chat {
     byId("stop").hidden = !busy;
   }
 
+  /** Keep the newest words in sight, unless the reader has gone up; measured once a frame. */
   #keepDown() {
-    const { scroll } = this;
-    if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 160) {
-      requestAnimationFrame(() => (scroll.scrollTop = scroll.scrollHeight));
-    }
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      const { scroll } = this;
+      if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 200) scroll.scrollTop = scroll.scrollHeight;
+    });
   }
 
   #grow() {

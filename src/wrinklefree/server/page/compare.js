@@ -132,10 +132,6 @@ class Lane {
       const { tokensPerSecond, tokensPerForward } = answer.live;
       this.speed.textContent = tokensPerSecond === null ? "–" : tokensPerSecond.toFixed(1);
       this.share.textContent = tokensPerForward === null ? "–" : tokensPerForward.toFixed(2);
-      requestAnimationFrame(() => {
-        const { tokens } = answer.denoise;
-        if (answer.element.hasAttribute("aria-busy")) tokens.scrollTop = tokens.scrollHeight;
-      });
     });
   }
 }

@@ -105,11 +105,18 @@ export class Denoise {
     for (let position = 0; position < this.cells.length; position++) {
       this.#paint(position, index, waiting.get(position));
     }
+    this.#keepInSight();
     this.shown = index;
     this.slider.max = this.passes.length - 1;
     this.slider.value = index;
     this.#say(pass, index);
     this.#drawTrack();
+  }
+
+  /** Where the tokens scroll: the newest ones, while they come and in a replay. */
+  #keepInSight() {
+    const { tokens } = this;
+    if (this.timer !== null || (this.follow && this.end === null)) tokens.scrollTop = tokens.scrollHeight;
   }
 
   #paint(position, index, waiting) {

@@ -12,12 +12,13 @@ const STARTERS = [
   "Write two sentences about the sea.",
   "List three things that a bicycle needs.",
 ];
+let soon = null;
 let attempt = 0; // to reach the server; only the latest one counts
 const NARROW = matchMedia("(max-width: 980px)");
 
 const page = {
   model: null,
-  settings: new Settings(byId("settings-form"), (name) => name === "key" && connect()),
+  settings: new Settings(byId("settings-form"), (name) => name === "key" && connectSoon()),
   modelId: () => page.model?.id ?? "default",
   needKey() {
     showSettings(true);
@@ -53,6 +54,11 @@ function showSettings(show) {
   byId("settings").hidden = !show;
   byId("open-settings").setAttribute("aria-expanded", String(show));
   if (show && NARROW.matches) byId("close-settings").focus();
+}
+
+function connectSoon() {
+  clearTimeout(soon); // not with every letter of a key that is typed
+  soon = setTimeout(connect, 400);
 }
 
 async function connect() {

@@ -126,7 +126,10 @@ export class Settings {
     } catch {
       // Damaged or forbidden: begin anew.
     }
-    for (const { name, initial } of CONTROLS) found[name] = typeof stored[name] === typeof initial || typeof stored[name] === "number" ? stored[name] : initial;
+    for (const { name, kind, initial } of CONTROLS) {
+      const number = kind === "number" || kind === "range";
+      found[name] = typeof stored[name] === typeof initial || (number && typeof stored[name] === "number") ? stored[name] : initial;
+    }
     try {
       found.key = sessionStorage.getItem(KEY) ?? "";
     } catch {

@@ -6,7 +6,7 @@ import { Chart } from "./chart.js";
 import { Series } from "./series.js";
 
 const EACH_MS = 2000;
-const FRESH_SECONDS = 60;
+const FRESH_SECONDS = 60; // or four times what lay between the last two lines
 const MOST_STACKS = 4; // charts of shares: one for each run, of so many runs
 
 // Charts in their order. `names(found)`: the figures each shows; a chart without any is left out.
@@ -29,6 +29,7 @@ const PLACED = /^(step|loss|lambda|lr|grad_norm|progress|tokens|tokens_per_secon
 const runs = []; // {name, series, next, shown, element, status}
 const charts = new Map(); // title -> Chart
 const tools = byId("tools");
+let drawn = 0; // when
 
 themeButton(byId("theme"));
 tools.addEventListener("input", draw);
@@ -69,13 +70,15 @@ async function follow(run) {
     if (found.anew) run.series.clear();
     for (const row of found.rows) run.series.add(row);
     run.next = found.next;
+    if (found.more && performance.now() - drawn > 1500) draw(); // a long run shows before all of it is here
     news ||= found.rows.length > 0 || found.anew;
     if (!found.more) return news;
   }
 }
 
 function isGoing(run) {
-  return run.status.state === "running" && run.status.age_seconds !== null && run.status.age_seconds < FRESH_SECONDS;
+  const { state, age_seconds: age } = run.status;
+  return state === "running" && age !== null && age < Math.max(FRESH_SECONDS, 4 * run.series.pace());
 }
 
 function say(state, text) {
@@ -122,6 +125,7 @@ function tone(index) {
 }
 
 function draw() {
+  drawn = performance.now();
   const options = new FormData(tools);
   const axis = options.get("axis");
   const smooth = Number(options.get("smooth"));

@@ -6,6 +6,7 @@ import { nearest, smoothed } from "./series.js";
 const LEFT = 46;
 const BOTTOM = 20;
 const TOP = 6;
+const MOST_MEASURED = 4000; // points of a line that the height of a chart is taken from
 
 function svg(name, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -61,7 +62,7 @@ export class Chart {
       const y = this.y(tick);
       parts.push(svg("line", { class: "grid", x1: LEFT, x2: width, y1: y, y2: y }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, this.#say(tick)));
     }
-    const marks = ticks(...this.range, Math.max(2, Math.floor(width / 110))).filter((tick) => tick >= this.range[0] && tick <= this.range[1]);
+    const marks = ticks(...this.range, Math.max(3, Math.floor(width / 90))).filter((tick) => tick >= this.range[0] && tick <= this.range[1]);
     for (const tick of marks) {
       const x = this.x(tick);
       const anchor = x > width - 24 ? "end" : "middle";
@@ -119,7 +120,8 @@ export class Chart {
 
   #heights(log, smooth) {
     if (this.wish.stacked) return [0, 1];
-    const values = this.lines.flatMap((line) => (smooth > 0.5 ? line.shown : line.y)).filter((v) => Number.isFinite(v) && (!log || v > 0)).sort((a, b) => a - b);
+    const some = (list) => (list.length > MOST_MEASURED ? list.filter((_, at) => at % Math.ceil(list.length / MOST_MEASURED) === 0) : list);
+    const values = this.lines.flatMap((line) => some(smooth > 0.5 ? line.shown : line.y)).filter((v) => Number.isFinite(v) && (!log || v > 0)).sort((a, b) => a - b);
     if (!values.length) return [log ? 0.1 : 0, 1];
     // One spike must not flatten everything else.
     const most = values.at(-1);

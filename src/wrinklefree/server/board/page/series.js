@@ -33,6 +33,12 @@ export class Series {
     return null;
   }
 
+  /** Seconds between the last two lines, 0 when unknown. */
+  pace() {
+    const [before, last] = this.rows.slice(-2);
+    return last?.seconds > before?.seconds ? last.seconds - before.seconds : 0;
+  }
+
   /** [x, y] of the steps that have both figures. A figure that was none (null) is NaN: a gap. */
   curve(axis, name) {
     const x = [];
