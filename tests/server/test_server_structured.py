@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running_server import RunningServer, chat_toy
 from sse_reading import chunks
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.server import grammar
@@ -150,7 +150,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"response_format": named({"items": [{"multipleOf": 100.01}]})}, SCHEMA, "multipleOf may be 10000"),
         ({"response_format": named({"multipleOf": -(10**400)})}, SCHEMA, "multipleOf may be 10000"),
         ({"response_format": named({"type": "integer", "multipleOf": True})}, SCHEMA, "multipleOf"),
-        ({"response_format": named({"$ref": "#"})}, SCHEMA, "no text keeps to it"),
+        ({"response_format": named({"$ref": "#"})}, SCHEMA, "no text that keeps to it"),
         ({"response_format": named({"if": {}})}, SCHEMA, "Unimplemented keys"),
         ({"response_format": named({"if": {}, "x-guidance": {"lenient": True}})},
          SCHEMA, "Unimplemented keys"),
@@ -256,7 +256,7 @@ def test_a_rule_that_becomes_too_complex_ends_its_answer_alone(
     monkeypatch.setattr(grammar, "_MASK_SECONDS", 0.0)
     answer = ask(server, guided_regex="[a-z]{9}")
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["code"]) == (400, "guided_regex", "grammar_too_complex")
+    assert (answer.status_code, error["param"], error["code"]) == (400, "guided_regex", "grammar_failed")
     assert ask(server, max_tokens=3).status_code == 200
 
 
@@ -277,6 +277,23 @@ def test_a_tokenizer_of_sentencepiece(tmp_path: Path) -> None:
     (state,) = states(Grammars(engine), Rule("f", "regex", "é is (good|fine)"))
     answer = engine.generate([65], SamplingParams(40, temperature=3.0, seed=1), constraint=state).run()
     assert answer.text in ("é is good", "é is fine") and answer.finish_reason == "stop"
+
+
+def test_bytes_that_the_vocabulary_does_not_have(tmp_path: Path) -> None:
+    letters = {sign: token for token, sign in enumerate("abc")}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.add_special_tokens([AddedToken("</s>", normalized=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    grammars = Grammars(other_tokenizer(tmp_path / "toy", tokenizer))
+    with pytest.raises(ApiError, match="f: the model has no text that keeps to it"):
+        states(grammars, Rule("f", "regex", "x|y"))
+    (state,) = states(grammars, Rule("f", "regex", "x|ax"))
+    assert allowed(state) == {0}
+    state.accept(0)
+    assert not state.finished
+    with pytest.raises(ApiError, match="the model has no text that keeps to it"):
+        state.mask()
 
 
 def test_a_tokenizer_without_bytes(tmp_path: Path) -> None:

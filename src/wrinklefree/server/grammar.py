@@ -47,7 +47,7 @@ class Rule:
 class GrammarState:
     """The `engine.Constraint` of one answer.
 
-    Its methods raise ApiError when the grammar has become too complex to go on, which ends this answer alone.
+    Its methods raise ApiError when it is too complex to go on, or the model cannot; that ends this answer alone.
     """
 
     def __init__(self, field: str, matcher: LLMatcher, mask: NDArray[np.uint32], vocab_size: int) -> None:
@@ -82,8 +82,8 @@ class GrammarState:
         self._known = False
 
     def _failed(self, reason: str) -> ApiError:
-        message = f"{self._field}: too complex for this answer; use a simpler one ({reason})"
-        return ApiError(400, message, param=self._field, code="grammar_too_complex")
+        message = f"{self._field}: cannot be kept to by this answer; use a simpler one ({reason})"
+        return ApiError(400, message, param=self._field, code="grammar_failed")
 
 
 class Grammars:
@@ -144,7 +144,7 @@ def prepare(engine: Engine) -> LLTokenizer:
         known = engine.tokenizer
         definition = {**json.loads(known.definition), "padding": None, "truncation": None}
         size = max(engine.vocab_size, known.vocab_size)
-        ends = [token for token in known.eos_ids if token < size]
+        ends = [token for token in known.eos_ids if token < known.vocab_size]
         try:
             _TOKENIZERS[engine] = LLTokenizer(json.dumps(definition), n_vocab=size, eos_token=ends or None)
         except Exception as error:  # the library's own words are of any type
@@ -183,4 +183,4 @@ def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
 def _reason(matcher: LLMatcher) -> str:
     """Return the library's message on one line, without the state that it shows."""
     found = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:400]
-    return "no text keeps to it" if found.startswith("NoExtension") else found
+    return "the model has no text that keeps to it" if found.startswith("NoExtension") else found
