@@ -311,7 +311,7 @@ def test_a_broken_engine_ends_all_answers_and_says_so(engine: Engine, monkeypatc
                 raise SystemError("bad")
 
             monkeypatch.setattr(scheduler._together, "run", broken)
-            tickets = [scheduler.submit(work(prompt(5), 5)) for _ in range(5)]
+            tickets = submit_all(scheduler, *[work(prompt(5), 5)] * 5)
             for ticket in tickets:
                 with pytest.raises(ApiError) as failure:
                     await tokens_of(ticket)

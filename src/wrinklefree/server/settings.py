@@ -36,7 +36,7 @@ class ServerSettings:
     queue_seconds: float = 60.0
     reader_seconds: float = 30.0
     prefill_tokens: int = 256
-    prefill_tokens_beside: int = 64
+    prefill_tokens_beside: int = 32
     cached_prompts: int = 4
     drain_seconds: float = 30.0
     max_choices: int = 8
