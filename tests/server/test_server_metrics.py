@@ -95,3 +95,14 @@ def test_buckets_count_all_numbers_up_to_their_bound() -> None:
     for value in (0.1, 0.5, 0.7, 5.0):
         found.add(value)
     assert _cumulative(found) == ([("0.5", 2.0), ("1", 3.0), ("2", 3.0), ("+Inf", 4.0)], 6.3)
+
+
+def test_what_the_prefix_cache_saves(server: RunningServer) -> None:
+    before, cached = read(server), 0
+    for ending in ("first", "second"):
+        body = {"model": MODEL, "prompt": "the same long beginning of a prompt, " * 6 + ending, "max_tokens": 2}
+        cached += server.client.post("/v1/completions", json=body).json()["usage"]["prompt_tokens_details"][
+            "cached_tokens"
+        ]
+    assert cached >= 200
+    assert change(before, read(server), "cached_prompt_tokens_total") == cached

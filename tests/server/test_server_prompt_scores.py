@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def test_what_comes_with_the_first_steps(toy: Path) -> None:
             Work(prompt, SCORED, DecodingSettings(), prepare=lambda to, prompt=prompt: prepare_embedding(to, prompt))  # type: ignore[misc]
             for prompt in prompts
         ]
+        works += [Work(prompt, replace(SCORED, prompt_logprobs=None), DecodingSettings()) for prompt in prompts]
         tickets = [scheduler.submit(work) for work in works]
 
         async def read(number: int) -> list[Event]:
@@ -38,6 +40,8 @@ def test_what_comes_with_the_first_steps(toy: Path) -> None:
             return [event async for event in tickets[number]]
 
         found = await asyncio.gather(*(read(number) for number in range(len(tickets))))
+        assert [ticket.cached_tokens for ticket in tickets[:8]] == [0] * 8  # each of their rows is needed
+        assert tickets[-1].cached_tokens > 100  # of what was computed in pieces to be scored
         await scheduler.stop()
         return list(found)
 
@@ -49,6 +53,8 @@ def test_what_comes_with_the_first_steps(toy: Path) -> None:
         np.testing.assert_array_equal(first.scores.best, generation.prompt_scores.best)
         assert [event for event in events if event.scores is not None] == [first]
         assert [step.token for event in events for step in event.steps] == generation.tokens
-    for events, vector in zip(found[4:], vectors, strict=True):
+    for events, generation in zip(found[8:], wanted, strict=True):
+        assert [step.token for event in events for step in event.steps] == generation.tokens
+    for events, vector in zip(found[4:8], vectors, strict=True):
         (embedding,) = [event.embedding for event in events if event.embedding is not None]
         np.testing.assert_array_equal(embedding, vector)
