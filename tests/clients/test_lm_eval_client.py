@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from served import KEY, Served
 
@@ -59,13 +60,16 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def evaluate(served: Served, manager: TaskManager, task: str, **options: Any) -> list[dict[str, Any]]:
+def evaluate(
+    served: Served, manager: TaskManager, task: str, chat: bool = False, **options: Any
+) -> list[dict[str, Any]]:
+    route, model = ("chat/completions", "local-chat-completions") if chat else ("completions", "local-completions")
     arguments = {
-        "model": served.model, "base_url": f"{served.url}/completions", "max_retries": 1, "max_length": 1024,
+        "model": served.model, "base_url": f"{served.url}/{route}", "max_retries": 1, "max_length": 1024,
         "auth_token": KEY, **options,
     }  # fmt: skip
     found = lm_eval.simple_evaluate(
-        model="local-completions", model_args=arguments, tasks=[task], task_manager=manager,
+        model=model, model_args=arguments, tasks=[task], task_manager=manager, apply_chat_template=chat,
         log_samples=True, bootstrap_iters=0,
     )  # fmt: skip
     assert found is not None
@@ -107,3 +111,14 @@ def test_generated_texts_are_the_engines(served: Served, tasks: TaskManager) -> 
         for stop in ("STOP", "\n\n\n"):
             text = text.partition(stop)[0]
         assert sample["resps"][0][0] == text
+
+
+def test_chats_are_the_chat_routes_answers(served: Served, tasks: TaskManager) -> None:
+    samples = evaluate(served, tasks, "toy_go_on", chat=True)
+    client = openai.OpenAI(base_url=served.url, api_key=KEY)
+    for sample, row in zip(samples, ROWS, strict=True):
+        answer = client.chat.completions.create(
+            model=served.model, messages=[{"role": "user", "content": row["question"]}], max_tokens=24, temperature=0
+        )
+        text = answer.choices[0].message.content
+        assert sample["resps"][0][0] == text.partition("STOP")[0].partition("\n\n\n")[0]

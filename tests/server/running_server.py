@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any, Self
 import httpx
 import tokenizer_toys
 import uvicorn
+from diffusion_models import marker_of
 from toy_models import BASE, write_toy
 
 from wrinklefree.engine import Engine
@@ -27,6 +29,16 @@ def chat_toy(
     """Write a packed toy model of 258 tokens (bytes, then <s> and </s>) with random weights and a ChatML template."""
     write_toy(directory, {**BASE, "vocab_size": 258, "eos_token_id": 257, **config}, "row", 64, seed=3)
     return tokenizer_toys.write(directory, template=template, post_processor_bos=post_processor_bos)
+
+
+def diffusion_chat_toy(directory: Path, kind: str = "causal", block_size: int = 8, **options: Any) -> Path:
+    """Write `chat_toy` with one token more, MASK, and the marker of a diffusion model; ``kind`` as in `KINDS`."""
+    chat_toy(directory, vocab_size=259, **options)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["wrinklefree"]["dlm"] = {**marker_of(kind, block_size).to_json(), "mask_token_id": 258}
+    path.write_text(json.dumps(config))
+    return directory
 
 
 class RunningServer:

@@ -1,13 +1,13 @@
 """Any sequence of valid, half valid and senseless requests: no 5xx, always an error object, and the server goes on.
 
-What is compared: behind every sequence a greedy answer with the one from the beginning.
+What is compared: a seeded request with the same one again, and behind every sequence a greedy answer with that from the
+beginning.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from running_server import MODEL, RunningServer
+from running_server import MODEL, RunningServer, chat_toy, diffusion_chat_toy
+from test_server_tools import TEMPLATE
 
 WILD: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -48,6 +49,12 @@ SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "threshold": st.floats(0, 1),
     "window": st.integers(0, 9),
     "sub_block": st.integers(0, 9),
+    "tokens_per_forward": st.integers(1, 9),
+    "entropy_bound": st.floats(0, 3),
+    "guided_regex": st.sampled_from(["[ab]{1,4}", "(x|y)", "[^\\x00-\\x7f]"]),
+    "guided_choice": st.just(["yes", "no"]),
+    "return_tokens_as_token_ids": st.booleans(),
+    "stop_token_ids": st.lists(st.integers(0, 300), max_size=3),
 }
 FORMATS = st.sampled_from(
     [
@@ -62,7 +69,8 @@ CHAT = SAMPLING | {
     "top_logprobs": st.integers(0, 5),
     "response_format": FORMATS,
     "tools": st.just([TOOL]),
-    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "tool_choice": st.sampled_from(["none", "auto", "required", {"type": "function", "function": {"name": "look"}}]),
+    "parallel_tool_calls": st.booleans(),
 }
 TEXT = SAMPLING | {
     "prompt": st.text(min_size=1, max_size=30)
@@ -136,6 +144,19 @@ class AnyRequests(RuleBasedStateMachine):
     def a_request(self, request: tuple[str, dict[str, Any]]) -> None:
         self.post(*request)
 
+    @rule(request=requests(), seed=st.integers(0, 99))
+    def the_same_twice(self, request: tuple[str, dict[str, Any]], seed: int) -> None:
+        path, body = request
+        body = {name: value for name, value in body.items() if name not in ("stream", "stream_options", "watch")}
+        content = json.dumps({**body, "seed": seed} if "completions" in path else body).encode(errors="surrogatepass")
+        headers = {"Content-Type": "application/json"}
+        found = [self.server.client.post(path, content=content, headers=headers) for _ in range(2)]
+        first, second = (
+            answer.json()["choices"] if answer.status_code == 200 and "choices" in answer.json() else answer.status_code
+            for answer in found
+        )
+        assert _without_ids(first) == _without_ids(second)
+
     @rule(path=st.sampled_from(list(ROUTES)), body=WILD)
     def any_json(self, path: str, body: Any) -> None:
         self.post(path, body)
@@ -159,6 +180,13 @@ class AnyRequests(RuleBasedStateMachine):
         assert _greedy(self.server) == self.expected
 
 
+def _without_ids(choices: Any) -> Any:
+    for choice in choices if isinstance(choices, list) else ():
+        for call in choice.get("message", {}).get("tool_calls") or []:
+            call.pop("id")
+    return choices
+
+
 def _greedy(server: RunningServer) -> str:
     body = {"model": MODEL, "prompt": "abc", "max_tokens": 8, "temperature": 0}
     answer = server.client.post("/v1/completions", json=body)
@@ -166,9 +194,12 @@ def _greedy(server: RunningServer) -> str:
     return str(answer.json()["choices"][0]["text"])
 
 
-@pytest.fixture(scope="module")
-def machine(toy: Path) -> Iterator[type[AnyRequests]]:
-    with RunningServer(toy, slots=2, context=128) as server:
+@pytest.fixture(scope="module", params=["plain", "diffusion"])
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[AnyRequests]]:
+    """A model that knows neither tools nor blocks, and one that knows both."""
+    directory = tmp_path_factory.mktemp("random") / "toy"
+    toy = chat_toy(directory) if request.param == "plain" else diffusion_chat_toy(directory, template=TEMPLATE)
+    with RunningServer(toy, slots=2, context=256) as server:
         yield type("Machine", (AnyRequests,), {"server": server, "expected": _greedy(server)})
 
 
@@ -176,7 +207,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_to
 
 
 def test_any_sequence_of_requests(machine: type[AnyRequests]) -> None:
-    few = settings(max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=QUIET)
+    few = settings(max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=QUIET)
     run_state_machine_as_test(machine, settings=few)
 
 
