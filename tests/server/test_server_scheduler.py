@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -371,6 +373,31 @@ def test_t13_fifty_requests_one_after_the_other_on_one_slot(toy: Path) -> None:
                 assert await tokens_of(scheduler.submit(work(prompt(length), 8))) == wanted[length]
 
     run(fifty())
+
+
+def test_nothing_of_an_answer_is_kept_when_its_ticket_is_gone(engine: Engine) -> None:
+    async def forget() -> None:
+        async with scheduling(engine) as scheduler:
+            with held(scheduler) as allow:
+                tickets = submit_all(scheduler, *[work(prompt(5 + i), LONG if i == 1 else 2) for i in range(3)])
+                kept = [weakref.ref(job.generation) for job in scheduler._queue]
+                tickets[2].cancel()
+                allow(1)
+                await anext(tickets[0])
+                kept += [weakref.ref(job.generation) for job in scheduler._running]
+                tickets[1].cancel()
+            for ticket in tickets:
+                await tokens_of(ticket)
+            await until(lambda: scheduler.running == 0)
+            tickets.clear()
+            del ticket
+            await until(lambda: not any(each() for each in kept), "forgetting")
+
+    gc.disable()
+    try:
+        run(forget())
+    finally:
+        gc.enable()
 
 
 def test_idle_costs_no_processor_time(engine: Engine) -> None:

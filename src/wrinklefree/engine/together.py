@@ -112,7 +112,7 @@ class Together:
             return
         seat.left = True
         if seat.slot is None:
-            if seat in self._queue:
+            if seat.entered and seat in self._queue:  # one that was only prepared may be dropped by any thread
                 self._queue.remove(seat)
             return
         self._passes.remove(seat.slot)

@@ -34,7 +34,7 @@ class _Job:
     arrived: float
     started: float | None = None  # has a slot since
     last_token: float | None = None
-    cancelled: bool = False
+    done: bool = False  # ended, or cancelled: a cancellation has nothing to do any more
     passes: list[tuple[Turn, tuple[Decided, ...]]] = field(default_factory=list)
 
 
@@ -143,11 +143,12 @@ class Scheduler:
 
     def _cancel(self, job: _Job) -> None:
         with self._wake:
-            if job.cancelled:
+            if job.done:
                 return
-            job.cancelled = True
+            job.done = True
             if self._queue.discard(job.work.client, job):
                 self.statistics.ended["cancelled_waiting"] += 1
+                job.ticket.cancel = _nothing
                 job.ticket.give(None)
             else:
                 self._cancelled.append(job)
@@ -272,6 +273,8 @@ class Scheduler:
         """Free the slot of an answer and tell its ticket that nothing more comes, or why."""
         job.generation.close()
         with self._wake:
+            job.done = True
+            job.ticket.cancel = _nothing  # ends the circle through which a ticket would keep all that was computed
             if job in self._running:
                 self._running.remove(job)
         now = time.monotonic()
@@ -307,6 +310,10 @@ class Scheduler:
             self._loop.call_soon_threadsafe(_give, news)
         except RuntimeError:  # the loop is closed, nobody listens
             _log.warning("the event loop has ended before its answers")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _give(news: list[News]) -> None:
