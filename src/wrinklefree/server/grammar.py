@@ -61,7 +61,11 @@ class GrammarState:
     @property
     def finished(self) -> bool:
         """Whether nothing may follow but the end."""
-        return self._matcher.is_stopped()
+        if not self._matcher.is_stopped():
+            return False
+        if self._matcher.is_error():
+            raise self._failed(_reason(self._matcher))
+        return True
 
     def mask(self) -> NDArray[np.uint32]:
         """Return the allowed next tokens, uint32 [ceil(V / 32)]."""
