@@ -141,6 +141,10 @@ def test_proxies_let_through_what_the_server_takes() -> None:
     for text, pattern in ((nginx, r"proxy_read_timeout (\d+)s"), (caddy, r"\bread_timeout (\d+)s")):
         found = re.search(pattern, text)
         assert found is not None and int(found[1]) > settings.request_seconds
+    command = " ".join(_unit()["ExecStart"])
+    assert (
+        "--trusted-proxy 127.0.0.1" in command and "X-Forwarded-For $remote_addr" in nginx
+    )  # one, not a list of claims
     assert "proxy_buffering off" in nginx and "flush_interval -1" in caddy
     for text in (nginx, caddy):
         assert text.count("{") == text.count("}")
