@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -124,8 +125,9 @@ nb::object copied(const std::vector<T>& values) {
   return nb::cast(nb::ndarray<nb::numpy, const T, nb::ndim<1>>(values.data(), {values.size()}), nb::rv_policy::copy);
 }
 
-void score(const Array<const float, 2>& logits, const Array<const int32_t, 1>& tokens, const Array<float, 1>& logprobs,
-           const Array<int32_t, 2>& best, const Array<float, 2>& best_logprobs) {
+// On the model's threads, a row at a time.
+void score(Model& model, const Array<const float, 2>& logits, const Array<const int32_t, 1>& tokens,
+           const Array<float, 1>& logprobs, const Array<int32_t, 2>& best, const Array<float, 2>& best_logprobs) {
   const size_t rows = logits.shape(0), count = best.shape(1);
   if (logits.shape(1) < 1 || logits.shape(1) > size_t{1} << 30 || tokens.shape(0) != rows ||
       logprobs.shape(0) != rows || best.shape(0) != rows || best_logprobs.shape(0) != rows ||
@@ -134,8 +136,20 @@ void score(const Array<const float, 2>& logits, const Array<const int32_t, 1>& t
                              "], logprobs [", rows, "], and best and best_logprobs [", rows, ", at most so many]"));
   }
   const nb::gil_scoped_release release;
-  score_rows(logits.data(), static_cast<int64_t>(rows), static_cast<int32_t>(logits.shape(1)), tokens.data(),
-             static_cast<int32_t>(count), {logprobs.data(), best.data(), best_logprobs.data()});
+  const auto scored = [&](size_t first, size_t number) {
+    score_rows(logits.data() + first * logits.shape(1), static_cast<int64_t>(number),
+               static_cast<int32_t>(logits.shape(1)), tokens.data() + first, static_cast<int32_t>(count),
+               {logprobs.data() + first, best.data() + first * count, best_logprobs.data() + first * count});
+  };
+  std::atomic<bool> failed = false;
+  model.each(static_cast<int64_t>(rows), [&](int64_t i) noexcept {
+    try {
+      scored(static_cast<size_t>(i), 1);
+    } catch (...) {
+      failed = true;
+    }
+  });
+  if (failed) scored(0, rows);  // says why, and in which row
 }
 
 }  // namespace
@@ -180,9 +194,9 @@ void bind_sampler(nb::module_& module) {
       "sample_rows", &sample_rows, "model"_a, "samplers"_a, "logits"_a, "rows"_a, "logprobs"_a,
       "What each sampler makes of its row of logits [R, V], on the model's threads: as `Sampler.sample`, or None "
       "where that would raise.");
-  module.def("score_rows", &score, "logits"_a, "tokens"_a, "logprobs"_a, "best"_a, "best_logprobs"_a,
+  module.def("score_rows", &score, "model"_a, "logits"_a, "tokens"_a, "logprobs"_a, "best"_a, "best_logprobs"_a,
              "What rows of logits [R, V] say of tokens int32 [R] (-1: of none): fills logprobs float32 [R], and best "
-             "int32 and best_logprobs float32 [R, K], the most likely tokens first.");
+             "int32 and best_logprobs float32 [R, K], the most likely tokens first; on the model's threads.");
   module.def("uniform", &uniform, "seed"_a, "counter"_a, "The random number of a draw, in [0, 1).");
 }
 

@@ -27,7 +27,7 @@ from wrinklefree.errors import FormatError, InputError
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     toy = make_toy(tmp_path_factory.mktemp("toys") / "toy", "llama_row_odd_sizes")
-    return Engine.load(toy, threads=1, slots=3)
+    return Engine.load(toy, threads=2, slots=3)
 
 
 def scored(count: int, tokens: int = 6, **changes: Any) -> SamplingParams:
@@ -131,7 +131,7 @@ def test_nothing_is_scored_unless_asked(engine: Engine) -> None:
 
 @given(st.integers(1, 70), st.integers(0, 3), st.integers(0, 8), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
-def test_rows_of_any_width(width: int, rows: int, count: int, seed: int) -> None:
+def test_rows_of_any_width(engine: Engine, width: int, rows: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(-6, 6, (rows + 1, width)).astype(np.float32)  # many ties
     logits[rng.random(logits.shape) < 0.1] = -np.inf  # banned
@@ -139,16 +139,16 @@ def test_rows_of_any_width(width: int, rows: int, count: int, seed: int) -> None
     tokens = rng.integers(0, width, rows + 1).astype(np.int32)
     count = min(count, width)
     found = np.empty(rows, np.float32), np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
-    _native.score_rows(logits[:-1], tokens[1:], *found)
+    _native.score_rows(engine._model, logits[:-1], tokens[1:], *found)
     for mine, wanted in zip(found, wanted_scores(logits, tokens, count), strict=True):
         np.testing.assert_allclose(mine, wanted, atol=4e-6, rtol=0)
 
 
-def test_rows_that_cannot_be_scored() -> None:
+def test_rows_that_cannot_be_scored(engine: Engine) -> None:
     def score(logits: Any, tokens: list[int], count: int = 1) -> Any:
         rows = len(logits)
         out = np.empty(rows, np.float32), np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
-        _native.score_rows(np.asarray(logits, np.float32), np.array(tokens, np.int32), *out)
+        _native.score_rows(engine._model, np.asarray(logits, np.float32), np.array(tokens, np.int32), *out)
         return out[0]
 
     assert np.isnan(score([[0.0, 1.0]], [-1])).all()
@@ -160,7 +160,9 @@ def test_rows_that_cannot_be_scored() -> None:
     with pytest.raises(InputError, match="score_rows: of logits"):
         score([[0.0, 1.0]], [1, 1])
     with pytest.raises(FormatError, match="NaN"):
-        score([[0.0, np.nan]], [1])
+        score([[0.0, 1.0], [0.0, np.nan]], [1, 1])
+    with pytest.raises(InputError, match="found 2 at index 1"):
+        score([[0.0, 1.0], [0.0, 1.0]], [1, 2])
 
 
 def test_no_piece_is_a_row_alone() -> None:

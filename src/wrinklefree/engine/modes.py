@@ -63,7 +63,7 @@ def plan_decoding(
         plain = params.temperature == 0 and not params.moves_logits and scored is None
         decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint, plain)
         if scored is not None:
-            decoder = ScoredPrompt(decoder, prompt, scored, engine.vocab_size)
+            decoder = ScoredPrompt(decoder, prompt, scored, engine._model)
         return Plan(mode, decoder, min(params.max_tokens, room))
     assert marker is not None
     if mode == "speculative":

@@ -6,6 +6,8 @@ Only a piece's logits are ever held, so memory does not grow with prompt times v
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +38,12 @@ class ScoredPrompt:
     ``scores`` are whole when ``forwards`` is not 0.
     """
 
-    def __init__(self, inner: Decoder, prompt: NDArray[np.int32], count: int, vocabulary: int) -> None:
-        """``inner`` must ask for the causal prompt int32 [T] and its last row first; ``count``: K of `PromptScores`."""
-        count, total = min(count, vocabulary), len(prompt)
+    def __init__(self, inner: Decoder, prompt: NDArray[np.int32], count: int, model: Any) -> None:
+        """``inner`` must ask for the causal prompt int32 [T] and its last row first; ``count``: K of `PromptScores`.
+
+        ``model``: the native one, whose threads do the work.
+        """
+        count, total = min(count, model.vocab_size), len(prompt)
         self.scores = PromptScores(
             np.full(total, np.nan, np.float32),
             np.full((total, count), -1, np.int32),
@@ -48,7 +53,7 @@ class ScoredPrompt:
         self._inner = inner
         self._prompt = prompt
         self._begin = 0
-        self._score_rows = load_native().score_rows
+        self._score_rows = partial(load_native().score_rows, model)
 
     def request(self) -> Request:
         """Return the next piece of the prompt; then what the decoder wants."""
