@@ -73,6 +73,8 @@ def test_runs_over_each_other_and_live(opened: Opened, board: str, runs: list[Pa
     with (runs[0] / "metrics.jsonl").open("a") as stream:
         stream.write(row(11, 2.5))
     until(page, "document.querySelector('.run .numbers')?.textContent?.startsWith('2.5loss11step')")
+    path = loss.locator(":scope > svg path.line").first.get_attribute("d")
+    assert path.count("M") + path.count("L") == 11
     page.locator(".run").nth(1).click()
     assert loss.locator(":scope > svg path.line").count() == 1
     page.mouse.move(*(lambda box: (box["x"] + box["width"] / 2, box["y"] + 90))(loss.bounding_box()))

@@ -168,6 +168,8 @@ def test_three_modes_side_by_side(opened: Opened, server: RunningServer) -> None
     page.press("#compare-prompt", "Enter")
     until(page, "document.querySelectorAll('.lane .against .length').length === 3")
     assert page.locator(".lane h2").all_text_contents() == ["Autoregressive", "Block diffusion", "Self-speculative"]
+    modes = ["ar", "block", "speculative"]
+    assert page.locator(".lane .answer").evaluate_all("found => found.map((one) => one.dataset.mode)") == modes
     texts = page.locator(".lane .prose").all_text_contents()
     assert texts[0] == texts[2] == of_the_api(server, "Side by side", mode="ar", temperature=0, max_tokens=24)[
         "choices"][0]["message"]["content"]  # fmt: skip

@@ -30,6 +30,12 @@ def test_possible_modes_are_those_that_work(tmp_path: Path, kind: str, block_siz
     assert possible_modes(engine) == modes_that_work(engine)
 
 
+def test_blocks_need_to_fit_into_a_pass(tmp_path: Path) -> None:
+    model = make_diffusion_toy(tmp_path, "causal", block_size=512, max_position_embeddings=1024)
+    engine = Engine.load(model, threads=1, context=1024)
+    assert possible_modes(engine) == modes_that_work(engine) == ("ar", "speculative")
+
+
 def test_a_model_without_diffusion_decodes_one_by_one(tmp_path: Path) -> None:
     write_toy(tmp_path, BASE, "row", 64, seed=1)
     assert possible_modes(Engine.load(tmp_path, threads=1, context=32)) == ("ar",)
