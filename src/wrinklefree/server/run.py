@@ -211,6 +211,8 @@ class _Server(uvicorn.Server):
         """Drain while still listening, so that whoever asks hears 503 and not silence; then close."""
         if self._life.failure is None and not self._life.loading:
             self._say("stopping: running answers finish; a second signal ends at once")
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # idle ones now, the others behind their answer; their clients go elsewhere
         await self._life.drain()
         await super().shutdown(sockets)
 
