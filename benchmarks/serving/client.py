@@ -41,7 +41,11 @@ class Exchange:
     @property
     def status(self) -> int:
         """The HTTP status, 0 before it has come."""
-        head = self.arrivals[0][1] if self.arrivals else b""
+        head = b""
+        for _, data in self.arrivals:
+            head += data
+            if len(head) >= 12:
+                break
         return int(head[9:12]) if head.startswith(b"HTTP/1.1 ") and len(head) >= 12 else 0
 
     @property
@@ -55,6 +59,7 @@ class _Connection(asyncio.Protocol):
         self._payload = payload
         self._exchange = exchange
         self._done = done
+        self._head: bytes | None = b""  # what came of it; None when it is whole
         self._length: int | None = None  # of the whole answer, where the head says it
         self._received = 0
         self._tail = b""
@@ -68,8 +73,11 @@ class _Connection(asyncio.Protocol):
         exchange = self._exchange
         exchange.arrivals.append((perf_counter(), data))
         self._received += len(data)
-        if len(exchange.arrivals) == 1:
-            self._length = _length_of(data)
+        if self._head is not None:
+            self._head += data
+            if b"\r\n\r\n" not in self._head:
+                return
+            self._length, self._head = _length_of(self._head), None
         self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]  # its last bytes may come in two pieces
         if self._received == self._length or (self._length is None and self._tail == _LAST_CHUNK):
             self._end("")
@@ -85,7 +93,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _length_of(head: bytes) -> int | None:
-    """Return the length of a whole answer with a Content-Length; heads of these servers come in one piece."""
+    """Return the length of a whole answer with a Content-Length."""
     end = head.find(b"\r\n\r\n")
     for line in head[:end].split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")

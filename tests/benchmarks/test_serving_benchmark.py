@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -83,6 +84,37 @@ def test_a_broken_connection_is_a_fault() -> None:
     assert len(piece_times(_exchange(TEXT, TEXT))) == 2
 
 
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_the_end_is_seen_however_the_bytes_are_cut(body: bytes) -> None:
+    """The connection stays open: only the answer itself says where it ends."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for byte in b"HTTP/1.1 200 OK\r\n" + body:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
+
+    ended = asyncio.Event()
+
+    async def run() -> Exchange:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            found = await ask(Address(host, port, ""), b"GET / HTTP/1.1\r\n\r\n", Exchange(0), 20.0)
+            await ended.wait()
+            return found
+
+    exchange = asyncio.run(run())
+    assert (exchange.status, exchange.error) == (200, "") and b"ok" in b"".join(d for _, d in exchange.arrivals)
+
+
 def test_figures_follow_from_the_answers() -> None:
     answer = streamed(_exchange(TEXT, TEXT, END, USAGE, DONE), 2)
     found = figures([answer, streamed(_exchange(TEXT), 2)], 0.0, answer.times[0] + 0.5)
@@ -124,7 +156,7 @@ def test_all_of_it_against_wf_serve(toy: Path, tmp_path: Path, capsys: pytest.Ca
         "--workloads=distinct",
         "--rounds=1",
         "--slots=2",
-        "--context=2300",
+        "--context=1000",
         "--tokens=4",
         "--threads=1",
     ]
