@@ -112,7 +112,8 @@ def test_bodies_that_are_no_requests(server: RunningServer, content: bytes, kind
 
 
 def test_wrong_places_and_methods(server: RunningServer) -> None:
-    assert server.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    for path in ("/v1/nothing", "/v1/completions/", "//v1/models"):
+        assert server.client.get(path).json()["error"]["code"] == "not_found"
     answer = server.client.get("/v1/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["error"]["code"] == "method_not_allowed"

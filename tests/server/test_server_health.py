@@ -12,6 +12,8 @@ from wrinklefree.server.scheduler import Scheduler
 def test_health(server: RunningServer, path: str) -> None:
     answer = server.client.get(path)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    head = server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
 
 
 def test_a_server_that_stops_lives_and_is_not_ready(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

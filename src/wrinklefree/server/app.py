@@ -32,7 +32,9 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         yield
         await scheduler.stop()
 
-    app = FastAPI(title="WrinkleFree", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # No redirects to a path without the slash: behind a proxy they would name this server, and clients lose the body.
+    app = FastAPI(title="WrinkleFree", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+                  redirect_slashes=False)  # fmt: skip
     app.state.server = state
     error_answers.install(app)
     app.add_middleware(Guard, settings=settings)

@@ -26,4 +26,6 @@ def router(state: ServerState) -> APIRouter:
             raise draining()
         return {"status": "ok"}
 
+    for path, answer in (("/health", ready), ("/health/ready", ready), ("/health/live", live)):  # wget --spider asks so
+        routes.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return routes
