@@ -27,7 +27,7 @@ from wrinklefree.errors import FormatError, InputError
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     toy = make_toy(tmp_path_factory.mktemp("toys") / "toy", "llama_row_odd_sizes")
-    return Engine.load(toy, threads=2, slots=3)
+    return Engine.load(toy, threads=1, slots=3)
 
 
 def scored(count: int, tokens: int = 6, **changes: Any) -> SamplingParams:
@@ -174,3 +174,11 @@ def test_no_piece_is_a_row_alone() -> None:
             assert 2 <= end - begin <= PIECE_ROWS
             begin = end
         assert begin == total
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "llama_row_odd_sizes")
+    tokens = prompt_of(1, 100)
+    one, two = (scores_of(Engine.load(toy, threads=threads).generate(tokens, scored(4, 1)).run()) for threads in (1, 2))
+    np.testing.assert_array_equal(one.logprobs, two.logprobs)
+    np.testing.assert_array_equal(one.best_logprobs, two.best_logprobs)
