@@ -71,9 +71,7 @@ void Pass::head_product(Worker& worker, int32_t first, int32_t count, float* out
     if (table.f16 == nullptr) {
       c_.kernels.table_gemm(&table.matrix, &wide, count, static_cast<int32_t>(begin), static_cast<int32_t>(end), out,
                             vocabulary);
-    } else if (!c_.shared.alone) {
-      c_.kernels.f16_gemm(table.f16, hidden, normed, count, from, to, out, vocabulary);
-    } else {  // its sums depend on how many tokens there are: one at a time, over rows that stay in the cache
+    } else {  // its sums would depend on how many tokens there are: one at a time, over rows that stay in the cache
       for (int32_t row = from; row < to; row += kRowsPerBlock) {
         for (int32_t t = 0; t < count; ++t) {
           c_.kernels.f16_gemm(table.f16, hidden, normed + static_cast<int64_t>(t) * hidden, 1, row,

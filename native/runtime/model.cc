@@ -368,14 +368,12 @@ void Model::add_rows(const BatchItem& item, const Place& place, int64_t done, in
                           item.alone || one, !one || place.shared});
   shared_.ids.insert(shared_.ids.end(), item.tokens + done, item.tokens + done + count);
   std::vector<int32_t>& rows = item.hidden ? shared_.hidden_rows : shared_.wanted;
-  const size_t before = shared_.wanted.size();
   const auto want = [&](int64_t index) {
     if (index >= done && index < done + count) rows.push_back(first + static_cast<int32_t>(index - done));
   };
   if (item.want == LogitsOf::kLast) want(item.count - 1);
   for (int64_t i = 0; i < (item.want == LogitsOf::kAll ? count : 0); ++i) want(done + i);
   for (int64_t i = 0; i < (item.want == LogitsOf::kRows ? item.row_count : 0); ++i) want(item.rows[i]);
-  shared_.alone = shared_.alone || (item.alone && shared_.wanted.size() > before);
 }
 
 void Model::clear_rows() {
@@ -383,7 +381,6 @@ void Model::clear_rows() {
   shared_.wanted.clear();
   shared_.hidden_rows.clear();
   shared_.runs.clear();
-  shared_.alone = false;
 }
 
 void Model::forward(int32_t slot, const int32_t* tokens, int64_t count, LogitsOf want, float* logits) {

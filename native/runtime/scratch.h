@@ -182,7 +182,6 @@ struct SharedScratch {
   std::vector<int32_t> wanted;       // rows whose logits are asked for, rising
   std::vector<int32_t> hidden_rows;  // other rows, whose hidden states are asked for, rising
   std::vector<Run> runs;             // in the order of rows
-  bool alone = false;                // rows are to get the logits of a pass of their own, to the last bit
   // Grown before a pass that needs them.
   LineVector<float> logits;        // [kHeadRows or fewer, V]
   std::vector<SoftmaxPart> parts;  // [kHeadRows or fewer, softmax_pieces]

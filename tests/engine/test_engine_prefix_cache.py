@@ -26,7 +26,7 @@ DIFFUSION = {
     "causal_block_text": ("float16", [AR, BLOCK]),
     "llada": ("int8", [AR, BLOCK]),
 }
-PLAIN = {"qwen3": "float16", "gemma3": "int8", "mistral_window": "float32", "q6_head": "int8"}
+PLAIN = {"qwen3": "float16", "gemma3": "int8", "mistral_window": "float32", "untied_f16_head": "int8"}
 SLOTS = 5
 
 
