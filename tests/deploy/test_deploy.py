@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -108,8 +109,12 @@ def test_the_image_runs_wf_serve_without_root(options: set[str], server: Running
     user = re.search(r"^USER (\d+)", last, re.MULTILINE)
     assert user is not None and int(user[1]) > 0 and last.index("USER") < last.index("ENTRYPOINT")
     assert "g++" not in last
-    path = re.search(r"HEALTHCHECK.*?\}(/health\S*?)'", last, re.DOTALL)
-    assert path is not None and server.client.get(path[1]).status_code == 200
+    check = re.search(r"^HEALTHCHECK .*?CMD (\[.*?\])$", last, re.MULTILINE | re.DOTALL)
+    assert check is not None
+    command = [sys.executable, *json.loads(check[1])[1:]]
+    for port, healthy in ((server.url.rsplit(":", 1)[1], True), ("1", False)):
+        done = subprocess.run(command, env={**os.environ, "WRINKLEFREE_PORT": port}, capture_output=True, timeout=60)
+        assert (done.returncode == 0) == healthy, done.stderr
     kept = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text()
     for copied in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE):
         assert all((DEPLOY.parent / name).exists() and f"!{name}" in kept for name in copied.split())
