@@ -16,8 +16,15 @@ def test_health(server: RunningServer, path: str) -> None:
     assert (head.status_code, head.content) == (200, b"")
 
 
-def test_a_server_that_stops_lives_and_is_not_ready(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scheduler, "stopping", True)
+@pytest.mark.parametrize("why", ["stopping", "failure"])
+def test_a_server_that_takes_nothing_lives_and_is_not_ready(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    scheduler = server.app.state.server.scheduler
+    if why == "stopping":
+        monkeypatch.setattr(Scheduler, "stopping", True)
+    else:
+        monkeypatch.setattr(scheduler, "failure", RuntimeError("the engine's thread has ended"))
     assert server.client.get("/health/live").status_code == 200
     for path in ("/health", "/health/ready"):
         answer = server.client.get(path)

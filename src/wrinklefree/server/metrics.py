@@ -99,7 +99,7 @@ class _OfScheduler(Collector):
             ("waiting", "Answers that wait for a slot.", scheduler.waiting),
             ("slots", "Answers that can be computed at a time.", settings.slots),
             ("queue_limit", "Answers that may wait; the next one is refused.", settings.queue),
-            ("ready", "1 while requests are taken.", int(not scheduler.stopping)),
+            ("ready", "1 while requests are taken.", int(scheduler.ready)),
         ):
             yield GaugeMetricFamily(f"wrinklefree_{name}", says, value)
 

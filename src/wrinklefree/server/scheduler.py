@@ -91,6 +91,11 @@ class Scheduler:
         """Whether nothing more is taken in."""
         return self._ends_at is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken: not once the server is stopping, or can no longer compute."""
+        return not self.stopping and self.failure is None
+
     def submit(self, work: Work) -> Ticket:
         """Take an answer in. Raises: ApiError when the queue is full or the server is stopping; InputError."""
         self.check_room()

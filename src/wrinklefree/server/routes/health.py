@@ -22,7 +22,7 @@ def router(state: ServerState) -> APIRouter:
     @routes.get("/health/ready", response_model=Health)
     async def ready() -> dict[str, str]:
         """Say that requests are taken; 503 while the model is being loaded and once the server is stopping."""
-        if state.scheduler.stopping:
+        if not state.scheduler.ready:
             raise draining()
         return {"status": "ok"}
 
