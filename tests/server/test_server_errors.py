@@ -52,6 +52,8 @@ CHATS: list[tuple[dict[str, Any], str | None]] = [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///"}}]}]},
         "messages",
     ),
+    ({"messages": [MESSAGE], "max_tokens": 0}, "max_tokens"),
+    ({"messages": [MESSAGE], "top_logprobs": 2}, "top_logprobs"),
     ({"messages": [MESSAGE], "functions": []}, "functions"),
     ({"messages": [MESSAGE], "modalities": ["audio"]}, "modalities"),
 ]

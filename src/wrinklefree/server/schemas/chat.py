@@ -41,6 +41,7 @@ class ChatRequest(Generating, Structured, WithTools):
     }
 
     messages: Items[Message] = Field(min_length=1, max_length=4096)
+    max_tokens: int | None = Field(None, ge=1, le=1 << 24)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
