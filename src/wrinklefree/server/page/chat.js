@@ -74,8 +74,8 @@ export class Chat {
     this.running = null;
     this.#busy(false);
     if (turns !== this.turns) return; // a new chat has begun meanwhile
-    if (answer.text) this.turns.push({ role: "assistant", content: answer.text });
-    else if (!complete) this.#giveBack(answer);
+    if (answer.text || complete) this.turns.push({ role: "assistant", content: answer.text });
+    else this.#giveBack(answer);
     if (answer.error?.status === 401) this.page.needKey();
     announce(complete ? `Answer complete: ${answer.text}` : "The answer was broken off.");
     this.input.focus();
