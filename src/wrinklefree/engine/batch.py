@@ -48,9 +48,8 @@ class _Work:
 class Batch:
     """Sequences of one engine, each in a slot of its own until `close`.
 
-    A token's logits are the same, to the last bit, whatever else is in its step (with a head in float16: up to
-    rounding, but for items that are ``alone``): prompts, blocks and single tokens may be mixed, sequences may come and
-    go between steps. Meant for one thread; other users of the engine keep their slots.
+    A token's logits are the same, to the last bit, whatever else is in its step: prompts, blocks and single tokens may
+    be mixed, sequences may come and go between steps. Meant for one thread; other users of the engine keep their slots.
     """
 
     def __init__(self, engine: Engine) -> None:
