@@ -155,7 +155,7 @@ class JointPasses:
         """``model``: the native model; ``cache``: of its slots."""
         self._model = model
         self._cache = cache
-        self._most, self._most_beside = most, most_beside
+        self._most, self._most_beside = max(most, 2), max(most_beside, 2)  # a row alone would be another one
         self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._jobs: dict[int, _Job] = {}
         self._numbers = itertools.count()
