@@ -400,6 +400,26 @@ def test_nothing_of_an_answer_is_kept_when_its_ticket_is_gone(engine: Engine) ->
         gc.enable()
 
 
+def test_after_a_flood_the_first_quiet_request_finds_no_stale_work(engine: Engine) -> None:
+    async def flood() -> None:
+        async with scheduling(engine, queue=20) as scheduler:
+            with held(scheduler):
+                tickets = submit_all(scheduler, *[work(prompt(9), LONG, f"client {i}") for i in range(22)])
+                for _ in range(200):
+                    with pytest.raises(ApiError, match="20 requests are waiting"):
+                        scheduler.submit(work(prompt(9), LONG))
+                for ticket in tickets:
+                    ticket.cancel()
+                assert scheduler.waiting == 0
+                quiet = scheduler.submit(work(prompt(6), 3))
+                before = scheduler.statistics.passes
+            assert await tokens_of(quiet) == wanted
+            assert scheduler.statistics.passes <= before + 1 + 3  # the one under way, and its own
+
+    wanted = alone(engine, prompt(6), 3)
+    run(flood())
+
+
 def test_idle_costs_no_processor_time(engine: Engine) -> None:
     async def idle() -> None:
         async with scheduling(engine) as scheduler:
