@@ -10,6 +10,7 @@ machine. The exit code is 1 when an answer of ours was lost, malformed, or not t
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import platform
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 from benchmarks.serving import report
 from benchmarks.serving.flood import flood
+from benchmarks.serving.load import closed
 from benchmarks.serving.machine import processors
 from benchmarks.serving.measure import Alone, phase
 from benchmarks.serving.requests import Workload
@@ -83,6 +85,9 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         record["temperature"] = options.temperature
         say(f"{count} phases of {seconds:.1f} s and floods; servers: {', '.join(c.name for c in contestants)}")
         numbers = itertools.count(1000)
+        for contestant in _one_of_each_server(contestants):
+            _alone_on_the_machine(contestant, contestants)
+            _warm_up(contestant, sizes.slots, numbers)
         for turn, workload, streams, contestant in _order(options, contestants):
             _alone_on_the_machine(contestant, contestants)
             requests = Workload(workload, options.tokens, fields=contestant.fields, temperature=options.temperature)
@@ -104,6 +109,12 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     write_bytes(options.out.with_suffix(".md"), text.encode())
     print(text)
     return 1 if report.wrong(record) else 0
+
+
+def _warm_up(contestant: Contestant, slots: int, numbers: Iterator[int]) -> None:
+    """Let every slot be used, those that only keep prompts too: the first use of one's memory takes time."""
+    short = Workload("distinct", 2, fields=contestant.fields)
+    asyncio.run(closed(contestant.server.address, short, slots, 0.0, numbers, at_least=3 * slots))
 
 
 def _order(
