@@ -161,3 +161,18 @@ def test_row_costs(engine: Engine) -> None:
     costs = engine.row_costs()
     assert costs.shape == (17,) and costs[0] == 1 and (np.diff(costs) >= 0).all()
     assert engine.row_costs() is costs
+
+
+def test_only_greedy_windows_follow_the_company(tmp_path: Any) -> None:
+    """A crowd closes them, and no word changes; what is drawn has the window, so the words, that it has alone."""
+    toy = make_diffusion_toy(tmp_path, "causal", seed=1, vocab_size=8, pad_token_id=None)
+    engine = Engine.load(toy, threads=1, slots=9)
+    engine._row_costs = 1 + 0.1 * np.arange(17)  # so that the plan does not hang on this machine
+    prompts = [prompt_of(3 + i, 7) for i in range(9)]
+    drawn = SamplingParams(max_tokens=60, temperature=0.7, top_p=1.0, seed=5)
+    for params in (greedy(60), drawn):
+        alone = [engine.generate(prompt, params, speculative(None)).run() for prompt in prompts]
+        crowd = [each.run() for each in engine.generate_together(prompts, params, speculative(None))]
+        assert [each.tokens for each in crowd] == [each.tokens for each in alone]
+        proposed = [sum(each.proposed or 0 for each in group) for group in (alone, crowd)]
+        assert proposed[1] < proposed[0] / 2 if params.temperature == 0 else proposed[1] == proposed[0]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wrinklefree.engine.windows import FixedWindow, MeasuredWindow, plan, promises_gain
+from wrinklefree.engine.windows import FixedWindow, MeasuredWindow, plan, promises_gain, shared_costs
 
 
 def rate_of(windows: Any, acceptance: Any, costs: Any) -> float:
@@ -85,3 +85,24 @@ def test_a_fixed_window_stays() -> None:
     window = FixedWindow(3)
     window.record(3, 0)
     assert [window.choose(drafts) for drafts in (0, 3)] == [3, 3]
+
+
+def test_rows_in_company_cost_what_all_of_them_take() -> None:
+    costs = 1 + 0.3 * np.arange(17.0)
+    assert shared_costs(costs, 1) == pytest.approx(costs)
+    for answers in (2, 8, 40):  # also far beyond what was measured, straight on
+        wanted = (1 + 0.3 * (answers * np.arange(1, 18) - 1)) / (1 + 0.3 * (answers - 1))
+        assert shared_costs(costs, answers) == pytest.approx(wanted)
+
+
+def test_the_window_closes_in_company_and_opens_again() -> None:
+    there = 1
+    window = MeasuredWindow(1 + 0.1 * np.arange(17), company=lambda: there)
+    alone = answer(window, 0.5, 100)
+    there = 16
+    crowd = answer(window, 0.5, 400)
+    assert sum(alone[-20:]) >= 10 and sum(crowd[-200:]) <= 12
+    there = 1
+    assert sum(answer(window, 0.5, 100)[-20:]) >= 10
+    free = np.ones(17)  # where rows cost nothing, company changes nothing
+    assert MeasuredWindow(free, company=lambda: 16).choose(0) == MeasuredWindow(free).choose(0) > 0

@@ -166,6 +166,9 @@ class JointPasses:
     def __contains__(self, slot: int) -> bool:
         return slot in self._jobs
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def add(self, slot: int, decoder: Decoder, request: Request | None = None, cached: int = 0) -> None:
         """Let an answer take part, in a slot that holds ``cached`` positions of its first request."""
         job = self._jobs[slot] = _Job(slot, decoder, next(self._numbers), self._passes)

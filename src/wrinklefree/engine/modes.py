@@ -42,8 +42,9 @@ def plan_decoding(
     settings: DecodingSettings,
     ends: frozenset[int],
     constraint: Constraint | None = None,
+    company: Callable[[], int] | None = None,
 ) -> Plan:
-    """Return the decoder of an answer to ``prompt`` int32 [T].
+    """Return the decoder of an answer to ``prompt`` int32 [T]; ``company``: gives the answers that share its next pass.
 
     Raises: InputError for a mode that the model was not trained for or that knows no constraints, for a biased token
     outside the vocabulary, and for a prompt that leaves no position.
@@ -69,7 +70,9 @@ def plan_decoding(
     if mode == "speculative":
         limit = min(params.max_tokens, engine.context - len(prompt) + 1)
         fixed = settings.window
-        window: Window = MeasuredWindow(engine.row_costs()) if fixed is None else FixedWindow(fixed)
+        # The window never changes a greedy text; what is drawn under a seed must not depend on who else is there.
+        beside = company if params.temperature == 0 else None
+        window: Window = FixedWindow(fixed) if fixed is not None else MeasuredWindow(engine.row_costs(), company=beside)
         speculation = SelfSpeculation(
             prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs
         )
@@ -181,7 +184,7 @@ def choose_mode(
         if marker is None:
             return "ar"
         if marker.variant == "causal":
-            return "speculative" if _verifies_itself(marker) and promises_gain(row_costs()) else "ar"
+            return "speculative" if verifies_itself(marker) and promises_gain(row_costs()) else "ar"
         mode = "block"
     if mode == "ar":
         return mode
@@ -196,7 +199,7 @@ def choose_mode(
 
 
 def _check_speculative(marker: DiffusionMarker) -> None:
-    if not _verifies_itself(marker):
+    if not verifies_itself(marker):
         shift = "on" if marker.token_shift else "off"
         raise InputError(
             "mode speculative: needs variant causal with a causal clean half and token shift; this one is of "
@@ -204,5 +207,6 @@ def _check_speculative(marker: DiffusionMarker) -> None:
         )
 
 
-def _verifies_itself(marker: DiffusionMarker) -> bool:
+def verifies_itself(marker: DiffusionMarker) -> bool:
+    """Return whether the model can decode speculatively: its states before a token do not hang on what follows."""
     return marker.rule == AttentionRule("causal", "causal") and marker.token_shift

@@ -101,6 +101,11 @@ class Together:
         """Let a prepared answer take part from the next pass on."""
         self.enter(generation._seat)
 
+    @property
+    def under_way(self) -> int:
+        """Answers that share the next pass."""
+        return len(self._passes)
+
     def enter(self, seat: Seat) -> None:
         """Let a seat take part from the next pass on."""
         seat.entered = time.perf_counter()

@@ -6,6 +6,7 @@ its proposals are drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -54,9 +55,20 @@ class MeasuredWindow:
     next, and after a success the next pass tries again, as long as the acceptance may be high enough for a gain.
     """
 
-    def __init__(self, costs: NDArray[np.float64], most: int = AUTOMATIC_WINDOW) -> None:
-        """``costs`` float64 [2 * most + 1 or more]: of passes of 1, 2, .. rows, as `Engine.row_costs` returns."""
-        self._costs = costs
+    def __init__(
+        self,
+        costs: NDArray[np.float64],
+        most: int = AUTOMATIC_WINDOW,
+        company: Callable[[], int] | None = None,
+    ) -> None:
+        """``costs`` float64 [2 * most + 1 or more]: of passes of 1, 2, .. rows, as `Engine.row_costs` returns.
+
+        ``company``: gives the answers that share the coming pass, this one included, whose rows make it dearer; None
+        plans as if there were no others, so that what is drawn does not depend on them.
+        """
+        self._alone = self._costs = costs
+        self._company = company
+        self._answers = 1
         self._tried = np.zeros(most)
         self._accepted = np.zeros(most)
         self._windows, _ = plan(self.acceptance, costs)
@@ -75,6 +87,9 @@ class MeasuredWindow:
 
     def choose(self, drafts: int) -> int:
         """Return the planned number; for a try 1, or while there is hope what would be planned with some luck."""
+        if self._company is not None and (answers := max(1, self._company())) != self._answers:
+            self._answers, self._costs = answers, shared_costs(self._alone, answers)
+            self._windows, _ = plan(self.acceptance, self._costs)
         planned = int(self._windows[min(drafts, len(self._tried))])
         if planned or drafts:
             self._idle = 0
@@ -103,6 +118,18 @@ class MeasuredWindow:
         chances = self.acceptance
         errors = np.sqrt(chances * (1 - chances) / (self._tried + _PRIOR_WEIGHT))
         return int(plan(np.minimum(chances + 2 * errors, 0.99), self._costs)[0][0])
+
+
+def shared_costs(costs: NDArray[np.float64], answers: int) -> NDArray[np.float64]:
+    """Return the costs of 1, 2, .. rows of each of ``answers`` answers in a joint pass, where one row each costs 1.
+
+    Behind the end of ``costs`` they go on as straight as in its second half.
+    """
+    rows = answers * np.arange(1, len(costs) + 1)
+    half = len(costs) // 2
+    slope = (costs[-1] - costs[half]) / max(1, len(costs) - 1 - half)
+    found = np.interp(rows, np.arange(1, len(costs) + 1), costs) + slope * np.maximum(rows - len(costs), 0)
+    return np.asarray(found / found[0], np.float64)
 
 
 def promises_gain(costs: NDArray[np.float64]) -> bool:

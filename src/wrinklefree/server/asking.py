@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wrinklefree.engine import Constraint, DecodingSettings, SamplingParams
 from wrinklefree.engine.decoding_settings import Mode
+from wrinklefree.engine.modes import read_marker, verifies_itself
 from wrinklefree.server.errors import ApiError
 from wrinklefree.server.grammar import Rule
 from wrinklefree.server.schemas.fields import Generating, RequestBody
@@ -69,8 +70,15 @@ def sampling(body: Generating, max_tokens: int) -> SamplingParams:
 
 def decoding(state: ServerState, body: Generating) -> DecodingSettings:
     """Return how tokens are decided; the server's own mode where the request is silent. Raises: InputError."""
+    mode = cast(Mode, _given(body.mode, state.settings.mode))
+    # What is drawn under a seed depends on the window, and the automatic one on measured times: drawn answers of
+    # mode auto are decoded token by token, so that their seed gives them again. A greedy text has no such choice.
+    if mode == "auto" and body.window is None and _given(body.temperature, 1.0) > 0:
+        marker = read_marker(state.engine.config)
+        if marker is not None and verifies_itself(marker):
+            mode = "ar"
     return DecodingSettings(
-        mode=cast(Mode, _given(body.mode, state.settings.mode)),
+        mode=mode,
         threshold=_given(body.threshold, 0.9),
         tokens_per_forward=body.tokens_per_forward,
         entropy_bound=body.entropy_bound,
