@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from wrinklefree.engine.constraint import Constraint
 from wrinklefree.engine.decoding import Decided, Request
 from wrinklefree.engine.rows import Rows
-from wrinklefree.errors import FormatError
 
 
 class TokenByToken:
@@ -49,7 +48,7 @@ class TokenByToken:
     def take(self, rows: Rows) -> list[Decided]:
         """Sample from the last row."""
         if self._plain:
-            return self._best(int(rows.tokens[0]))
+            return self._best(rows.best(0))
         assert rows.logits is not None
         constraint = self._constraint
         mask = None if constraint is None else constraint.mask()
@@ -67,9 +66,6 @@ class TokenByToken:
         return [Decided(self._start, token, None, logprob, tuple(best), last)]
 
     def _best(self, token: int) -> list[Decided]:
-        if token < 0:
-            raise FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export "
-                              "it again")  # fmt: skip
         self.forwards += 1
         self._start += len(self._pending)
         self._pending = np.array([token], np.int32)

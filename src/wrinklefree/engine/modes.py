@@ -59,10 +59,10 @@ def plan_decoding(
         raise InputError(f"prompt: found the MASK token {marker.mask_token_id}, which stands for an open position; "
                          "remove it")  # fmt: skip
     sampler = _make_sampler(engine, params)
+    plain = params.temperature == 0 and not params.moves_logits
     if mode == "ar":
         room = engine.context - len(prompt) + 1  # the last token needs no position of its own
-        plain = params.temperature == 0 and not params.moves_logits and scored is None
-        decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint, plain)
+        decoder: Decoder = TokenByToken(prompt, sampler, params.logprobs, constraint, plain and scored is None)
         if scored is not None:
             decoder = ScoredPrompt(decoder, prompt, scored, engine._model)
         return Plan(mode, decoder, min(params.max_tokens, room))
@@ -74,7 +74,7 @@ def plan_decoding(
         beside = company if params.temperature == 0 else None
         window: Window = FixedWindow(fixed) if fixed is not None else MeasuredWindow(engine.row_costs(), company=beside)
         speculation = SelfSpeculation(
-            prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs
+            prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs, plain
         )
         return Plan(mode, speculation, limit)
     return _plan_blocks(engine, marker, prompt, params, settings, ends, sampler)

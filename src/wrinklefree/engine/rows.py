@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wrinklefree.errors import FormatError
+
 Want = Literal["none", "last", "all"]
 NATIVE_WANTS: dict[str, int] = {"none": 0, "last": 1, "all": 2}
 
@@ -29,6 +31,14 @@ class Rows:
     logits: NDArray[np.float32] | None
     hidden: NDArray[np.float32] | None = None
     sampled: tuple[int, float, list[tuple[int, float]]] | None = None
+
+    def best(self, row: int) -> int:
+        """Return the most probable token of a row. Raises: FormatError when its logits are no numbers."""
+        token = int(self.tokens[row])
+        if token < 0:
+            raise FormatError("logits: found NaN or infinity; the model's weights overflow float32, train or export "
+                              "it again")  # fmt: skip
+        return token
 
     @classmethod
     def of_hidden(cls, hidden: NDArray[np.float32]) -> Rows:

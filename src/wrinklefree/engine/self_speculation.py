@@ -18,14 +18,24 @@ past alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wrinklefree.engine.decoding import Decided, Request
-from wrinklefree.engine.rows import Rows
+from wrinklefree.engine.rows import Rows, Want
 from wrinklefree.engine.windows import Window
+
+Sample = tuple[int, float, list[tuple[int, float]]]  # token, logprob, most likely tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What takes the place of a native proposal where nothing is drawn."""
+
+    token: int
 
 
 class SelfSpeculation:
@@ -44,8 +54,12 @@ class SelfSpeculation:
         context: int,
         limit: int,
         logprobs: int | None = None,
+        plain: bool = False,
     ) -> None:
-        """``prompt`` int32 [T]; ``sampler``: a native one, of this answer alone; ``limit``: tokens that are wanted."""
+        """``prompt`` int32 [T]; ``sampler``: a native one, of this answer alone; ``limit``: tokens that are wanted.
+
+        ``plain``: nothing but the most likely tokens is asked for, which the pass itself finds.
+        """
         self.forwards = 0
         self.proposed_by_depth: list[int] = []
         self.accepted_by_depth: list[int] = []
@@ -58,6 +72,7 @@ class SelfSpeculation:
         self._logprobs = -1 if logprobs is None else logprobs
         self._last = len(prompt) - 1  # position of the last token that is certain
         self._token = int(prompt[-1])
+        self._plain = plain and logprobs is None
         self._drafts: list[Any] = []
         self._request: Request | None = None
         sampler.accept(prompt, prompt=True)
@@ -75,7 +90,7 @@ class SelfSpeculation:
     def request(self) -> Request:
         """Return the prompt as in decoding token by token, then the last token with drafts and MASKs behind it."""
         if self._request is None:
-            self._request = self._verification() if self.forwards else Request(self._prompt, "last", 0, choices=False)
+            self._request = self._verification() if self.forwards else self._asking(self._prompt, "last", 0)
         return self._request
 
     def _verification(self) -> Request:
@@ -84,27 +99,44 @@ class SelfSpeculation:
         room = max(0, self._rows_end - 1 - first_mask)
         masks = min(room, self._window.choose(len(self._drafts)))
         tokens = [self._token, *(draft.token for draft in self._drafts), *[self._mask] * masks]
-        at = self._last
-        return Request(np.array(tokens, np.int32), "all", at, alone=True, truncate=at, choices=False)
+        return self._asking(np.array(tokens, np.int32), "all", self._last, alone=True, truncate=self._last)
+
+    def _asking(self, tokens: NDArray[np.int32], want: Want, start: int, **options: Any) -> Request:
+        return Request(tokens, want, start, logits=not self._plain, choices=self._plain, **options)
 
     def take(self, rows: Rows) -> list[Decided]:
         """Verify the drafts; where all are accepted, sample one token more and draw new drafts."""
-        assert rows.logits is not None
         self._request = None
         self.forwards += 1
         drafts, self._drafts = self._drafts, []
         decided: list[Decided] = []
-        for draft, row in zip(drafts, rows.logits, strict=False):
-            accepted, *sample = self._sampler.verify(row, draft, self._logprobs)
+        for row, draft in enumerate(drafts):
+            accepted, sample = self._verify(rows, row, draft)
             decided.append(self._decide(*sample))
             if not accepted:
                 self._count(len(drafts), len(decided) - 1)
                 return decided
-        decided.append(self._decide(*self._sampler.sample(rows.logits[len(drafts)], self._logprobs)))
+        decided.append(self._decide(*self._choose(rows, len(drafts))))
         self._count(len(drafts), len(drafts))
-        masks = rows.logits[len(drafts) + 1 :]
-        self._drafts = [self._sampler.propose(row) for row in masks]
+        masks = len(rows.tokens if rows.logits is None else rows.logits)
+        self._drafts = [self._propose(rows, row) for row in range(len(drafts) + 1, masks)]
         return decided
+
+    def _verify(self, rows: Rows, row: int, draft: Any) -> tuple[bool, Sample]:
+        if rows.logits is None:
+            token = rows.best(row)
+            return token == draft.token, (token, 0.0, [])
+        accepted, *sample = self._sampler.verify(rows.logits[row], draft, self._logprobs)
+        return accepted, tuple(sample)
+
+    def _choose(self, rows: Rows, row: int) -> Sample:
+        if rows.logits is None:
+            return rows.best(row), 0.0, []
+        sample: Sample = self._sampler.sample(rows.logits[row], self._logprobs)
+        return sample
+
+    def _propose(self, rows: Rows, row: int) -> Any:
+        return _Draft(rows.best(row)) if rows.logits is None else self._sampler.propose(rows.logits[row])
 
     def waiting(self) -> list[Decided]:
         """Return the drafts."""
@@ -113,7 +145,8 @@ class SelfSpeculation:
     def _decide(self, token: int, logprob: float, best: list[tuple[int, float]]) -> Decided:
         self._last += 1
         self._token = token
-        self._sampler.accept(np.array([token], np.int32))
+        if not self._plain:
+            self._sampler.accept(np.array([token], np.int32))
         if self._logprobs < 0:
             return Decided(self._last, token)
         return Decided(self._last, token, None, logprob, tuple(best))

@@ -90,6 +90,8 @@ class MeasuredWindow:
         if self._company is not None and (answers := max(1, self._company())) != self._answers:
             self._answers, self._costs = answers, shared_costs(self._alone, answers)
             self._windows, _ = plan(self.acceptance, self._costs)
+            self._hope = self._hoped()
+            self._pause = _PROBES[0] if self._hope else _PROBES[1]
         planned = int(self._windows[min(drafts, len(self._tried))])
         if planned or drafts:
             self._idle = 0
