@@ -1,4 +1,4 @@
-"""Every example of docs/serving.md, section Clients, as it is written, but for the address and the key.
+"""Every example of docs/clients.md as it is written, but for the address and the key.
 
 Left out is lm-eval's, whose task would have to be downloaded; test_lm_eval_client.py does the same with a local one.
 """
@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from served import KEY, MODEL, NODE_MODULES, ROOT, Served
 
-SECTION = re.search(r"^## Clients$(.*?)^## ", (ROOT / "docs" / "serving.md").read_text(), re.S | re.M)
-assert SECTION is not None
+TEXT = (ROOT / "docs" / "clients.md").read_text()
 SNIPPETS = [
     (language, text)
-    for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", SECTION[1], re.S | re.M)
+    for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.S | re.M)
     if "lm_eval" not in text and "127.0.0.1" in text and "export " not in text
 ]
 
@@ -31,7 +30,7 @@ def test_an_example_runs(language: str, text: str, served: Served, tmp_path: Pat
     program, ending = programs[language]
     wanted = "curl" if language == "sh" else program
     if shutil.which(wanted) is None or (language == "js" and not NODE_MODULES.is_dir()):
-        pytest.skip(f"not checked: an example of docs/serving.md that needs {wanted} and its packages")
+        pytest.skip(f"not checked: an example of docs/clients.md that needs {wanted} and its packages")
     (tmp_path / f"example.{ending}").write_text(text)
     if language == "js":
         (tmp_path / "node_modules").symlink_to(NODE_MODULES)

@@ -164,7 +164,7 @@ def test_row_costs(engine: Engine) -> None:
 
 
 def test_only_greedy_windows_follow_the_company(tmp_path: Any) -> None:
-    """A crowd closes them, and no word changes; what is drawn has the window, so the words, that it has alone."""
+    """A crowd closes them, and no word changes; what is drawn has the windows, so the words, that it has alone."""
     toy = make_diffusion_toy(tmp_path, "causal", seed=1, vocab_size=8, pad_token_id=None)
     engine = Engine.load(toy, threads=1, slots=9)
     engine._row_costs = 1 + 0.1 * np.arange(17)  # so that the plan does not hang on this machine

@@ -302,9 +302,8 @@ class Engine:
         tokenizer = self.tokenizer if self.has_tokenizer else None
         own = _config_eos(self.config) if tokenizer is None else tokenizer.eos_ids
         ends = frozenset(() if params.ignore_eos else own) | frozenset(params.stop_tokens)
-        plan = plan_decoding(
-            self, ids, params, decoding or DecodingSettings(), ends, constraint, lambda: together.under_way
-        )
+        settings = decoding or DecodingSettings()
+        plan = plan_decoding(self, ids, params, settings, ends, constraint, together.greedy_window)
         texts = None if tokenizer is None else tokenizer.decoder()
         seat = Seat(plan.decoder, Answer(len(ids), plan.limit, params, ends, texts), observer)
         return Generation(plan.mode, len(ids), params, together, seat)

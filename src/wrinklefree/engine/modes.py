@@ -42,9 +42,11 @@ def plan_decoding(
     settings: DecodingSettings,
     ends: frozenset[int],
     constraint: Constraint | None = None,
-    company: Callable[[], int] | None = None,
+    greedy_window: Callable[[], Window] | None = None,
 ) -> Plan:
-    """Return the decoder of an answer to ``prompt`` int32 [T]; ``company``: gives the answers that share its next pass.
+    """Return the decoder of an answer to ``prompt`` int32 [T].
+
+    ``greedy_window``: gives the automatic window of answers that draw nothing; None: each has its own.
 
     Raises: InputError for a mode that the model was not trained for or that knows no constraints, for a biased token
     outside the vocabulary, and for a prompt that leaves no position.
@@ -69,10 +71,14 @@ def plan_decoding(
     assert marker is not None
     if mode == "speculative":
         limit = min(params.max_tokens, engine.context - len(prompt) + 1)
-        fixed = settings.window
         # The window never changes a greedy text; what is drawn under a seed must not depend on who else is there.
-        beside = company if params.temperature == 0 else None
-        window: Window = FixedWindow(fixed) if fixed is not None else MeasuredWindow(engine.row_costs(), company=beside)
+        window: Window
+        if settings.window is not None:
+            window = FixedWindow(settings.window)
+        elif params.temperature == 0 and greedy_window is not None:
+            window = greedy_window()
+        else:
+            window = MeasuredWindow(engine.row_costs())
         speculation = SelfSpeculation(
             prompt, sampler, marker.mask_token_id, window, engine.context, limit, params.logprobs, plain
         )

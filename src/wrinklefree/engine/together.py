@@ -18,6 +18,7 @@ from wrinklefree.engine.decoding_settings import DecodingSettings
 from wrinklefree.engine.generation import Answer, Generation, Step
 from wrinklefree.engine.prefix_cache import PrefixCache
 from wrinklefree.engine.sampling import SamplingParams
+from wrinklefree.engine.windows import MeasuredWindow, Window
 from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Together:
             self._cache = PrefixCache(engine._model, slots)
         self._passes = JointPasses(engine._model, self._cache, most, most_beside)
         self._queue: deque[Seat] = deque()
+        self._greedy_window: Window | None = None
         self._seats: dict[int, Seat] = {}
 
     def add(
@@ -101,10 +103,14 @@ class Together:
         """Let a prepared answer take part from the next pass on."""
         self.enter(generation._seat)
 
-    @property
-    def under_way(self) -> int:
-        """Answers that share the next pass."""
-        return len(self._passes)
+    def greedy_window(self) -> Window:
+        """Return the window of speculative answers that draw nothing.
+
+        One for all: it learns from all, and follows their number. Raises: InputError as `Engine.row_costs`.
+        """
+        if self._greedy_window is None:
+            self._greedy_window = MeasuredWindow(self._engine.row_costs(), company=lambda: len(self._passes))
+        return self._greedy_window
 
     def enter(self, seat: Seat) -> None:
         """Let a seat take part from the next pass on."""

@@ -63,8 +63,8 @@ class MeasuredWindow:
     ) -> None:
         """``costs`` float64 [2 * most + 1 or more]: of passes of 1, 2, .. rows, as `Engine.row_costs` returns.
 
-        ``company``: gives the answers that share the coming pass, this one included, whose rows make it dearer; None
-        plans as if there were no others, so that what is drawn does not depend on them.
+        ``company``: gives the answers that share the coming pass and this window, each of whose rows makes it dearer
+        for all; None: there is one.
         """
         self._alone = self._costs = costs
         self._company = company
@@ -97,7 +97,7 @@ class MeasuredWindow:
             self._idle = 0
             return planned
         self._idle += 1
-        if self._idle < self._pause:
+        if self._idle < self._pause * self._answers:
             return 0
         self._idle = 0
         return max(1, self._hope) if self._pause < _PROBES[1] else 1
