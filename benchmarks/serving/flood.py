@@ -19,6 +19,7 @@ SHORT_TOKENS = 16
 TIMES = 3.0
 RESERVED_TOKENS = 256  # of a context, for the prompt of a long stream
 GIVE_UP_SECONDS = 120.0
+TURNS = 4  # floods, with quiet between them: long streams become slower by themselves as they grow
 
 
 def flood(
@@ -34,9 +35,9 @@ def flood(
     memory_before = server.memory_bytes()
     capacity = _capacity(server, short, slots, seconds, numbers)
     rate = TIMES * capacity["requests_per_second"]
-    # A long stream must not end while it is observed: quiet, flood, quiet.
+    # A long stream must not end while it is observed: quiet and flood in turns.
     lasts = long.max_tokens * slots / capacity["tokens_per_second"]
-    streams = asyncio.run(_beside_streams(server, short, long, slots, rate, min(seconds, lasts / 4), numbers))
+    streams = asyncio.run(_beside_streams(server, short, long, slots, rate, min(seconds, lasts / 3), numbers))
     goodput = asyncio.run(_goodput(server, short, rate, seconds, numbers))
     after = one(server, short, next(numbers))
     return {
@@ -69,25 +70,26 @@ async def _beside_streams(
     ]
     while not all(len(each.arrivals) > 1 for each in running) and not any(task.done() for task in tasks):
         await asyncio.sleep(0.01)
-    moments = [perf_counter()]
-    await asyncio.sleep(seconds / 2)
-    moments.append(perf_counter())
-    flooded = await arrivals(server.address, short, rate, seconds, numbers)
-    moments.append(perf_counter())
-    await asyncio.sleep(seconds / 2)
+    moments, flooded = [perf_counter()], []
+    for _ in range(TURNS):
+        await asyncio.sleep(seconds / TURNS)
+        moments.append(perf_counter())
+        flooded += await arrivals(server.address, short, rate, seconds / TURNS, numbers)
+        moments.append(perf_counter())
+    await asyncio.sleep(seconds / TURNS)
     moments.append(perf_counter())
     early = sum(task.done() for task in tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     times = [moment for each in running for moment in piece_times(each)]
-    before, during, after = (
+    speeds = [
         sum(start <= moment < end for moment in times) / (end - start) for start, end in itertools.pairwise(moments)
-    )
+    ]
+    kept = [2 * speeds[at] / max(1e-9, speeds[at - 1] + speeds[at + 1]) for at in range(1, len(speeds), 2)]
     return {
-        "slots": slots, "ended_early": early, "seconds": moments[2] - moments[1],
-        "pieces_per_second": {"before": before, "during": during, "after": after},
-        "kept": 2 * during / max(1e-9, before + after), **_fates(await asyncio.gather(*flooded), short),
+        "slots": slots, "ended_early": early, "seconds": seconds, "pieces_per_second": speeds,
+        "kept": sum(kept) / len(kept), **_fates(await asyncio.gather(*flooded), short),
     }  # fmt: skip
 
 

@@ -121,8 +121,8 @@ def _flood(flood: dict[str, Any]) -> str:
     rows = [
         ("answers of 16 tokens a second without a flood", f"{capacity['requests_per_second']:.1f}"),
         ("requests a second in the flood", f"{flood['per_second']:.1f}"),
-        (f"pieces a second of {streams['slots']} running streams: before, in the flood, after",
-         f"{speeds['before']:.0f}, {speeds['during']:.0f}, {speeds['after']:.0f} (keeps {streams['kept']:.0%})"),
+        (f"pieces a second of {streams['slots']} running streams: quiet and flood in turns",
+         f"{', '.join(f'{speed:.0f}' for speed in speeds)} (keeps {streams['kept']:.0%})"),
         ("beside them: requests, refused with 429, answered, lost",
          f"{streams['requests']}, {streams['refused']}, {streams['answered']}, {streams['lost']}"),
         ("a refusal takes, ms, p50 / p95 / p99", _of(streams["refused_ms"])),

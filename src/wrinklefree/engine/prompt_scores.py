@@ -6,7 +6,6 @@ Only a piece's logits are ever held, so memory does not grow with prompt times v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class ScoredPrompt:
         self._inner = inner
         self._prompt = prompt
         self._begin = 0
-        self._score_rows = partial(load_native().score_rows, model)
+        self._model = model
 
     def request(self) -> Request:
         """Return the next piece of the prompt; then what the decoder wants."""
@@ -71,9 +70,10 @@ class ScoredPrompt:
         scored = min(begin + len(rows.logits), total - 1) - begin  # the last row is about no token of the prompt
         of = slice(begin + 1, begin + 1 + scored)
         found = self.scores
-        self._score_rows(
-            rows.logits[:scored], self._prompt[of], found.logprobs[of], found.best[of], found.best_logprobs[of]
-        )
+        load_native().score_rows(
+            self._model, rows.logits[:scored], self._prompt[of], found.logprobs[of], found.best[of],
+            found.best_logprobs[of],
+        )  # fmt: skip
         self._begin = begin + len(rows.logits)
         if self._begin < total:
             return []

@@ -37,7 +37,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
                   redirect_slashes=False)  # fmt: skip
     app.state.server = state
     error_answers.install(app)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, check_room=scheduler.check_room)
     app.add_middleware(CountRequests, metrics=state.metrics)
     for module in ROUTES:
         app.include_router(module.router(state))

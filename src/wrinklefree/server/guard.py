@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,6 +26,8 @@ from wrinklefree.server.settings import ServerSettings
 # ends with a slash stands for all below it. tests/server/test_server_guard.py holds every other route to the key.
 PUBLIC = ("/health", "/health/live", "/health/ready", "/favicon.ico", "/page/")
 _PAGE = "/"
+# What a full queue refuses before anything is read: in a flood each further step takes time from answers under way.
+_QUEUED = ("/v1/chat/completions", "/v1/completions")
 
 _ACCESS = logging.getLogger("wrinklefree.access")
 _LOG = logging.getLogger("wrinklefree.server")
@@ -49,9 +52,11 @@ class Guard:
     A route finds in the scope: ``wrinklefree.client``, a name for fair shares, and ``wrinklefree.request_id``.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, check_room: Callable[[], None]) -> None:
+        """``check_room`` raises ApiError while no answer is taken in."""
         self._app = app
         self._settings = settings
+        self._check_room = check_room
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
         self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.cors_origins)
         self._hosts = frozenset(host.lower() for host in settings.hosts)
@@ -74,6 +79,8 @@ class Guard:
                 await request.answer_preflight()
                 return
             scope["wrinklefree.client"] = self._check(scope, headers)
+            if scope["method"] == "POST" and scope["path"] in _QUEUED:
+                self._check_room()
             if _has_body(headers):
                 body = await self._body(request, headers, receive)
                 if body is None:
