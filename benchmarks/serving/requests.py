@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-QUESTIONS = (
-    "What is the capital of France, and what is it known for?",
-    "Explain in three sentences why the sky is blue.",
-    "Write a short story about a lighthouse keeper and a storm.",
-    "List five things to pack for a hike in the mountains.",
-    "How do I reverse a list in Python? Show an example.",
-    "Give me a recipe for a simple vegetable soup.",
-    "What is the difference between a virus and a bacterium?",
-    "Write a polite email that asks a colleague to move a meeting.",
-    "Why do leaves change their colour in autumn?",
-    "Name three ways to save water at home.",
-)
+from benchmarks.questions import QUESTIONS
+
 # Long enough that computing it again for each request would show.
 INSTRUCTIONS = (
     "You answer the questions of visitors to a small public library. Be brief, friendly and exact. When you are not "
