@@ -51,15 +51,7 @@ def test_forced_calls_whole_and_streamed(choice: object, several: bool, client: 
 
 
 def test_the_answer_of_a_tool_goes_back_in(client: openai.OpenAI, served: Served) -> None:
-    first = client.chat.completions.create(
-        model=served.model,
-        messages=ASK,
-        tools=[TOOL],
-        tool_choice="required",
-        parallel_tool_calls=False,
-        max_tokens=400,
-        seed=1,
-    )
+    first = client.chat.completions.create(model=served.model, messages=ASK, **FORCED)
     message = first.choices[0].message
     assert message.tool_calls
     told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
@@ -72,15 +64,7 @@ def test_the_answer_of_a_tool_goes_back_in(client: openai.OpenAI, served: Served
 def test_parse_gives_objects_for_formats_and_tools(client: openai.OpenAI, served: Served) -> None:
     parsed = client.chat.completions.parse(model=served.model, messages=ASK, response_format=Weather, **ENOUGH)
     assert isinstance(parsed.choices[0].message.parsed, Weather)
-    called = client.chat.completions.parse(
-        model=served.model,
-        messages=ASK,
-        tools=[TOOL],
-        tool_choice="required",
-        parallel_tool_calls=False,
-        max_tokens=400,
-        seed=1,
-    )
+    called = client.chat.completions.parse(model=served.model, messages=ASK, **FORCED)
     assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
     with client.chat.completions.stream(model=served.model, messages=ASK, response_format=Weather, **ENOUGH) as stream:
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Weather)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def test_the_board_answers_its_own_machine_only_by_its_own_name(tmp_path: Path) 
 
     page = get("/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
-    for name in ("board.js", "chart.js", "series.js", "board.css", "base.css", "dom.js", "theme.js", "icon.svg"):
+    named = re.findall(r'(?:href|src)="/page/([^"]+)"', page.text)
+    assert {"board.js", "dark.css", "board-dark.css"} <= set(named)
+    for name in (*named, "chart.js", "series.js", "dom.js", "theme.js"):
         assert get(f"/page/{name}").status_code == 200
     assert get("/page/chat.js").status_code == 404
     assert [run["name"] for run in get("/runs").json()["runs"]] == ["run"]

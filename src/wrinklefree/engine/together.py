@@ -85,7 +85,7 @@ class Together:
         Either iterate over it, or call `run` until it is False and ask for its ``ready()`` steps in between.
         """
         generation = self.prepare(prompt, params, decoding, observer, constraint)
-        self.enter(generation._seat)
+        self.start(generation)
         return generation
 
     def prepare(
@@ -101,7 +101,9 @@ class Together:
 
     def start(self, generation: Generation) -> None:
         """Let a prepared answer take part from the next pass on."""
-        self.enter(generation._seat)
+        seat = generation._seat
+        seat.entered = time.perf_counter()
+        self._queue.append(seat)
 
     def greedy_window(self) -> Window:
         """Return the window of speculative answers that draw nothing.
@@ -111,11 +113,6 @@ class Together:
         if self._greedy_window is None:
             self._greedy_window = MeasuredWindow(self._engine.row_costs(), company=lambda: len(self._passes))
         return self._greedy_window
-
-    def enter(self, seat: Seat) -> None:
-        """Let a seat take part from the next pass on."""
-        seat.entered = time.perf_counter()
-        self._queue.append(seat)
 
     def leave(self, seat: Seat) -> None:
         """End an answer and free its slot; without effect on one that has left."""

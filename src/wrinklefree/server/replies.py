@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ _HEAVY_SCORES = 20_000  # take about 20 ms
 Out = Callable[[bytes], Awaitable[None]]
 
 
-class Reply:
+class Reply(ABC):
     """The form of one request's answers; a subclass says what a choice looks like."""
 
     kind: str  # of a whole answer
@@ -60,13 +61,13 @@ class Reply:
         """Return JSON of the fields of a chunk before any text; None for no such chunk."""
         return None
 
+    @abstractmethod
     def piece(self, choice: Choice, text: str, steps: Sequence[Step]) -> str:
         """Return JSON of the fields of a chunk with a piece of text and its steps, '' for none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, choice: Choice) -> dict[str, Any]:
         """Return a choice of a whole answer."""
-        raise NotImplementedError
 
     def chunk(self, index: int, fields: str, finish: str | None = None, extension: str = "") -> bytes:
         """Return a server-sent event of one choice."""

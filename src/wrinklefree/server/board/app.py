@@ -19,7 +19,7 @@ from wrinklefree.server.errors import ApiError
 from wrinklefree.server.static_files import read_static
 
 _HERE = Path(__file__).parent
-_SHARED = ("base.css", "icon.svg", "dom.js", "theme.js")
+_SHARED = ("base.css", "dark.css", "icon.svg", "dom.js", "theme.js")
 # A page of elsewhere whose name was bent to this machine's own address must not read the figures.
 _LOCAL = ["localhost", "127.0.0.1", "[::1]"]
 

@@ -11,10 +11,10 @@ export function themeButton(button) {
       return null;
     }
   })();
-  if (stored) root.dataset.theme = stored;
+  if (stored) show(stored);
   button.addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
+    show(dark ? "light" : "dark");
     try {
       localStorage.setItem(STORED, root.dataset.theme);
     } catch {
@@ -22,4 +22,9 @@ export function themeButton(button) {
     }
     dispatchEvent(new Event("themechange"));
   });
+}
+
+function show(theme) {
+  document.documentElement.dataset.theme = theme;
+  for (const sheet of document.querySelectorAll("link[data-dark]")) sheet.media = theme === "dark" ? "all" : "not all";
 }

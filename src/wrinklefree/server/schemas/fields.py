@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -143,6 +144,6 @@ class Generating(RequestBody):
     return_tokens_as_token_ids: bool | None = Field(None, description="logprobs name tokens token_id:5")
 
     @property
+    @abstractmethod
     def top_scores(self) -> int | None:
         """How many of the most likely tokens to list at each place; None for no log-probabilities."""
-        raise NotImplementedError
