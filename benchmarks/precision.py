@@ -92,7 +92,7 @@ def _tables(model: str, threads: int) -> tuple[Encode, Iterator[tuple[str, Logit
     """Give the float tables, then those of each precision."""
     import torch
 
-    from wrinklefree.eval.perplexity import _same_ids
+    from wrinklefree.eval.torch_scorer import own_tokenizer
     from wrinklefree.export.tables import MOMENT_FORMATS, head_moments
     from wrinklefree.models.io import load_checkpoint, load_source
     from wrinklefree.quant.bitlinear import full_strength
@@ -101,7 +101,7 @@ def _tables(model: str, threads: int) -> tuple[Encode, Iterator[tuple[str, Logit
     converted = Path(model).is_dir() and model_format(read_config(model)) == "checkpoint"
     loaded, tokenizer = load_checkpoint(model)[:2] if converted else load_source(model)
     loaded.eval()
-    encode = _same_ids(tokenizer)
+    encode = own_tokenizer(tokenizer).encode
     parameters = {id(p): p for p in (loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight)}
     head = id(loaded.get_output_embeddings().weight)
 

@@ -10,7 +10,7 @@ from benchmarks.block_decoding.speed import Way
 
 from wrinklefree.engine import Engine, SamplingParams
 from wrinklefree.eval.exact_tasks import ExactTask, shares_right
-from wrinklefree.eval.perplexity import open_model
+from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.quality import Answer, likeness, text_quality
 
 
@@ -43,7 +43,7 @@ def add(record: dict[str, Any], original: str) -> None:
     done: dict[str, dict[str, Any]] = {}
     ways = record["speed"]["ways"]
     base = _answers(prompts, ways[0])
-    with open_model(original) as teacher:
+    with open_scorer(original) as teacher:
         for way in ways:
             answers = _answers(prompts, way)
             key = str(way["answers"])

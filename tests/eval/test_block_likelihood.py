@@ -14,8 +14,9 @@ from wrinklefree.cli.main import main
 from wrinklefree.eval.diffusion import bound
 from wrinklefree.eval.loss import held_out_loss, torch_logits, without_tokens
 from wrinklefree.eval.masked_losses import torch_masked_losses
-from wrinklefree.eval.perplexity import hugging_face_encoder, open_model
+from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.text import evaluation_documents, evaluation_text
+from wrinklefree.eval.torch_scorer import own_tokenizer
 from wrinklefree.models.io import load_checkpoint
 from wrinklefree.models.mask_token import DiffusionMarker
 from wrinklefree.quant.bitlinear import full_strength
@@ -52,7 +53,7 @@ def test_figures_are_those_of_the_parts(name: str, models: dict[str, str], capsy
     words = ["--perplexity", models["text.txt"], "--window", "40"]
     found = evaluated(capsys, models[name], *words, "--likelihood", "block", "--samples", "3", "--seed", "9")
     model, tokenizer, _ = load_checkpoint(models[name])
-    text = evaluation_text(evaluation_documents(models["text.txt"]), hugging_face_encoder(tokenizer), 40)
+    text = evaluation_text(evaluation_documents(models["text.txt"]), own_tokenizer(tokenizer).encode, 40)
     marker = MARKERS[name]
     with full_strength(model):
         masked = torch_masked_losses(model, marker, [256])
@@ -69,10 +70,10 @@ def test_figures_are_those_of_the_parts(name: str, models: dict[str, str], capsy
 
 
 def test_t16_a_diffusion_models_loss_gives_mask_no_probability(models: dict[str, str]) -> None:
-    with open_model(models["causal"]) as opened, open_model(models["none"]) as plain:
+    with open_scorer(models["causal"]) as opened, open_scorer(models["none"]) as plain:
         ours, theirs = (np.asarray(model.logits(np.arange(20))) for model in (opened, plain))
-    assert opened.never[0] == MASK and np.isneginf(ours[:, MASK]).all()
-    kept = [token for token in range(theirs.shape[1]) if token not in opened.never]
+    assert opened.diffusion is not None and opened.diffusion.never[0] == MASK and np.isneginf(ours[:, MASK]).all()
+    kept = [token for token in range(theirs.shape[1]) if token not in opened.diffusion.never]
     np.testing.assert_array_equal(ours[:, kept], theirs[:, kept])
 
 

@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from wrinklefree.engine import Engine
 from wrinklefree.errors import InputError
 from wrinklefree.eval.loss import engine_logits, held_out_loss, torch_logits
-from wrinklefree.eval.perplexity import open_model, perplexity
+from wrinklefree.eval.opening import open_scorer
+from wrinklefree.eval.perplexity import perplexity
 from wrinklefree.eval.text import evaluation_documents, evaluation_text
+from wrinklefree.eval.torch_scorer import TorchScorer
 from wrinklefree.export.export import export
 from wrinklefree.models.io import load_checkpoint
 from wrinklefree.quant.bitlinear import full_strength, quant_strength
@@ -56,7 +58,7 @@ def test_engine_pieces_are_the_engines_logits(models: dict[str, str]) -> None:
 
 
 def test_checkpoints_are_measured_at_full_strength(models: dict[str, str]) -> None:
-    with open_model(models["checkpoint"]) as opened:
+    with open_scorer(models["checkpoint"]) as opened:
         assert opened.context == 256
     loaded = load_checkpoint(models["checkpoint"])[0]
     quant_strength(loaded).value = 0.25
@@ -117,10 +119,8 @@ def test_bad_models(models: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_other_tokenizer_cannot_teach(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wrinklefree.eval.perplexity as module
-
-    real = module.hugging_face_encoder
-    monkeypatch.setattr(module, "hugging_face_encoder", lambda tokenizer: lambda text: real(tokenizer)(text)[::-1])
+    real = TorchScorer.encode
+    monkeypatch.setattr(TorchScorer, "encode", lambda scorer, text: real(scorer, text)[::-1])
     with pytest.raises(InputError, match="splits the text differently"):
         perplexity(models["packed"], models["text.txt"], window=64, threads=1, teacher=models["plain"])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from wrinklefree.errors import InputError
-from wrinklefree.eval.perplexity import open_model
+from wrinklefree.eval.opening import open_scorer
 from wrinklefree.models.classification import as_classifier, class_names, classify
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import forward
@@ -235,5 +235,5 @@ def test_wf_export_plain_writes_what_transformers_reads(tmp_path: Path) -> None:
     torch.testing.assert_close(classify(again, ids), without_int8(model, ids), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="is a classifier, it predicts no tokens"):
         refuse_classifier(again, "x", "do something else")
-    with pytest.raises(InputError, match="is a classifier"), open_model(str(tmp_path / "checkpoint")):
+    with pytest.raises(InputError, match="is a classifier"), open_scorer(str(tmp_path / "checkpoint")):
         pass

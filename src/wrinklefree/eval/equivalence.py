@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.data.batch import IGNORE_INDEX, TokenBatch
 from wrinklefree.errors import InputError, unknown_name
-from wrinklefree.eval.perplexity import hugging_face_encoder
 from wrinklefree.eval.text import evaluation_documents, evaluation_text
+from wrinklefree.eval.torch_scorer import own_tokenizer
 from wrinklefree.models.forward import LOGITS, forward
 from wrinklefree.objectives import NextToken
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
@@ -89,7 +89,7 @@ def load_model(source: str) -> tuple[nn.Module, Callable[[str], list[int]]]:
     model, tokenizer = load_checkpoint(source)[:2] if kind == "checkpoint" else load_source(source)
     if next(bit_linears(model), None) is not None:
         quant_strength(model).value = 1.0
-    return model, hugging_face_encoder(tokenizer)
+    return model, own_tokenizer(tokenizer).encode
 
 
 def text_batches(text: str, encode: Callable[[str], list[int]], window: int, tokens: int) -> list[TokenBatch]:

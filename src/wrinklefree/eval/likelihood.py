@@ -7,9 +7,10 @@ from typing import Any
 
 from wrinklefree.errors import InputError
 from wrinklefree.eval.diffusion import BoundReport, bound
-from wrinklefree.eval.loss import LossReport, OnWindow, held_out_loss
-from wrinklefree.eval.perplexity import check_context, open_model
-from wrinklefree.eval.text import evaluation_documents, evaluation_text
+from wrinklefree.eval.loss import LossReport, OnWindow, scored_loss
+from wrinklefree.eval.opening import open_scorer
+from wrinklefree.eval.perplexity import text_windows
+from wrinklefree.eval.text import evaluation_documents
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,15 @@ def block_likelihood(
     longer than its context, or fewer than 2 samples are asked for.
     """
     documents = evaluation_documents(text)
-    with open_model(model, threads) as opened:
-        if opened.dlm is None or opened.masked is None:
+    with open_scorer(model, threads) as scorer:
+        if scorer.diffusion is None:
             raise InputError(f"--likelihood block: {model} was not trained for block diffusion (no dlm marker); use ar")
-        windows = evaluation_text(documents, opened.encode, window, None, text)
-        windows = windows if limit_tokens is None else windows.limited(limit_tokens)
-        check_context(opened, windows)
-        found = bound(opened.masked, windows, opened.dlm["block_size"], samples, seed, on_window)
-        why = _no_ar(opened.dlm)
-        ar = None if why else held_out_loss(opened.logits, windows, on_window)
-        return LikelihoodReport(model, opened.runs_on, opened.dlm, found, ar, why)
+        windows = text_windows(scorer, documents, text, window, None, limit_tokens)
+        dlm = scorer.diffusion.dlm
+        found = bound(scorer.diffusion.masked, windows, dlm["block_size"], samples, seed, on_window)
+        why = _no_ar(dlm)
+        ar = None if why else scored_loss(scorer, windows, on_window)
+        return LikelihoodReport(model, scorer.runs_on, dlm, found, ar, why)
 
 
 def _no_ar(dlm: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wrinklefree.engine import Engine
+    from wrinklefree.eval.scorer import Scorer
 
 Logits = NDArray[np.float32]
 LogitsFunction = Callable[[NDArray[np.int64]], Logits | Iterable[Logits]]
@@ -88,9 +89,26 @@ def held_out_loss(logits: LogitsFunction, text: EvaluationText, on_window: OnWin
             raise ArithmeticError(f"{text.name}, window {number} of {len(text.windows)}: the logits are not finite")
         if on_window:
             on_window(number, len(text.windows))
-    loss = total / tokens
-    per_byte = loss / math.log(2) * text.num_tokens / text.num_bytes if text.num_bytes else None
-    return LossReport(text.name, loss, _exp(loss), per_byte, tokens, len(text.windows), text.window, text.stride)
+    return _report(text, total, tokens)
+
+
+def scored_loss(scorer: Scorer, text: EvaluationText, on_window: OnWindow | None = None) -> LossReport:
+    """Return what `held_out_loss` does, of a model behind a `Scorer`: windows may be computed together.
+
+    Raises: InputError for a window longer than the model's context, ArithmeticError when a loss is not finite.
+    """
+    from wrinklefree.eval.scorer import Request
+
+    requests = [Request(window.tokens, window.scored_from) for window in text.windows]
+    total, tokens = 0.0, 0
+    for number, scores in enumerate(scorer.score(requests), start=1):
+        total += float(scores.losses.sum())
+        tokens += len(scores.losses)
+        if not math.isfinite(total):
+            raise ArithmeticError(f"{text.name}, window {number} of {len(text.windows)}: the logits are not finite")
+        if on_window:
+            on_window(number, len(text.windows))
+    return _report(text, total, tokens)
 
 
 def agreement(
@@ -222,6 +240,12 @@ def _compare(theirs: Logits, ours: Logits, targets: NDArray[np.int64]) -> NDArra
     first, second = theirs.argmax(axis=1), ours.argmax(axis=1)
     right, also = first == targets, second == targets
     return np.array([kl, (first == second).sum(), (right != also).sum(), right.sum(), also.sum()], np.float64)
+
+
+def _report(text: EvaluationText, total: float, tokens: int) -> LossReport:
+    loss = total / tokens
+    per_byte = loss / math.log(2) * text.num_tokens / text.num_bytes if text.num_bytes else None
+    return LossReport(text.name, loss, _exp(loss), per_byte, tokens, len(text.windows), text.window, text.stride)
 
 
 def _exp(loss: float) -> float:

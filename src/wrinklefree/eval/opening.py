@@ -1,0 +1,51 @@
+"""A model's name -> what measures it: the engine for packed models and ternary files, torch for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wrinklefree.artifact.manifest import model_format, read_config
+from wrinklefree.engine.held import runs
+from wrinklefree.errors import MissingDependencyError
+from wrinklefree.eval.scorer import Scorer
+
+
+@contextmanager
+def open_scorer(source: str, threads: int | None = None) -> Iterator[Scorer]:
+    """Give a model of any kind, ternary ones at full quantisation strength while the block runs.
+
+    ``source``: a packed model, a checkpoint, a Hugging Face id or directory, a GGUF file.
+
+    Raises: InputError when nothing is there or it cannot be read, MissingDependencyError when it needs torch.
+    """
+    if runs(source):
+        from wrinklefree.engine import Engine
+        from wrinklefree.eval.engine_scorer import SLOTS, EngineScorer
+
+        yield EngineScorer(source, Engine.load(source, threads=threads, slots=SLOTS))
+        return
+    try:
+        import torch
+
+        from wrinklefree.eval.torch_scorer import TorchScorer
+        from wrinklefree.models.io import load_checkpoint, load_source
+        from wrinklefree.models.pooling import refuse_classifier
+        from wrinklefree.quant.bitlinear import full_strength
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{source}: evaluating a model that is not packed needs torch: pip install 'wrinklefree[eval]'"
+        ) from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dlm = None
+    if Path(source).is_dir() and model_format(read_config(source)) == "checkpoint":
+        model, tokenizer, info = load_checkpoint(source)
+        dlm = info.dlm
+    else:
+        model, tokenizer = load_source(source)
+    refuse_classifier(model, source, "training writes its held-out accuracy to held_out.json")
+    model.eval()
+    with full_strength(model):
+        yield TorchScorer(source, model, tokenizer, dlm)
