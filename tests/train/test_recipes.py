@@ -20,9 +20,10 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.io import load_checkpoint
 from wrinklefree.quant.bitlinear import bit_linears
 from wrinklefree.train.compose import compose, list_recipes, recipes_directory, refuse_unused, to_yaml
+from wrinklefree.train.parallel import build_fabric
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
-from wrinklefree.train.recipe import Recipe
+from wrinklefree.train.recipe import DeviceRecipe, Recipe
 from wrinklefree.train.stage import train
 
 TRAINING = [recipe.name for recipe in list_recipes() if recipe.group == "training"]
@@ -210,6 +211,25 @@ def test_tokens_and_steps_follow_from_each_other_including_processes() -> None:
     assert four.steps == 10_000_000_000 // (4 * 32 * 16 * 512)
     by_steps = compose(["training=stage2_pretrain", "budget.max_steps=100"])
     assert by_steps.steps == 100 and by_steps.run_budget.tokens == 100 * 32 * 16 * 512
+
+
+def test_machines_count_like_processes() -> None:
+    one = compose(["training=stage2_pretrain"])
+    many = compose(["training=stage2_pretrain", "batch.accumulation=1", "device.devices=8", "device.nodes=2"])
+    assert many.device.processes == 16
+    assert (many.step_tokens, many.steps, many.identity) == (one.step_tokens, one.steps, one.identity)
+
+
+def test_processes_of_another_number_than_the_recipes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would train something else, or wait for a machine that never comes."""
+    for name in ("TORCHELASTIC_RUN_ID", "NODE_RANK", "GROUP_RANK", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="start the same command on every machine, with torchrun"):
+        build_fabric(DeviceRecipe("cpu", nodes=2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"torchrun started 2 processes, but device.devices=1"):
+        build_fabric(DeviceRecipe("cpu"))
 
 
 def test_the_identity_is_what_is_learned_not_where_or_how_long() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,39 @@ def test_a_sharded_run_ends_in_the_checkpoint_of_a_plain_one(toy: Path, tmp_path
         assert difference.max() <= 2 * 3 * 1e-4 and difference.mean() <= 1e-5, name
     model, _, info = load_checkpoint(tmp_path / "sharded")
     assert info.tokens_seen == 3 * 4 * 32 and all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_machines_learn_what_one_process_learns(toy: Path, tmp_path: Path, strategy: str) -> None:
+    """Two torchruns, each a machine to the run with one process, against one process: the same losses and weights."""
+    base = [*arguments(toy, "stage1_9_layerwise"), "optimizer=adamw", "optimizer.lr=1e-4", "batch.accumulation=2"]
+    one = wf(*base, "batch.micro_batch=2", f"--out={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    port = free_port()
+    machines = []
+    for rank in range(2):
+        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+                 f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
+        words = ["batch.micro_batch=1", "device.nodes=2", f"device.strategy={strategy}", f"--out={tmp_path / 'two'}"]
+        command = [*start, str(SCRIPT), "train", *base, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        machines.append(subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=environment))
+    said = [machine.communicate(timeout=400)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert [text.count("Finished: 3 steps") for text in said] == [1, 0], "one process of one machine speaks"
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[1]) == 3
+    alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in alone.items():
+        assert (tensor - shared[name]).abs().mean() <= 1e-5, name
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def test_a_killed_process_is_told_and_the_same_command_resumes(toy: Path, tmp_path: Path) -> None:

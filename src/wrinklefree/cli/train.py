@@ -76,8 +76,8 @@ def _show_plan(recipe: Recipe, output: Output) -> None:
 def _train(recipe: Recipe, out: Path | None, output: Output) -> None:
     from wrinklefree.train.stage import train
 
-    # Further processes of the same run were started with the same command line; one speaks for all.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Further processes of the same run, here or on other machines, have the same command line; one speaks for all.
+    first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK"))
     with progress(recipe.stage) if first else nullcontext(_silent) as show:
 
         def on_step(position: Position, figures: Mapping[str, float]) -> None:

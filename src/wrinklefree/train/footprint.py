@@ -113,7 +113,7 @@ class Shape:
 def memory_bytes(recipe: Recipe, shape: Shape, runtime: float = CPU_RUNTIME) -> dict[str, float]:
     """Return bytes of one process at a step's high point, by part; sharded parts are divided among the processes."""
     size = 4 if recipe.model.dtype == "float32" else 2
-    shards = recipe.device.devices if recipe.device.strategy == "fsdp" else 1
+    shards = recipe.device.processes if recipe.device.strategy == "fsdp" else 1
     sub_norms = shape.layers * (shape.heads * shape.head + shape.width) if _subln(recipe, shape) else 0
     weights = (shape.parameters + sub_norms) * size / shards
     before, after = _high_points(recipe, shape, weights, size, recipe.taught)

@@ -22,7 +22,7 @@ def run_name(recipe: Recipe) -> str:
             re.sub(r"^stage(\d+)(?:_(\d+))?", lambda m: f"s{m[1]}" + (f".{m[2]}" if m[2] else ""), recipe.stage),
             recipe.optimizer.kind,
             f"lr{learning_rate(_peak(recipe))}",
-            f"bs{recipe.batch.micro_batch * recipe.batch.accumulation * recipe.device.devices}",
+            f"bs{recipe.batch.micro_batch * recipe.batch.accumulation * recipe.device.processes}",
             recipe.identity[:_SUFFIX],
         )
     )

@@ -7,6 +7,7 @@ anywhere inside `StudentModule`'s forward. Outside of it parameters are DTensors
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,17 +70,43 @@ class Group:
 
 
 def build_fabric(device: DeviceRecipe) -> Fabric:
-    """Return the Fabric of a recipe, not yet launched. ``auto`` is one plain process, or DDP over several."""
+    """Return the Fabric of a recipe, not yet launched. ``auto`` is one plain process, or DDP over several.
+
+    Raises: InputError when processes were started from outside (torchrun), and not as many as the recipe says.
+    """
     from lightning.fabric import Fabric
 
+    _check_started(device)
     strategy: Any = "auto"
-    if device.devices > 1 and device.strategy == "fsdp":
+    if device.processes > 1 and device.strategy == "fsdp":
         from lightning.fabric.strategies import ModelParallelStrategy
 
-        strategy = ModelParallelStrategy(_shard, data_parallel_size=device.devices, tensor_parallel_size=1)
-    elif device.devices > 1:
+        strategy = ModelParallelStrategy(_shard, data_parallel_size=device.processes, tensor_parallel_size=1)
+    elif device.processes > 1:
         strategy = "ddp"
-    return Fabric(accelerator=device.accelerator, devices=device.devices, strategy=strategy, precision=device.precision)
+    return Fabric(
+        accelerator=device.accelerator,
+        devices=device.devices,
+        num_nodes=device.nodes,
+        strategy=strategy,
+        precision=device.precision,
+    )
+
+
+def _check_started(device: DeviceRecipe) -> None:
+    """Raise InputError for what would wait for ever, or train alone: another number of processes than the recipe's."""
+    started = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if started is not None and started != device.processes:
+        raise InputError(
+            f"device: torchrun started {started} processes, but device.devices={device.devices} on each of "
+            f"device.nodes={device.nodes} machines are {device.processes}; make --nproc-per-node and --nnodes the same"
+        )
+    if started is None and device.nodes > 1 and not {"NODE_RANK", "GROUP_RANK", "SLURM_JOB_ID"} & os.environ.keys():
+        raise InputError(
+            f"device.nodes={device.nodes}: start the same command on every machine, with torchrun --no-python "
+            f"--nnodes {device.nodes} --nproc-per-node {device.devices} --node-rank N --master-addr ADDRESS "
+            "--master-port PORT wf train ..."
+        )
 
 
 def wrap(student: nn.Module, fabric: Fabric) -> nn.Module:

@@ -35,12 +35,13 @@ class DryRun:
 
     def lines(self) -> list[str]:
         """Return the figures for a reader, each with what it follows from."""
-        batch, data, devices = self.resolved["batch"], self.resolved["data"], self.resolved["device"]["devices"]
+        batch, data, device = self.resolved["batch"], self.resolved["data"], self.resolved["device"]
+        processes = device["devices"] * device["nodes"]
         count = f"{self.parameters:,}" if self.parameters else "unknown: the source is not on this machine"
         lines = [
             f"parameters      {count}",
             f"tokens per step {self.step_tokens:,} = {batch['micro_batch']} sequences x {batch['accumulation']} "
-            f"accumulated x {devices} processes x {data['sequence_length']} tokens",
+            f"accumulated x {processes} processes x {data['sequence_length']} tokens",
             f"steps           {'until the time is up' if self.steps is None else f'{self.steps:,}'}",
         ]
         if self.memory_gib:
@@ -147,11 +148,11 @@ def _on(recipe: Recipe, shape: Shape, gpu: Gpu, flops: float, utilisation: float
         rows *= 2
     narrow = recipe.model.dtype == "bfloat16" or recipe.device.precision == "bf16-mixed"
     peak = (gpu.bf16_tflops if narrow else gpu.fp32_tflops) * 1e12
-    speed = recipe.device.devices * peak * utilisation / flops
+    speed = recipe.device.processes * peak * utilisation / flops
     tokens = recipe.run_budget.tokens
     seconds = tokens / speed if tokens is not None else recipe.budget.max_seconds
     price = gpu.dollars_per_hour
-    dollars = None if price is None or seconds is None else price * recipe.device.devices * seconds / 3600
+    dollars = None if price is None or seconds is None else price * recipe.device.processes * seconds / 3600
     return GpuPlan(
         gpu=gpu,
         micro_batch=fitting,

@@ -246,7 +246,8 @@ class LogRecipe:
 
 @dataclass(frozen=True)
 class DeviceRecipe:
-    """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes; ``strategy``.
+    """Handed to Lightning Fabric: ``accelerator`` cpu, cuda or auto; ``devices`` processes on each of
+    ``nodes`` machines (several are started by torchrun).
 
     ``strategy``: ddp keeps the student whole in every process, fsdp divides parameters, gradients and optimizer state
     among them; auto is ddp.
@@ -257,14 +258,20 @@ class DeviceRecipe:
 
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: CompileMode = "none"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.compile != "none" and self.strategy == "fsdp" and self.devices > 1:
+        if self.compile != "none" and self.strategy == "fsdp" and self.processes > 1:
             raise InputError("device.compile: has not been tried on sharded layers; use strategy=ddp or compile=none")
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run, over all machines."""
+        return self.devices * self.nodes
 
 
 # What may differ between the two halves of an interrupted run.
@@ -310,6 +317,7 @@ class Recipe:
             ("batch.accumulation", self.batch.accumulation),
             ("data.sequence_length", self.data.sequence_length),
             ("device.devices", self.device.devices),
+            ("device.nodes", self.device.nodes),
             ("log.log_every", self.log.log_every),
             ("guard.max_nonfinite", self.guard.max_nonfinite),
             ("checkpoint.keep_last", self.checkpoint.keep_last),
@@ -320,7 +328,7 @@ class Recipe:
                 raise InputError(f"{name}: found {value}, it must be at least 1")
         if self.batch.memory_gib is not None and self.batch.memory_gib <= 0.0:
             raise InputError(f"batch.memory_gib: found {self.batch.memory_gib}, it must be above 0")
-        if self.batch.find and self.device.strategy == "fsdp" and self.device.devices > 1:
+        if self.batch.find and self.device.strategy == "fsdp" and self.device.processes > 1:
             raise InputError(
                 "batch.find: with device.strategy=fsdp a process that runs out of memory would leave the others "
                 "waiting in the middle of a layer; set batch.micro_batch, or use ddp"
@@ -365,7 +373,7 @@ class Recipe:
     @property
     def step_tokens(self) -> int:
         """Tokens of one optimizer step: micro-batch x accumulation x processes x sequence length."""
-        return self.batch.micro_batch * self.batch.accumulation * self.device.devices * self.data.sequence_length
+        return self.batch.micro_batch * self.batch.accumulation * self.device.processes * self.data.sequence_length
 
     @property
     def run_budget(self) -> Budget:
@@ -377,7 +385,12 @@ class Recipe:
             return Budget(0, limits.max_seconds)
         batch, sequence = self.batch, self.data.sequence_length
         plan = plan_steps(
-            limits.total_tokens, limits.max_steps, batch.micro_batch, sequence, batch.accumulation, self.device.devices
+            limits.total_tokens,
+            limits.max_steps,
+            batch.micro_batch,
+            sequence,
+            batch.accumulation,
+            self.device.processes,
         )
         return Budget(plan.total_tokens, limits.max_seconds)
 
@@ -449,7 +462,7 @@ class Recipe:
         values = {name: value for name, value in self.resolved().items() if name not in _NOT_IDENTITY}
         # How a step's sequences are divided over forwards and processes is a matter of memory, not of what is learned
         # (but for a balanced weight, which is measured on the step's first forward).
-        values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.devices
+        values["batch"] = self.batch.micro_batch * self.batch.accumulation * self.device.processes
         values["data"] = {name: value for name, value in values["data"].items() if name not in _DATA_NOT_IDENTITY}
         values["teacher"] = {k: v for k, v in values["teacher"].items() if k not in WHERE_ANSWERS_COME_FROM}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

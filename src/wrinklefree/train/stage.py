@@ -212,7 +212,10 @@ def check_dtype(model: nn.Module, dtype: str) -> None:
 
 def _claim(out: Path, recipe: Recipe) -> None:
     """Make the output directory, or recognise one of this recipe's own runs in it."""
-    if out.exists() and not (out / "recipe.yaml").is_file() and (not out.is_dir() or any(out.iterdir())):
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # Processes that were started together all come here; one may be writing the file while another looks.
+    foreign = "recipe.yaml" not in there and any(not name.startswith(".recipe.yaml.") for name in there)
+    if foreign or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: exists already and is no training run; choose another output directory")
     try:
         out.mkdir(parents=True, exist_ok=True)
