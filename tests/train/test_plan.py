@@ -169,4 +169,5 @@ def test_the_verb_shows_a_table_and_takes_a_price(saved: Path, capsys: pytest.Ca
 def test_every_gpu_is_declared_once_with_sane_figures() -> None:
     assert gpu_named("rtx4090").name == "RTX4090"
     for name, gpu in GPUS.items():
-        assert name == gpu.name and 10 < gpu.memory_gib < 200 and gpu.bf16_tflops > gpu.fp32_tflops > 1
+        assert name == gpu.name and 10 < gpu.memory_gib < 288 and gpu.bf16_tflops > gpu.fp32_tflops > 1
+        assert (gpu.dollars_per_hour is None) == (gpu.seller is None)
