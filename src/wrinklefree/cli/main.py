@@ -20,6 +20,7 @@ VERBS = {
     "convert": "Make a pretrained model ternary (a checkpoint directory).",
     "corpus": "Let a model write texts to distil it from.",
     "train": "Train a ternary model by a recipe, with key=value overrides.",
+    "sweep": "Search over recipes: many trials, several workers, a model that proposes.",
     "plan": "Show what a recipe would take on GPUs: memory, batch size, hours, money.",
     "export": "Write a ternary model for an engine of ours or of others, and verify it.",
     "import": "Take a model from another program's file: GGUF, or Hugging Face's BitNet.",

@@ -71,20 +71,25 @@ def open_database(storage: str) -> sql.Engine:
     MissingDependencyError for a driver that is not installed.
     """
     url = _url(storage)
-    shown = url.render_as_string(hide_password=True)
+    place = url.render_as_string(hide_password=True)
     try:
         engine = sql.create_engine(url, **_settings(url))
         if url.get_backend_name() == "sqlite":
             _prepare_sqlite(engine)
         _create_tables(engine)
     except NoSuchModuleError as error:
-        raise InputError(f"--storage {shown}: SQLAlchemy knows no database of this kind ({error})") from error
+        raise InputError(f"--storage {place}: SQLAlchemy knows no database of this kind ({error})") from error
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"--storage {shown}: needs its driver; pip install {error.name}") from error
+        raise MissingDependencyError(f"--storage {place}: needs its driver; pip install {error.name}") from error
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()
-        raise InputError(f"--storage {shown}: the database does not answer ({reason})") from error
+        raise InputError(f"--storage {place}: the database does not answer ({reason})") from error
     return engine
+
+
+def shown(storage: str) -> str:
+    """Return the URL without its password."""
+    return _url(storage).render_as_string(hide_password=True)
 
 
 def now(connection: sql.Connection) -> float:

@@ -149,5 +149,5 @@ def _config(parameter: Parameter, children: dict[Value, list[str]] | None) -> An
         list(parameter.values),  # type: ignore[arg-type]
         kinds[type(parameter.values[0])],  # type: ignore[arg-type]
         is_ordered=parameter.ordered or len(parameter.values) == 2,
-        dependent_parameters=children,  # type: ignore[arg-type]
+        dependent_parameters=children,
     )

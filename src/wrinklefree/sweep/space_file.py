@@ -35,6 +35,7 @@ from wrinklefree.sweep.space import (
 if TYPE_CHECKING:
     from wrinklefree.sweep.stopping import StoppingRule
 
+_SHIPPED = Path(__file__).parents[1] / "recipes" / "sweep"
 _LARGEST_FILE_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
@@ -43,6 +44,19 @@ _TOP = {
     "name", "method", "trials", "initial", "seed", "objectives", "constraints", "parameters", "given", "stages",
     "curve", "stopping", "limits",
 }  # fmt: skip
+
+
+def find_space(name: str) -> Path:
+    """Return the file of a path, or of a shipped space's name.
+
+    Raises: InputError when it is neither.
+    """
+    if Path(name).is_file() or "/" in name or name.endswith((".yaml", ".yml")):
+        return Path(name)
+    shipped = {path.stem: path for path in _SHIPPED.glob("*.yaml")}
+    if name not in shipped:
+        raise InputError(f"{name}: is no file, and {unknown_name('shipped space', name, shipped)}")
+    return shipped[name]
 
 
 def read_space(path: Path) -> Space:

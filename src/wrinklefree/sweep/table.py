@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from wrinklefree.errors import InputError
 from wrinklefree.sweep.database import EVENTS, FORMAT, STUDIES, TRIALS, now, open_database
 from wrinklefree.sweep.trial import ENDED, FAILED, PLANNED, RUNNING, Trial
 
+DATABASE_ERRORS: tuple[type[DBAPIError], ...] = (OperationalError, InterfaceError)
+"""What a database raises that does not answer for now."""
 CLAIMED, LOST, RELEASED, LATE = "claimed", "lost", "released", "late"
 """What an event can say besides a trial's states. LATE: figures came from a worker that no longer held the trial."""
 
@@ -208,6 +210,14 @@ class Table:
                         self._note(connection, row.number, FAILED, row.worker, time)
                     reclaimed.append(row.number)
         return reclaimed
+
+    def retry_failed(self) -> list[int]:
+        """Plan all failed trials again, as if they had never been lost; return their numbers."""
+        with self._engine.begin() as connection:
+            failed = (TRIALS.c.study == self.study, TRIALS.c.state == FAILED)
+            numbers = list(connection.execute(sql.select(TRIALS.c.number).where(*failed)).scalars())
+            connection.execute(TRIALS.update().where(*failed).values(state=PLANNED, worker=None, lost=0, ended=None))
+        return numbers
 
     def hold(self, holder: str, seconds: float) -> bool:
         """Take or keep the right to propose trials for so long; False while another worker has it."""
