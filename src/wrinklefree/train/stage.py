@@ -41,7 +41,15 @@ from wrinklefree.train.loop import run
 from wrinklefree.train.memory import keep_freed_memory
 from wrinklefree.train.metrics import open_metrics
 from wrinklefree.train.naming import run_id, run_name
-from wrinklefree.train.parallel import Group, build_fabric, check_sharded, gathered_state, is_sharded, wrap
+from wrinklefree.train.parallel import (
+    Group,
+    attention_kernel,
+    build_fabric,
+    check_sharded,
+    gathered_state,
+    is_sharded,
+    wrap,
+)
 from wrinklefree.train.peers import Peers, launch
 from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
@@ -131,6 +139,7 @@ def _run(
             out, run_name(recipe), recipe.resolved(), log.tracker, log.project, enabled=first, run_id=identity
         ) as metrics,
         released(teacher),
+        attention_kernel(fabric, recipe.device.precision, recipe.data.sequence_length),
     ):
         result = run(
             student.model,
