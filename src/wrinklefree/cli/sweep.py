@@ -35,6 +35,9 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, help="of the proposals; default: the space's")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check the space, show the first trial, stop")] = False,
     status: Annotated[bool, typer.Option("--status", help="show how the study stands, run nothing")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="write report.md, report.json and pictures there at the end")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials once more")] = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
     json: Annotated[Path | None, typer.Option(help="write the study as JSON (- is standard output)")] = None,
@@ -60,6 +63,8 @@ def run(
         ended = _work(study, space, workers)
     result = summary(study)
     _report(result, output)
+    if report is not None:
+        _write_report(study, report, output)
     output.finish(result)
     if not ended:
         raise typer.Exit(INTERRUPTED)
@@ -107,6 +112,15 @@ def _show(space: Space, out: Path | None, output: Output) -> None:
             "first_trial": [{"stage": stage, "command": words} for stage, words in shown],
         }
     )
+
+
+def _write_report(study: Study, directory: Path, output: Output) -> None:
+    from wrinklefree.sweep.report import write_report
+    from wrinklefree.sweep.study import findings
+
+    with progress("report"):
+        files = write_report(directory, findings(study))
+    output.line(f"report: {directory / files[0]} and {len(files) - 1} files beside it")
 
 
 def _report(result: dict[str, Any], output: Output) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import threading
 from collections import Counter
@@ -15,8 +16,9 @@ import sqlalchemy
 from wrinklefree.artifact.provenance import provenance
 from wrinklefree.errors import InputError
 from wrinklefree.sweep.database import shown
+from wrinklefree.sweep.findings import Findings
 from wrinklefree.sweep.proposals import propose
-from wrinklefree.sweep.space import JSON, MINIMIZE, OUT, STUDY, TRIAL, Space, words_of
+from wrinklefree.sweep.space import JSON, MINIMIZE, OUT, STUDY, TRIAL, Space, Value, words_of
 from wrinklefree.sweep.table import Table
 from wrinklefree.sweep.trial import COMPLETE, ENDED, STATES, Trial
 from wrinklefree.sweep.worker import StudyFailedError, Worker
@@ -64,15 +66,32 @@ def open_study(space: Space, storage: str | None, out: Path | None, create: bool
 def commands(space: Space, out: Path) -> list[tuple[str, list[str]]]:
     """Return (stage, words) of what the first trial would run: nothing is written, nothing is started."""
     ((values, _), *_) = propose(space, [], 1, lambda _: None)
-    directory = out / "trials" / "0000"
+    return commands_of(space, values, out / "trials" / "0000")
+
+
+def commands_of(
+    space: Space, values: Mapping[str, Value], directory: Path, number: int = 0
+) -> list[tuple[str, list[str]]]:
+    """Return (stage, words) of a trial with these parameters whose stages write into ``directory``."""
     lines = []
     for stage in space.stages:
         places = {each.name: str(directory / each.name) for each in space.stages}
         places |= {OUT: str(directory / stage.name), JSON: str(directory / f"{stage.name}.json")}
-        places |= {TRIAL: "0", STUDY: space.name}
+        places |= {TRIAL: str(number), STUDY: space.name}
         words = words_of(stage, space, values, places)
         lines.append((stage.name, ["wf", *words] if stage.ours else words))
     return lines
+
+
+def findings(study: Study) -> Findings:
+    """Return the study as its report reads it; a trial is repeated in the directory ``again``."""
+
+    def repeat(trial: Trial) -> list[str]:
+        return [
+            shlex.join(words) for _, words in commands_of(study.space, trial.parameters, Path("again"), trial.number)
+        ]
+
+    return Findings(study.space, tuple(study.table.trials()), tuple(study.table.events()), repeat)
 
 
 def work(study: Study, say: Callable[[str], None], stop: threading.Event, name: str = "") -> bool:
