@@ -1,6 +1,8 @@
-"""The toy tokenizers and checkpoints of tests/artifact, tests/export and tests/train are used here too."""
+"""The toy models and servers of other rooms' tests are used here too."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("artifact", "export", "train")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1] / room) for room in ("artifact", "engine", "export", "server", "teachers", "train")
+]

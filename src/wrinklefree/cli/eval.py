@@ -22,7 +22,9 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="a packed model, a checkpoint, a Hugging Face id or directory, a .gguf file"
+            metavar="MODEL",
+            help="a packed model, a checkpoint, a Hugging Face id or directory, a .gguf file, or a server: "
+            "http://HOST:PORT[/v1][#NAME]",
         ),
     ],
     perplexity: Annotated[
@@ -40,7 +42,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[Path | None, typer.Option(help="write the figures as JSON (- is standard output)")] = None,
 ) -> None:
-    """A packed model or ternary file runs on the engine, everything else on torch; all are scored by the same code."""
+    """A packed model or ternary file runs on the engine, an http address is asked, everything else runs on torch."""
     output = Output(json)
     if likelihood not in LIKELIHOODS:
         raise unknown_name("--likelihood", likelihood, LIKELIHOODS)
@@ -59,6 +61,7 @@ def run(
             teacher=teacher,
             threads=threads,
             on_window=lambda done, of: show(done / of, f"window {done} of {of}"),
+            say=output.line,
         )
     output.line(f"{report.model} ({report.runs_on}): {_line(report.loss)}")
     if report.teacher and report.agreement:

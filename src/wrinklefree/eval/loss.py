@@ -62,6 +62,7 @@ class AgreementReport:
     ``kl``: mean KL(teacher || student) in nats. ``top1``: share of positions where both rank the same token first.
     ``flips``: share where one of them predicts the text's token and the other does not (arXiv 2407.09141), which an
     equal accuracy can hide. ``teacher_accuracy``, ``student_accuracy``: shares where the text's token is first.
+    ``kl_top``: None where ``kl`` is exact; else it is a lower bound from so many tokens at each position and the rest.
     """
 
     kl: float
@@ -70,6 +71,7 @@ class AgreementReport:
     teacher_accuracy: float
     student_accuracy: float
     tokens: int
+    kl_top: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -142,7 +144,7 @@ def agreement(
 def token_losses(rows: Logits, targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return -log softmax(row)[target] for ``rows`` [T, V] and ``targets`` [T], in nats, computed in float64."""
     found = [
-        _log_softmax(rows[at : at + _ROWS])[np.arange(len(part)), part]
+        log_softmax(rows[at : at + _ROWS])[np.arange(len(part)), part]
         for at, part in ((at, targets[at : at + _ROWS]) for at in range(0, len(targets), _ROWS))
     ]
     return -np.concatenate(found) if found else np.zeros(0)
@@ -223,7 +225,8 @@ def _pieces(logits: LogitsFunction, window: Window) -> Iterator[Logits]:
         yield piece
 
 
-def _log_softmax(rows: Logits) -> NDArray[np.float64]:
+def log_softmax(rows: Logits) -> NDArray[np.float64]:
+    """Return the log-probabilities of ``rows`` [T, V], in nats, computed in float64."""
     wide = rows.astype(np.float64)
     with np.errstate(invalid="ignore"):  # what is not finite is found, and named, where the sums are
         wide -= wide.max(axis=1, keepdims=True)
@@ -233,7 +236,7 @@ def _log_softmax(rows: Logits) -> NDArray[np.float64]:
 
 def _compare(theirs: Logits, ours: Logits, targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return sums over rows: KL, same first token, flips, teacher right, student right."""
-    p, q = _log_softmax(theirs), _log_softmax(ours)
+    p, q = log_softmax(theirs), log_softmax(ours)
     # A token the teacher excludes (probability 0, log -inf) adds nothing; without the mask it would add 0 * inf.
     apart = np.subtract(p, q, out=np.zeros_like(p), where=~np.isneginf(p))
     kl = (np.exp(p) * apart).sum()

@@ -1,8 +1,8 @@
-"""A model's name -> what measures it: the engine for packed models and ternary files, torch for all others."""
+"""A model's name -> what measures it: the engine for packed models and ternary files, a server, torch for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +13,19 @@ from wrinklefree.eval.scorer import Scorer
 
 
 @contextmanager
-def open_scorer(source: str, threads: int | None = None) -> Iterator[Scorer]:
+def open_scorer(source: str, threads: int | None = None, say: Callable[[str], None] = print) -> Iterator[Scorer]:
     """Give a model of any kind, ternary ones at full quantisation strength while the block runs.
 
-    ``source``: a packed model, a checkpoint, a Hugging Face id or directory, a GGUF file.
+    ``source``: a packed model, a checkpoint, a Hugging Face id or directory, a GGUF file, or the address of a server,
+    `http://HOST:PORT[/v1][#MODEL]`; its own threads serve then. ``say`` hears of a server's failed attempts.
 
     Raises: InputError when nothing is there or it cannot be read, MissingDependencyError when it needs torch.
     """
+    if source.startswith(("http://", "https://")):
+        from wrinklefree.eval.server_scorer import ServerScorer
+
+        yield ServerScorer(source, say)
+        return
     if runs(source):
         from wrinklefree.engine import Engine
         from wrinklefree.eval.engine_scorer import SLOTS, EngineScorer

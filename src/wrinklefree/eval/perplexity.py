@@ -6,7 +6,7 @@ id, or a GGUF file. All go through `eval.loss`, so their figures compare.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,6 +47,7 @@ def perplexity(
     teacher: str | None = None,
     threads: int | None = None,
     on_window: OnWindow | None = None,
+    say: Callable[[str], None] = print,
 ) -> PerplexityReport:
     """Return the loss of ``model`` on ``text``: a file, a directory, or ``python-docs`` (its held-out topics).
 
@@ -56,12 +57,12 @@ def perplexity(
     Raises: InputError when a model or text cannot be read, or the window is longer than a model's context.
     """
     documents = evaluation_documents(text)  # before the model: a wrong file name should not cost a loading time
-    with open_scorer(model, threads) as scorer:
+    with open_scorer(model, threads, say) as scorer:
         windows = text_windows(scorer, documents, text, window, stride, limit_tokens)
         loss = scored_loss(scorer, windows, on_window)
         if teacher is None:
             return PerplexityReport(model, scorer.runs_on, loss)
-        with open_scorer(teacher, threads) as other:
+        with open_scorer(teacher, threads, say) as other:
             check_context(other, windows)
             if any(document_ids(other, each.text) != document_ids(scorer, each.text) for each in documents):
                 raise InputError(f"teacher {teacher}: its tokenizer splits the text differently than {model}'s")
@@ -81,7 +82,10 @@ def text_windows(
 
 def compare(teacher: Scorer, student: Scorer, text: EvaluationText, on_window: OnWindow | None) -> AgreementReport:
     """Return how alike two models predict a text, over the tokens that the student can write."""
-    assert teacher.logits is not None and student.logits is not None
+    if teacher.logits is None or student.logits is None:
+        from wrinklefree.eval.top_agreement import top_agreement
+
+        return top_agreement(teacher, student, text, on_window)
     # Its MASK may even lie outside the teacher's vocabulary.
     comparable = without_tokens(teacher.logits, student.diffusion.never if student.diffusion else ())
     return agreement(comparable, student.logits, text, on_window)
@@ -90,5 +94,7 @@ def compare(teacher: Scorer, student: Scorer, text: EvaluationText, on_window: O
 def check_context(scorer: Scorer, text: EvaluationText) -> None:
     """Raise InputError when a window is longer than the model's context."""
     longest = max(len(window.tokens) for window in text.windows)
-    if scorer.context is not None and longest > scorer.context:
-        raise InputError(f"window {text.window}: {scorer.name} has a context of {scorer.context} tokens; choose less")
+    # Logits are asked for behind the last token too; a server's `context` leaves a place for it.
+    most = None if scorer.context is None else scorer.context + (scorer.logits is None)
+    if most is not None and longest > most:
+        raise InputError(f"window {text.window}: {scorer.name} has a context of {most} tokens; choose less")
