@@ -1,0 +1,103 @@
+"""Tasks of ours in the harness's form, by name: generated ones, Python's documentation, summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wrinklefree.eval.exact_tasks import ExactTask, exact_tasks, is_right
+from wrinklefree.eval.tasks.documents import Documents
+from wrinklefree.eval.tasks.summaries import cnn_dailymail
+
+_OF_EACH_KIND = 20
+_WRONG_CHOICES = 3
+_MEAN = {"aggregation": "mean", "higher_is_better": True}
+
+
+def _task(name: str, documents: Callable[[], Sequence[Mapping[str, Any]]], **settings: Any) -> dict[str, Any]:
+    """Return a task over documents that are made when it is loaded."""
+
+    def splits(**_: Any) -> dict[str, Documents]:
+        return {"test": Documents(dict(document) for document in documents())}
+
+    return {
+        "task": name,
+        "custom_dataset": splits,
+        "test_split": "test",
+        "metadata": {"version": 1.0},
+        "num_fewshot": 0,
+        **settings,
+    }
+
+
+def exact_answers() -> dict[str, Any]:
+    """Return the task of writing the one right answer, see `eval.exact_tasks`."""
+    return _task(
+        "exact_answers",
+        lambda: [{"kind": t.kind, "prompt": t.prompt, "answer": t.answer} for t in exact_tasks(0, _OF_EACH_KIND)],
+        output_type="generate_until",
+        doc_to_text="prompt",
+        doc_to_target="answer",
+        process_results=_right,
+        metric_list=[{"metric": "exact", **_MEAN}],
+        generation_kwargs={"until": ["\n\n"], "max_gen_toks": 40, "do_sample": False},
+    )
+
+
+def _right(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    task = ExactTask(document["kind"], document["prompt"], document["answer"])
+    return {"exact": float(is_right(task, results[0]))}
+
+
+def exact_choice() -> dict[str, Any]:
+    """Return the task of finding the right answer among those of other questions of its kind, by their likelihood."""
+    return _task(
+        "exact_choice",
+        _choices,
+        output_type="multiple_choice",
+        doc_to_text="prompt",
+        doc_to_choice="choices",
+        doc_to_target="label",
+        target_delimiter="",
+        metric_list=[{"metric": "acc", **_MEAN}, {"metric": "acc_norm", **_MEAN}],
+    )
+
+
+def _choices() -> list[dict[str, Any]]:
+    tasks = exact_tasks(0, _OF_EACH_KIND)
+    found = []
+    for number, task in enumerate(tasks):
+        kind, own = divmod(number, _OF_EACH_KIND)
+        others = dict.fromkeys(tasks[kind * _OF_EACH_KIND + (own + i) % _OF_EACH_KIND].answer for i in range(1, 10))
+        wrong = [answer for answer in others if answer != task.answer][:_WRONG_CHOICES]
+        label = number % (_WRONG_CHOICES + 1)
+        answers = [*wrong[:label], task.answer, *wrong[label:]]
+        blank = "" if task.prompt.endswith("\n") else " "
+        found.append({"prompt": task.prompt, "choices": [blank + answer for answer in answers], "label": label})
+    return found
+
+
+def python_docs() -> dict[str, Any]:
+    """Return the task of predicting Python's documentation: the topics that no training sees."""
+    return _task(
+        "python_docs",
+        _topics,
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="text",
+        metric_list=[{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    )
+
+
+def _topics() -> list[dict[str, Any]]:
+    from wrinklefree.eval.text import PYTHON_DOCS, evaluation_documents
+
+    return [{"id": document.id, "text": document.text} for document in evaluation_documents(PYTHON_DOCS)]
+
+
+OWN: dict[str, Callable[[], dict[str, Any]]] = {
+    "cnn_dailymail": cnn_dailymail,
+    "exact_answers": exact_answers,
+    "exact_choice": exact_choice,
+    "python_docs": python_docs,
+}
