@@ -27,7 +27,7 @@ from torch import Tensor
 from wrinklefree.data.batch import IGNORE_INDEX, PADDING_DOCUMENT, TokenBatch
 from wrinklefree.data.document import SourceConfig
 from wrinklefree.data.permutation import key, permute
-from wrinklefree.data.records import Record, read_records
+from wrinklefree.data.records import Record, in_split, read_records
 from wrinklefree.data.tokens import TextEncoder
 from wrinklefree.errors import InputError, unknown_name
 
@@ -42,8 +42,10 @@ class TaskConfig:
 
     ``kind`` classification reads ``text``, optionally ``text_pair``, and ``label``; completion reads ``prompt`` and
     ``completion``. ``problem``: one class, any number of classes (a list of names), or a number to predict.
-    ``labels``: the classes' names in the order of their numbers; empty takes those found, sorted.
-    ``held_out``: a file of held-out examples; None holds out ``data.held_out_share`` of them.
+    ``labels``: the classes' names in the order of their numbers; empty takes those found, sorted. A record may then
+    give the number instead of the name, as the data sets of the hub do.
+    ``held_out``: a file of held-out examples. ``held_out_split``: the split of the same source that has them. Neither
+    holds out ``data.held_out_share`` of the examples.
     """
 
     kind: Literal["classification", "completion"]
@@ -56,8 +58,13 @@ class TaskConfig:
     prompt: str = "prompt"
     completion: str = "completion"
     held_out: str | None = None
+    held_out_split: str | None = None
 
     def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out_split is not None:
+            raise InputError(
+                "task.held_out, task.held_out_split: the held-out examples come from one of them; give one"
+            )
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise InputError(f"task.labels: found {list(self.labels)}, two or more different names are needed")
         if self.labels and (self.kind == "completion" or self.problem == "regression"):
@@ -172,18 +179,29 @@ def build_supervised(
     """
     if length < 4:
         raise InputError(f"data.sequence_length: found {length}, an example needs at least 4 tokens")
-    records = [_checked(record, task) for record in read_records(source)]
-    if task.held_out is not None:
-        held = [_checked(record, task) for record in read_records(SourceConfig(kind="jsonl", path=task.held_out))]
+    records = [checked(record, task) for record in read_records(source)]
+    apart = held_out_source(task, source)
+    if apart is not None:
+        held = [checked(record, task) for record in read_records(apart)]
     else:
         records, held = _split(records, held_out_share)
-    kept = {_texts(record, task) for record in held}
-    records = [record for record in records if _texts(record, task) not in kept]
+    kept = {texts_of(record, task) for record in held}
+    records = [record for record in records if texts_of(record, task) not in kept]
     if not records:
         raise InputError(f"{source.path}: no example is left to train on; every one is held out")
     labels = _label_names(records + held, task)
     train, rest = (_encode(part, task, labels, encoder, length, pad_id) for part in (records, held))
     return SupervisedData(SupervisedStream(train, seed), rest, labels, task.problem)
+
+
+def held_out_source(task: TaskConfig, source: SourceConfig) -> SourceConfig | None:
+    """Return where the held-out examples of a task stand by themselves, None when they are a share of ``source``.
+
+    Raises: InputError when a file is to have splits.
+    """
+    if task.held_out is not None:
+        return SourceConfig(kind="jsonl", path=task.held_out)
+    return None if task.held_out_split is None else in_split(source, task.held_out_split)
 
 
 def _split(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
@@ -195,7 +213,8 @@ def _split(records: list[Record], share: float) -> tuple[list[Record], list[Reco
     return train, [records[index] for index in sorted(held)]
 
 
-def _checked(record: Record, task: TaskConfig) -> Record:
+def checked(record: Record, task: TaskConfig) -> Record:
+    """Return a record that has what the task reads. Raises: InputError naming its place and the field."""
     for name in _text_fields(task):
         if name not in record.values:
             raise unknown_name(f"{record.place}: field", name, map(str, record.values))
@@ -213,7 +232,8 @@ def _text_fields(task: TaskConfig) -> tuple[str, ...]:
     return (task.text,) if task.text_pair is None else (task.text, task.text_pair)
 
 
-def _texts(record: Record, task: TaskConfig) -> tuple[str, ...]:
+def texts_of(record: Record, task: TaskConfig) -> tuple[str, ...]:
+    """Return the one or two texts of a record that `checked` returned."""
     return tuple(record.values[name] for name in _text_fields(task))
 
 
@@ -242,7 +262,11 @@ def _names(record: Record, task: TaskConfig) -> list[str]:
     return [str(x) for x in several]
 
 
-def _classes(records: list[Record], task: TaskConfig, labels: tuple[str, ...]) -> Tensor:
+def classes_of(records: Sequence[Record], task: TaskConfig, labels: tuple[str, ...]) -> Tensor:
+    """Return what is to be predicted of each record, as in `ClassBatch`; ``labels`` are the classes' names.
+
+    Raises: InputError naming the place of an unknown or malformed label.
+    """
     if task.problem == "regression":
         values = [record.values[task.label] for record in records]
         for record, value in zip(records, values, strict=True):
@@ -253,31 +277,31 @@ def _classes(records: list[Record], task: TaskConfig, labels: tuple[str, ...]) -
     rows = torch.zeros(len(records), len(labels))
     for row, record in enumerate(records):
         for name in _names(record, task):
-            if name not in numbers:
+            if name not in numbers and not (name.isdecimal() and int(name) < len(labels)):
                 raise unknown_name(f"{record.place}: label", name, labels)
-            rows[row, numbers[name]] = 1.0
+            rows[row, numbers[name] if name in numbers else int(name)] = 1.0
     return rows if task.problem == "multi_label" else rows.argmax(dim=1)
 
 
 def _encode(
     records: list[Record], task: TaskConfig, labels: tuple[str, ...], encoder: TextEncoder, length: int, pad_id: int
 ) -> Examples:
-    encode_one = _completion if task.kind == "completion" else _classified
-    pieces = [encode_one(_texts(record, task), task, encoder, length) for record in records]
+    encode_one = _completion if task.kind == "completion" else classified
+    pieces = [encode_one(texts_of(record, task), task, encoder, length) for record in records]
     return Examples(
         ids=tuple(np.array(ids, np.int32) for ids, _, _ in pieces),
         scored=tuple(scored for _, scored, _ in pieces),
-        classes=_classes(records, task, labels) if task.kind == "classification" else None,
+        classes=classes_of(records, task, labels) if task.kind == "classification" else None,
         length=length,
         pad_id=pad_id,
         truncated=sum(cut for _, _, cut in pieces),
     )
 
 
-def _classified(
+def classified(
     texts: tuple[str, ...], task: TaskConfig, encoder: TextEncoder, length: int
 ) -> tuple[list[int], int, bool]:
-    """Return the ids, from where they are predicted (nowhere), and whether they were truncated."""
+    """Return at most ``length`` ids to classify, from where they are predicted (nowhere), and whether some were cut."""
     ids = _open(encoder.encode(task.join.join(texts)), encoder)
     if len(ids) <= length:
         return ids, len(ids), False

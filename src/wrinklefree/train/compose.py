@@ -167,8 +167,8 @@ _UNREAD: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         for name in ("prompt", "completion")
     },
     "data.held_out_share": (
-        lambda r: r.task is not None and r.task.held_out is not None,
-        "task.held_out gives the held-out examples",
+        lambda r: r.task is not None and (r.task.held_out or r.task.held_out_split) is not None,
+        "task.held_out or task.held_out_split gives the held-out examples",
     ),
     "data.cache_dir": (lambda r: r.task is not None, "the examples of a task are encoded anew each time"),
     "model.teacher": (lambda r: not r.taught, "no objective needs a teacher"),
