@@ -1,0 +1,71 @@
+"""What a scale is: the model, the sizes of steps and runs, and what is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from small_model import Shape
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``small``: pretrain this model first, as the teacher of everything; None takes ``model`` as it is.
+
+    A step is ``micro_batch`` x ``accumulation`` sequences of ``sequence`` tokens. ``stage2`` steps of Stage 2 follow
+    every Stage 1.9 of ``lengths`` steps; ``longer`` are the lengths of Stage 2 without one. ``warmup``: steps in which
+    the strength rises. ``muon``: Muon's peak rates in Stage 1.9 and Stage 2, ``factor`` times those of the notes;
+    ``high``: those of the table of high rates. ``held_out``: tokens of the held-out text that are scored, in windows
+    of ``sequence``. ``shapes`` and ``threads``: what the engine's speed is measured of.
+    """
+
+    model: str | None
+    small: Shape | None
+    sequence: int
+    micro_batch: int
+    accumulation: int
+    lengths: tuple[int, ...]
+    stage2: int
+    longer: tuple[int, ...]
+    warmup: int
+    muon: tuple[float, float]
+    factor: float
+    high: tuple[float, ...]
+    high_steps: int
+    masking_steps: int
+    compile_steps: int
+    teacher_steps: int
+    held_out: int
+    shapes: tuple[str, ...]
+    threads: tuple[int, ...]
+    common: tuple[str, ...]
+
+    @property
+    def step_tokens(self) -> int:
+        return self.micro_batch * self.accumulation * self.sequence
+
+
+_QUIET = ("log.tracker=none", "log.ternary_every=0", "checkpoint.save_every=null", "budget.total_tokens=null")
+_CPU = (*_QUIET, "device.accelerator=cpu", "device.precision=bf16-mixed", "optimizer.muon_dtype=bfloat16")
+
+SCALES = {
+    "smoke": Scale(
+        model=None, small=Shape(hidden=64, intermediate=128, layers=2, heads=2, kv_heads=1, vocabulary=384),
+        sequence=64, micro_batch=2, accumulation=1, lengths=(2,), stage2=6, longer=(6, 8), warmup=2,
+        muon=(3e-3, 2.4e-3), factor=1, high=(0.02,), high_steps=3, masking_steps=2, compile_steps=4, teacher_steps=4,
+        held_out=256, shapes=("smollm2-135m",), threads=(1,), common=_CPU,
+    ),
+    "cpu": Scale(
+        model=None, small=Shape(), sequence=128, micro_batch=4, accumulation=1, lengths=(15, 30, 60, 120), stage2=60,
+        longer=(60, 75, 90, 120, 180, 240), warmup=30, muon=(9e-3, 7.2e-3), factor=3, high=(0.02, 0.2), high_steps=40,
+        masking_steps=20, compile_steps=30, teacher_steps=800, held_out=8192, shapes=("smollm2-135m", "bitnet-2b"),
+        threads=(1, 2), common=_CPU,
+    ),
+    # The sizes of the notes: SmolLM2-135M, 32 sequences of 512 tokens, 200 steps of Stage 2, strength over 100.
+    "gpu": Scale(
+        model="smollm2-135m-instruct", small=None, sequence=512, micro_batch=32, accumulation=1,
+        lengths=(50, 100, 200, 500, 1000), stage2=200, longer=(200, 250, 300, 400, 700, 1200, 1800), warmup=100,
+        muon=(3e-3, 2.4e-3), factor=1, high=(0.02, 0.2), high_steps=1000, masking_steps=50, compile_steps=50,
+        teacher_steps=0, held_out=65536, shapes=("smollm2-135m", "bitnet-2b"), threads=(1, 2, 4, 8, 16),
+        common=(*_QUIET, "device.precision=bf16-mixed"),
+    ),
+}  # fmt: skip
