@@ -1,7 +1,8 @@
-"""`wf eval`: loss, perplexity and bits per byte of any model on any text, and agreement with a teacher."""
+"""`wf eval`: how good a model is, however it runs, as a document with everything that is needed to repeat it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,14 @@ from wrinklefree.cli.output import Output, progress
 from wrinklefree.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from wrinklefree.eval.likelihood import LikelihoodReport
-    from wrinklefree.eval.loss import LossReport
+    from wrinklefree.eval.result import Part
+    from wrinklefree.eval.scorer import Scorer
 
 
+Show = Callable[[float, str], None]
+Measure = Callable[["Scorer", Show], "Part"]  # made before the model is loaded, so that what is wrong shows at once
 LIKELIHOODS = ("ar", "block")
+PYTHON_DOCS = "python-docs"
 
 
 def run(
@@ -28,8 +32,12 @@ def run(
         ),
     ],
     perplexity: Annotated[
-        str, typer.Option(metavar="FILE|NAME", help="text to score: a file, a directory, or python-docs (offline)")
-    ] = "python-docs",
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help=f"text to score: a file, a directory, or {PYTHON_DOCS} (offline; the default where nothing is asked)",
+        ),
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="a second model with the same tokenizer to compare with")] = None,
     window: Annotated[int, typer.Option(help="tokens of a window")] = 512,
     stride: Annotated[int | None, typer.Option(help="tokens between windows; default: the window")] = None,
@@ -40,81 +48,79 @@ def run(
     samples: Annotated[int, typer.Option(min=2, help="masks of each block, for --likelihood block")] = 8,
     seed: Annotated[int, typer.Option(help="of the masks")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
-    json: Annotated[Path | None, typer.Option(help="write the figures as JSON (- is standard output)")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the result as JSON (- is standard output)")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the result as Markdown")] = None,
 ) -> None:
     """A packed model or ternary file runs on the engine, an http address is asked, everything else runs on torch."""
     output = Output(json)
+    if markdown is not None and not markdown.absolute().parent.is_dir():
+        raise InputError(f"--markdown {markdown}: the directory {markdown.parent} does not exist")
     if likelihood not in LIKELIHOODS:
         raise unknown_name("--likelihood", likelihood, LIKELIHOODS)
+    measures: list[Measure] = []
+    text = perplexity or PYTHON_DOCS
     if likelihood == "block":
-        _block(output, model, perplexity, (teacher, stride), (window, limit, samples, seed, threads))
-        return
-    from wrinklefree.eval.perplexity import perplexity as measure
+        if teacher is not None or stride is not None:
+            raise InputError("--likelihood block: --teacher and --stride go with --likelihood ar; leave them out")
+        measures.append(_by_masks(text, window, limit, samples, seed))
+    else:
+        measures.append(_text(text, window, stride, limit, teacher, threads, output))
+    settings = {
+        "perplexity": text, "teacher": teacher, "window": window, "stride": stride, "limit": limit,
+        "likelihood": likelihood, "samples": samples, "seed": seed, "threads": threads,
+    }  # fmt: skip
+    from wrinklefree.eval.opening import open_scorer
+    from wrinklefree.eval.result import Result
+    from wrinklefree.eval.result import markdown as document_text
 
-    with progress("eval") as show:
-        report = measure(
-            model,
-            perplexity,
-            window=window,
-            stride=stride,
-            limit_tokens=limit,
-            teacher=teacher,
-            threads=threads,
-            on_window=lambda done, of: show(done / of, f"window {done} of {of}"),
-            say=output.line,
-        )
-    output.line(f"{report.model} ({report.runs_on}): {_line(report.loss)}")
-    if report.teacher and report.agreement:
-        found = report.agreement
-        output.line(f"{teacher}: {_line(report.teacher)}")
-        output.line(
-            f"agreement: KL {found.kl:.4f} nats, same first token {found.top1:.2%}, answers that flip {found.flips:.2%}"
-        )
-    output.finish(report.to_json())
+    with progress("eval") as show, open_scorer(model, threads, output.line) as scorer:
+        result = Result.of(scorer, settings, [measure(scorer, show) for measure in measures])
+    for part in result.parts:
+        for line in part.lines():
+            output.line(line)
+    document = result.to_json()
+    if markdown is not None:
+        from wrinklefree.artifact.files import write_bytes
+
+        write_bytes(markdown, document_text(document).encode())
+    output.finish(document)
 
 
-def _block(
-    output: Output,
-    model: str,
+def _windows(show: Show) -> Callable[[int, int], None]:
+    return lambda done, of: show(done / of, f"window {done} of {of}")
+
+
+def _text(
     text: str,
-    refused: tuple[str | None, int | None],
-    settings: tuple[int, int | None, int, int, int | None],
-) -> None:
-    if any(each is not None for each in refused):
-        raise InputError("--likelihood block: --teacher and --stride go with --likelihood ar; leave them out")
-    window, limit, samples, seed, threads = settings
-    from wrinklefree.eval.likelihood import block_likelihood
+    window: int,
+    stride: int | None,
+    limit: int | None,
+    teacher: str | None,
+    threads: int | None,
+    output: Output,
+) -> Measure:
+    from wrinklefree.eval.perplexity import TextOptions, score_text
+    from wrinklefree.eval.text import evaluation_documents
 
-    with progress("eval") as show:
-        report = block_likelihood(
-            model,
-            text,
-            window=window,
-            limit_tokens=limit,
-            samples=samples,
-            seed=seed,
-            threads=threads,
-            on_window=lambda done, of: show(done / of, f"window {done} of {of}"),
-        )
-    _show_block(output, report)
-    output.finish(report.to_json())
+    documents = evaluation_documents(text)
+    options = TextOptions(text, window, stride, limit)
 
+    def measure(scorer: Scorer, show: Show) -> Part:
+        if teacher is None:
+            return score_text(scorer, documents, options, None, _windows(show))
+        from wrinklefree.eval.opening import open_scorer
 
-def _show_block(output: Output, report: LikelihoodReport) -> None:
-    found = report.block
-    size = f"blocks of {found.block_size}" if found.block_size else "whole windows"
-    per_byte = f", {found.bits_per_byte:.4f} bits a byte" if found.bits_per_byte is not None else ""
-    output.line(
-        f"{report.model} ({report.runs_on}), {size}: loss at most {found.loss:.4f} ± {found.standard_error:.4f} nats, "
-        f"perplexity {found.perplexity:,.2f}{per_byte} on {found.tokens:,} tokens of {found.text}, windows of "
-        f"{found.window}, {found.samples} masks a block"
-    )
-    output.line(f"token by token: {_line(report.ar) if report.ar else 'none, ' + report.no_ar}")
+        with open_scorer(teacher, threads, output.line) as other:
+            return score_text(scorer, documents, options, other, _windows(show))
+
+    return measure
 
 
-def _line(loss: LossReport) -> str:
-    per_byte = f", {loss.bits_per_byte:.4f} bits a byte" if loss.bits_per_byte is not None else ""
-    return (
-        f"loss {loss.loss:.4f} nats, perplexity {loss.perplexity:,.2f}{per_byte} on {loss.tokens:,} tokens of "
-        f"{loss.text}, windows of {loss.window} every {loss.stride}"
-    )
+def _by_masks(text: str, window: int, limit: int | None, samples: int, seed: int) -> Measure:
+    from wrinklefree.eval.likelihood import score_by_masks
+    from wrinklefree.eval.perplexity import TextOptions
+    from wrinklefree.eval.text import evaluation_documents
+
+    documents = evaluation_documents(text)
+    options = TextOptions(text, window, None, limit)
+    return lambda scorer, show: score_by_masks(scorer, documents, options, samples, seed, _windows(show))

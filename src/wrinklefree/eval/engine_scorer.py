@@ -39,6 +39,12 @@ class EngineScorer(WithTokenizer):
         self.logits: LogitsFunction | None = engine_logits(engine)
         self.diffusion = _diffusion(name, engine)
 
+    def describe(self) -> dict[str, Any]:
+        """See `Scorer.describe`."""
+        engine = self.engine
+        return {"kernels": engine.kernels_name, "layout": engine.layout, "threads": engine.threads,
+                "context": engine.context}  # fmt: skip
+
     def score(self, requests: Sequence[Request]) -> Iterator[Scores]:
         """See `Scorer.score`; requests with one context should be neighbours."""
         for request in requests:

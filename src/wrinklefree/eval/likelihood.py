@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wrinklefree.data.document import Document
 from wrinklefree.errors import InputError
 from wrinklefree.eval.diffusion import BoundReport, bound
 from wrinklefree.eval.loss import LossReport, OnWindow, scored_loss
 from wrinklefree.eval.opening import open_scorer
-from wrinklefree.eval.perplexity import text_windows
+from wrinklefree.eval.perplexity import TextOptions, text_hash, text_windows
+from wrinklefree.eval.result import Figure
+from wrinklefree.eval.scorer import Scorer
 from wrinklefree.eval.text import evaluation_documents
 
 
@@ -26,13 +30,40 @@ class LikelihoodReport:
     block: BoundReport
     ar: LossReport | None
     no_ar: str
+    text_sha256: str
+    limit: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file; ``loss`` and its like are the bound's."""
         return {
             "model": self.model, "runs_on": self.runs_on, "likelihood": "block", "dlm": self.dlm,
             **self.block.to_json(), "ar": self.ar.to_json() if self.ar else None, "no_ar": self.no_ar,
+            "text_sha256": self.text_sha256, "limit": self.limit,
         }  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """Return what was found, in words."""
+        found = self.block
+        size = f"blocks of {found.block_size}" if found.block_size else "whole windows"
+        per_byte = f", {found.bits_per_byte:.4f} bits a byte" if found.bits_per_byte is not None else ""
+        return [
+            f"{self.model} ({self.runs_on}), {size}: loss at most {found.loss:.4f} ± {found.standard_error:.4f} nats, "
+            f"perplexity {found.perplexity:,.2f}{per_byte} on {found.tokens:,} tokens of {found.text}, windows of "
+            f"{found.window}, {found.samples} masks a block",
+            f"token by token: {self.ar.line() if self.ar else 'none, ' + self.no_ar}",
+        ]
+
+    def figures(self) -> list[Figure]:
+        """Return the bound as perplexity and bits per byte; the errors are those of drawing masks."""
+        found = self.block
+        same = {"text": found.text, "sha256": self.text_sha256[:12], "window": found.window, "limit": self.limit,
+                "masks": found.samples, "seed": found.seed}  # fmt: skip
+        error = found.perplexity * found.standard_error
+        figures = [Figure("perplexity by blocks", found.perplexity, error, False, {**same, "tokens": found.tokens})]
+        if found.bits_per_byte is not None:
+            error = found.bits_per_byte * found.standard_error / found.loss
+            figures.append(Figure("bits a byte by blocks", found.bits_per_byte, error, False, same))
+        return figures
 
 
 def block_likelihood(
@@ -53,14 +84,31 @@ def block_likelihood(
     """
     documents = evaluation_documents(text)
     with open_scorer(model, threads) as scorer:
-        if scorer.diffusion is None:
-            raise InputError(f"--likelihood block: {model} was not trained for block diffusion (no dlm marker); use ar")
-        windows = text_windows(scorer, documents, text, window, None, limit_tokens)
-        dlm = scorer.diffusion.dlm
-        found = bound(scorer.diffusion.masked, windows, dlm["block_size"], samples, seed, on_window)
-        why = _no_ar(dlm)
-        ar = None if why else scored_loss(scorer, windows, on_window)
-        return LikelihoodReport(model, scorer.runs_on, dlm, found, ar, why)
+        options = TextOptions(text, window, None, limit_tokens)
+        return score_by_masks(scorer, documents, options, samples, seed, on_window)
+
+
+def score_by_masks(
+    scorer: Scorer,
+    documents: Sequence[Document],
+    options: TextOptions,
+    samples: int = 8,
+    seed: int = 0,
+    on_window: OnWindow | None = None,
+) -> LikelihoodReport:
+    """Return the bound of an open model on documents. Raises: as `block_likelihood`."""
+    if scorer.diffusion is None:
+        where = "over HTTP no masked token can be scored; give the model" if scorer.runs_on == "server" else (
+            "it was not trained for block diffusion (no dlm marker); use ar")  # fmt: skip
+        raise InputError(f"--likelihood block: {scorer.name}: {where}")
+    windows = text_windows(scorer, documents, options)
+    dlm = scorer.diffusion.dlm
+    found = bound(scorer.diffusion.masked, windows, dlm["block_size"], samples, seed, on_window)
+    why = _no_ar(dlm)
+    ar = None if why else scored_loss(scorer, windows, on_window)
+    return LikelihoodReport(
+        scorer.name, scorer.runs_on, dlm, found, ar, why, text_hash(documents), options.limit_tokens
+    )
 
 
 def _no_ar(dlm: dict[str, Any]) -> str:

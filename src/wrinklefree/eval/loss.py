@@ -9,7 +9,7 @@ Shapes: T tokens of a window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ class LossReport:
 
     ``bits_per_byte``: loss / ln 2 times the tokens per UTF-8 byte of the whole text, so that models with different
     tokenizers compare; None where the bytes are not known. ``tokens``: how many were scored, in ``windows`` windows
-    of ``window`` tokens, ``stride`` apart (see `eval.text`).
+    of ``window`` tokens, ``stride`` apart (see `eval.text`). ``standard_error``: of ``loss``, if the windows were drawn
+    at random from a large text; None for a single one.
     """
 
     text: str
@@ -50,6 +51,15 @@ class LossReport:
     windows: int
     window: int
     stride: int
+    standard_error: float | None = None
+
+    def line(self) -> str:
+        """Return the report in words."""
+        per_byte = f", {self.bits_per_byte:.4f} bits a byte" if self.bits_per_byte is not None else ""
+        return (
+            f"loss {self.loss:.4f} nats, perplexity {self.perplexity:,.2f}{per_byte} on {self.tokens:,} tokens of "
+            f"{self.text}, windows of {self.window} every {self.stride}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,16 +92,8 @@ def held_out_loss(logits: LogitsFunction, text: EvaluationText, on_window: OnWin
 
     Raises: InputError when the logits have the wrong shape; ArithmeticError when they are not finite.
     """
-    total, tokens = 0.0, 0
-    for number, window in enumerate(text.windows, start=1):
-        for rows, targets in _scored(logits, window):
-            total += float(token_losses(rows, targets).sum())
-            tokens += len(targets)
-        if not math.isfinite(total):
-            raise ArithmeticError(f"{text.name}, window {number} of {len(text.windows)}: the logits are not finite")
-        if on_window:
-            on_window(number, len(text.windows))
-    return _report(text, total, tokens)
+    each = (sum(float(token_losses(*part).sum()) for part in _scored(logits, window)) for window in text.windows)
+    return _report(text, each, on_window)
 
 
 def scored_loss(scorer: Scorer, text: EvaluationText, on_window: OnWindow | None = None) -> LossReport:
@@ -102,15 +104,7 @@ def scored_loss(scorer: Scorer, text: EvaluationText, on_window: OnWindow | None
     from wrinklefree.eval.scorer import Request
 
     requests = [Request(window.tokens, window.scored_from) for window in text.windows]
-    total, tokens = 0.0, 0
-    for number, scores in enumerate(scorer.score(requests), start=1):
-        total += float(scores.losses.sum())
-        tokens += len(scores.losses)
-        if not math.isfinite(total):
-            raise ArithmeticError(f"{text.name}, window {number} of {len(text.windows)}: the logits are not finite")
-        if on_window:
-            on_window(number, len(text.windows))
-    return _report(text, total, tokens)
+    return _report(text, (float(scores.losses.sum()) for scores in scorer.score(requests)), on_window)
 
 
 def agreement(
@@ -245,10 +239,33 @@ def _compare(theirs: Logits, ours: Logits, targets: NDArray[np.int64]) -> NDArra
     return np.array([kl, (first == second).sum(), (right != also).sum(), right.sum(), also.sum()], np.float64)
 
 
-def _report(text: EvaluationText, total: float, tokens: int) -> LossReport:
-    loss = total / tokens
+def _report(text: EvaluationText, losses: Iterable[float], on_window: OnWindow | None) -> LossReport:
+    """Return the report of the losses in nats of each window's scored tokens together."""
+    sums: list[float] = []
+    for number, found in enumerate(losses, start=1):
+        sums.append(found)
+        if not math.isfinite(found):
+            raise ArithmeticError(f"{text.name}, window {number} of {len(text.windows)}: the logits are not finite")
+        if on_window:
+            on_window(number, len(text.windows))
+    loss = sum(sums) / text.num_scored
     per_byte = loss / math.log(2) * text.num_tokens / text.num_bytes if text.num_bytes else None
-    return LossReport(text.name, loss, _exp(loss), per_byte, tokens, len(text.windows), text.window, text.stride)
+    return LossReport(
+        text.name, loss, _exp(loss), per_byte, text.num_scored, len(sums), text.window, text.stride,
+        _standard_error(sums, [window.num_scored for window in text.windows]),
+    )  # fmt: skip
+
+
+def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return that of sum(sums) / sum(counts), whose windows differ in size.
+
+    Source: Cochran, Sampling Techniques (1977), section 2.11 (the ratio estimate).
+    """
+    number, tokens = len(sums), sum(counts)
+    if number < 2:
+        return None
+    apart = np.asarray(sums) - sum(sums) / tokens * np.asarray(counts)
+    return math.sqrt(number / (number - 1) * float(apart @ apart)) / tokens
 
 
 def _exp(loss: float) -> float:

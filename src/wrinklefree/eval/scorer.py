@@ -76,6 +76,10 @@ class Scorer(Protocol):
     adds_bos: bool
     diffusion: Diffusion | None
 
+    def describe(self) -> dict[str, Any]:
+        """Return how the model runs (threads, number types, kernels, ...), for a result's document."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens in it recognised, none added."""
         ...

@@ -64,7 +64,8 @@ class ServerScorer:
         self._client = Client(self._root, KEY_VARIABLE, _TIMEOUT_SECONDS, say=say)
         entry = self._entry(address.fragment)
         self.model: str = entry["id"]
-        self._is_llama = entry.get("owned_by") == _LLAMA_SERVER
+        self._owner = str(entry.get("owned_by") or "not named")
+        self._is_llama = self._owner == _LLAMA_SERVER
         self._info = self._tokenizer_info()
         self._encoded: dict[str, list[int]] = {}
         room = entry.get("max_model_len") or self._info.get("n_ctx")
@@ -72,6 +73,10 @@ class ServerScorer:
         # The last token of a request takes a place too, and so does what some servers insist on generating.
         self.context: int | None = None if room is None else int(room) - 1 - self._max_tokens
         self.adds_bos = self._adds_bos()
+
+    def describe(self) -> dict[str, Any]:
+        """See `Scorer.describe`; how the server runs the model, it does not say."""
+        return {"model": self.model, "server": self._owner, "context": self.context}
 
     def encode(self, text: str) -> list[int]:
         """See `Scorer.encode`."""

@@ -49,6 +49,12 @@ class TorchScorer(WithTokenizer):
             self.logits = without_tokens(torch_logits(model), self.diffusion.never)
         self._cuts_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
+    def describe(self) -> dict[str, Any]:
+        """See `Scorer.describe`."""
+        weight = next(self.model.parameters())
+        return {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device),
+                "threads": torch.get_num_threads(), "context": self.context}  # fmt: skip
+
     def score(self, requests: Sequence[Request]) -> Iterator[Scores]:
         """See `Scorer.score`; requests that differ in the last token only are computed once."""
         for request in requests:
