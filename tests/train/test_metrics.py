@@ -46,9 +46,10 @@ def test_with_a_key_figures_go_to_wandb_too(tmp_path: Path, monkeypatch: pytest.
     fake.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_API_KEY", "not-a-key")
-    with open_metrics(tmp_path, "run", {"seed": 1}) as metrics:
+    with open_metrics(tmp_path, "run", {"seed": 1}, group="study", tags=("stage2",)) as metrics:
         metrics.log({"loss": 2.0}, 3)
     assert [name for name, _ in calls] == ["init", "log", "finish"]
+    assert (calls[0][1]["group"], calls[0][1]["tags"]) == ("study", ["stage2"])
     assert calls[0][1]["name"] == "run" and calls[1][1] == ({"loss": 2.0}, 3)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (

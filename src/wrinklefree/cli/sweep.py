@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wrinklefree.cli.output import Output, progress
+from wrinklefree.errors import InputError
 
 if TYPE_CHECKING:
     from wrinklefree.sweep.space import Space
@@ -33,6 +34,9 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="directory of the trials; default: sweeps/NAME")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of the proposals; default: the space's")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="another value of a constant of the space")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check the space, show the first trial, stop")] = False,
     status: Annotated[bool, typer.Option("--status", help="show how the study stands, run nothing")] = False,
     report: Annotated[
@@ -46,7 +50,7 @@ def run(
     output = Output(json)
     from wrinklefree.sweep.space_file import find_space, read_space
 
-    found = read_space(find_space(space))
+    found = read_space(find_space(space), _changes(change))
     found = replace(found, trials=trials or found.trials, seed=found.seed if seed is None else seed)
     if dry_run:
         _show(found, out, output)
@@ -60,7 +64,7 @@ def run(
     if not status:
         if retry_failed:
             output.line(f"failed trials that are planned again: {study.table.retry_failed() or 'none'}")
-        ended = _work(study, space, workers)
+        ended = _work(study, [space, *(word for each in change or () for word in ("--set", each))], workers)
     result = summary(study)
     _report(result, output)
     if report is not None:
@@ -72,7 +76,18 @@ def run(
         raise typer.Exit(1)
 
 
-def _work(study: Study, space: str, workers: int) -> bool:
+def _changes(given: list[str] | None) -> dict[str, str]:
+    changes = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise InputError(f"--set {each}: found no =; allowed is NAME=VALUE")
+        changes[name] = value
+    return changes
+
+
+def _work(study: Study, space: list[str], workers: int) -> bool:
+    """``space``: the words that name it on the command line."""
     from wrinklefree.sweep.process import wf_command
     from wrinklefree.sweep.study import work, work_together
     from wrinklefree.sweep.worker import stopped_by_signals
@@ -80,7 +95,7 @@ def _work(study: Study, space: str, workers: int) -> bool:
     with stopped_by_signals(_say) as stop:
         if workers == 1:
             return work(study, _say, stop)
-        words = [space, "--worker", "--trials", str(study.most), "--seed", str(study.space.seed)]
+        words = [*space, "--worker", "--trials", str(study.most), "--seed", str(study.space.seed)]
         environment = {**os.environ, "WF_SWEEP_STORAGE": study.storage}  # it may hold a password: not for `ps`
         command = [*wf_command(), "sweep", *words, "--out", str(study.out)]
         with progress("sweep") as show:

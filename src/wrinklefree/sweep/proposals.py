@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,17 +75,27 @@ def _point(space: Space, shares: np.ndarray) -> dict[str, Value]:
 
 
 def _from_model(space: Space, trials: Sequence[Trial]) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ax and BoTorch warn of their own dependencies, and of data scales they handle
+    with quiet():
         import torch
-        from ax.utils.common.logger import set_ax_logger_levels
 
-        set_ax_logger_levels(logging.ERROR)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(space.seed + len(trials))
             client = fed_client(space, trials)
             (proposed,) = client.get_next_trials(max_trials=1).values()
     return {name: value for name, value in proposed.items() if value is not None}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what Ax and BoTorch say about their own dependencies and about data that they scale themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def fed_client(space: Space, trials: Sequence[Trial]) -> Client:

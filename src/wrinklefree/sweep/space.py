@@ -209,6 +209,11 @@ def named(word: str) -> tuple[str, ...]:
     return tuple(_PLACE.findall(word))
 
 
+def put(word: str, known: Mapping[str, str]) -> str:
+    """Return a command's word with those names in braces replaced that are known."""
+    return _PLACE.sub(lambda found: known.get(found[1], found[0]), word)
+
+
 def words_of(stage: Stage, space: Space, values: Mapping[str, Value], places: Mapping[str, str]) -> list[str]:
     """Return a stage's words with names replaced; a word that names an inactive parameter is left out.
 
@@ -217,7 +222,7 @@ def words_of(stage: Stage, space: Space, values: Mapping[str, Value], places: Ma
     known = {**{name: text_of(value) for name, value in values.items()}, **places}
     inactive = {each.name for each in space.parameters} - values.keys()
     chosen = [word for word in stage.words if not inactive & set(named(word))]
-    return [_PLACE.sub(lambda found: known[found[1]], word) for word in chosen]
+    return [put(word, known) for word in chosen]
 
 
 def text_of(value: Value) -> str:

@@ -30,6 +30,7 @@ from wrinklefree.sweep.space import (
     Space,
     Stage,
     named,
+    put,
 )
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
 _CONSTRAINT = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\Z")
 _TOP = {
-    "name", "method", "trials", "initial", "seed", "objectives", "constraints", "parameters", "given", "stages",
-    "curve", "stopping", "limits",
+    "name", "constants", "method", "trials", "initial", "seed", "objectives", "constraints", "parameters", "given",
+    "stages", "curve", "stopping", "limits",
 }  # fmt: skip
 
 
@@ -59,20 +60,22 @@ def find_space(name: str) -> Path:
     return shipped[name]
 
 
-def read_space(path: Path) -> Space:
-    """Return the space of a YAML file.
+def read_space(path: Path, changes: Mapping[str, str] | None = None) -> Space:
+    """Return the space of a YAML file; ``changes``: other values of its constants.
 
     Raises: InputError naming file and key for whatever is unknown, missing, of the wrong type or out of range.
     """
     data = _yaml(read_bytes(path, _LARGEST_FILE_BYTES), str(path))
-    return space_from(data, str(path))
+    return space_from(data, str(path), changes)
 
 
-def space_from(data: object, place: str) -> Space:
+def space_from(data: object, place: str, changes: Mapping[str, str] | None = None) -> Space:
     """Return the space of a mapping as YAML gives it; ``place`` begins every message."""
     top = _mapping(data, place, _TOP)
     parameters = _parameters(_required(top, "parameters", place), f"{place}: parameters")
-    stages = _stages(_required(top, "stages", place), f"{place}: stages", {each.name for each in parameters})
+    names = {each.name for each in parameters}
+    constants = _constants(top.get("constants", {}), f"{place}: constants", names, changes or {})
+    stages = _stages(_required(top, "stages", place), f"{place}: stages", names, constants)
     figures = [f"{stage.name}.{figure}" for stage in stages for figure in stage.figures]
     used = {name for stage in stages for word in stage.words for name in named(word)}
     used |= {each.when.parent for each in parameters if each.when}
@@ -198,21 +201,37 @@ def _condition(data: object, place: str) -> Condition:
     return Condition(parent, tuple(wanted) if isinstance(wanted, list) else (wanted,))
 
 
-def _stages(data: object, place: str, parameters: set[str]) -> tuple[Stage, ...]:
+def _constants(data: object, place: str, parameters: set[str], changes: Mapping[str, str]) -> dict[str, str]:
+    constants = {name: _word(each, f"{place}.{name}") for name, each in _mapping(data, place).items()}
+    for name in constants:
+        if not _NAME.match(name) or name in parameters | set(RESERVED):
+            raise InputError(f"{place}: {name!r} means something else already, or is no name")
+    for name in changes:
+        if name not in constants:
+            raise InputError(f"--set {name}: {unknown_name('constant', name, constants)}")
+    return constants | dict(changes)
+
+
+def _stages(data: object, place: str, parameters: set[str], constants: Mapping[str, str]) -> tuple[Stage, ...]:
     stages: list[Stage] = []
+    left = set(constants)
     for index, each in enumerate(_list(data, place)):
         stage = _stage(each, f"{place}[{index}]")
+        left -= {name for word in stage.words for name in named(word)}
+        stage = replace(stage, words=tuple(put(word, constants) for word in stage.words))
         earlier = {before.name for before in stages}
-        if stage.name in earlier | parameters | set(RESERVED):
+        if stage.name in earlier | parameters | set(RESERVED) | set(constants):
             raise InputError(f"{place}[{index}]: name: {stage.name!r} means something else already")
         for word in stage.words:
             for name in named(word):
-                if name not in parameters | earlier | set(RESERVED):
-                    choices = parameters | earlier | set(RESERVED)
+                choices = parameters | earlier | set(RESERVED) | set(constants)
+                if name not in choices:
                     raise InputError(f"{place}[{index}]: {word!r}: {unknown_name('name', name, choices)}")
         stages.append(stage)
     if not stages:
         raise InputError(f"{place}: there is nothing to run; name a stage")
+    for name in left:
+        raise InputError(f"{place}: the constant {name} is used by no stage; write {{{name}}}")
     return tuple(stages)
 
 

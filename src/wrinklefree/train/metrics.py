@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -131,10 +131,13 @@ def open_metrics(
     project: str = "wrinklefree",
     enabled: bool = True,
     run_id: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
 ) -> Iterator[Metrics]:
     """Open ``out/metrics.jsonl`` and the trackers; without WANDB_API_KEY say loudly that W&B is off and go on.
 
     ``run_id``: under which W&B continues the same curve when a run is resumed; None takes the name.
+    ``group``: which runs a tracker shows together; ``tags``: what W&B finds a run by.
     ``enabled`` is false for all processes but the first: they log nothing.
 
     Raises: InputError for an unknown tracker, MissingDependencyError for one that is not installed.
@@ -148,9 +151,9 @@ def open_metrics(
     sinks: list[Sink] = [_Jsonl(path)]
     metrics = Metrics(sinks)
     start: dict[str, Callable[[], Sink]] = {
-        "trackio": lambda: _trackio(out, project, name, config),
+        "trackio": lambda: _trackio(out, project, name, config, group),
         "tensorboard": lambda: _tensorboard(out),
-        "wandb": lambda: _wandb(out, project, name, run_id or name, config),
+        "wandb": lambda: _wandb(out, project, name, run_id or name, config, group=group, tags=list(tags) or None),
     }
     wanted = [] if tracker in ("none", "wandb") else [tracker]
     if os.environ.get("WANDB_API_KEY"):
@@ -170,7 +173,7 @@ def open_metrics(
         metrics.close()
 
 
-def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any]) -> Sink:
+def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any], group: str | None) -> Sink:
     # Its files belong to the run, and it must not look for a network.
     os.environ.setdefault("TRACKIO_DIR", str(out / "trackio"))
     try:
@@ -180,7 +183,7 @@ def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any]) -> S
             "tracker=trackio: the package is missing; pip install 'wrinklefree[train]'"
         ) from error
     return _Module(
-        trackio, project=project, name=name, config=dict(config), embed=False, resume="allow",
+        trackio, project=project, name=name, group=group, config=dict(config), embed=False, resume="allow",
         auto_log_gpu=False, auto_log_cpu=False,
     )  # fmt: skip
 
@@ -194,7 +197,7 @@ def _tensorboard(out: Path) -> Sink:
         ) from error
 
 
-def _wandb(out: Path, project: str, name: str, identity: str, config: Mapping[str, Any]) -> Sink:
+def _wandb(out: Path, project: str, name: str, identity: str, config: Mapping[str, Any], **more: Any) -> Sink:
     # A server that does not answer must not hold the training for long.
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")
     try:
@@ -203,7 +206,8 @@ def _wandb(out: Path, project: str, name: str, identity: str, config: Mapping[st
         raise MissingDependencyError(
             "WANDB_API_KEY is set but wandb is missing: pip install 'wrinklefree[wandb]', or unset the key"
         ) from error
-    return _Module(wandb, project=project, id=identity, name=name, config=dict(config), dir=str(out), resume="allow")
+    about = {"project": project, "id": identity, "name": name, "config": dict(config), **more}
+    return _Module(wandb, **about, dir=str(out), resume="allow")
 
 
 class TernaryFigures:

@@ -233,6 +233,8 @@ class LogRecipe:
     ``tracker``: none, trackio (a local database), tensorboard (local files) or wandb, which is also used with any other
     whenever WANDB_API_KEY is set.
 
+    ``group``: runs that belong together, for trackio and W&B; ``tags``: words to find a run by, for W&B.
+
     ``gradient_share_every``: steps between measurements of every objective's share of the gradient
     (`objectives.balance`); None makes none.
     """
@@ -242,6 +244,8 @@ class LogRecipe:
     gradient_share_every: int | None = None
     tracker: str = "none"
     project: str = "wrinklefree"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,16 @@ def _run(
     identity = run_id(out) if first else None
     with (
         open_metrics(
-            out, run_name(recipe), recipe.resolved(), log.tracker, log.project, enabled=first, run_id=identity
-        ) as metrics,
+            out,
+            run_name(recipe),
+            recipe.resolved(),
+            log.tracker,
+            log.project,
+            enabled=first,
+            run_id=identity,
+            group=log.group,
+            tags=log.tags,
+        ) as metrics,  # fmt: skip
         released(teacher),
         attention_kernel(fabric, recipe.device.precision, recipe.data.sequence_length),
     ):
