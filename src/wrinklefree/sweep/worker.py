@@ -35,6 +35,7 @@ _PROPOSE_SECONDS = 120.0  # a proposer that is not heard of for so long has lost
 _BEATS = 6  # heartbeats within the time after which a worker is given up
 _LONGEST_BEAT_SECONDS = 15.0
 _DATABASE_TRIES = 8
+_SAME_WISH_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -199,12 +200,19 @@ class Worker:
 
 @contextmanager
 def stopped_by_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT or SIGTERM sets; a second one interrupts at once."""
-    stop = threading.Event()
+    """Give an event that the first SIGINT or SIGTERM sets; one that comes seconds later interrupts at once.
+
+    What a program sends to a process and to its group (as `timeout` does) arrives twice and is one wish.
+    """
+    stop, first = threading.Event(), 0.0
 
     def ask(number: int, frame: Any) -> None:
+        nonlocal first
         if stop.is_set():
-            raise KeyboardInterrupt
+            if time.monotonic() - first > _SAME_WISH_SECONDS:
+                raise KeyboardInterrupt
+            return
+        first = time.monotonic()
         stop.set()
         say("stopping: running trials save what they have and are given back (once more: at once)")
 
