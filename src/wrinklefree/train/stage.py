@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -55,7 +56,7 @@ from wrinklefree.train.plan import dry_run
 from wrinklefree.train.position import Position
 from wrinklefree.train.probe import Probe
 from wrinklefree.train.products import products_summary
-from wrinklefree.train.recipe import BatchRecipe, Recipe
+from wrinklefree.train.recipe import BatchRecipe, LogRecipe, Recipe
 from wrinklefree.train.remote import Remote
 from wrinklefree.train.session import Companion, LoopConfig, RunResult
 from wrinklefree.train.student import Student, build_student, is_converted, monitored
@@ -136,16 +137,8 @@ def _run(
     identity = run_id(out) if first else None
     with (
         open_metrics(
-            out,
-            run_name(recipe),
-            recipe.resolved(),
-            log.tracker,
-            log.project,
-            enabled=first,
-            run_id=identity,
-            group=log.group,
-            tags=log.tags,
-        ) as metrics,  # fmt: skip
+            out, run_name(recipe), recipe.resolved(), **_trackers(log), enabled=first, run_id=identity
+        ) as metrics,
         released(teacher),
         attention_kernel(fabric, recipe.device.precision, recipe.data.sequence_length),
     ):
@@ -182,6 +175,10 @@ def _run(
         summary.write("COMPLETED" if result.stopped == "budget" else "INTERRUPTED")
     fabric.barrier()  # the launcher ends the others when the first process ends
     return result
+
+
+def _trackers(log: LogRecipe) -> dict[str, Any]:
+    return {"tracker": log.tracker, "project": log.project, "group": log.group, "tags": log.tags}
 
 
 def _remote(recipe: Recipe, out: Path, fabric: Fabric) -> Remote | None:
