@@ -86,7 +86,7 @@ class Result:
 def markdown(document: Mapping[str, Any]) -> str:
     """Return a result's document (`Result.to_json`) for people."""
     rows = [
-        (_cell(each["name"]), value_text(each["value"], each["error"]), _cell(settings_text(each["settings"])))
+        (each["name"], value_text(each["value"], each["error"]), settings_text(each["settings"]))
         for each in document["figures"]
     ]
     facts = [
@@ -109,14 +109,14 @@ def markdown(document: Mapping[str, Any]) -> str:
         table(("figure", "value", "measured with"), rows),
         "Behind ± stands one standard error.",
         "## To repeat it",
-        table(("", ""), [(name, _cell(value)) for name, value in facts]),
+        table(("", ""), facts),
     ]) + "\n"  # fmt: skip
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of cells that hold no pipe and no line break."""
+    """Return a Markdown table; line breaks in cells become spaces."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def value_text(value: float, error: float | None) -> str:
