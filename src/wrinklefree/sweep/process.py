@@ -23,16 +23,16 @@ def wf_command() -> list[str]:
 
 
 class Child:
-    """Runs from its creation on; ``log`` takes what it prints."""
+    """Runs from its creation on; ``log`` takes what it prints, and the file .err beside it what it complains of."""
 
     def __init__(self, words: list[str], ours: bool, log: Path, lock: Path) -> None:
         command = [*wf_command(), *words] if ours else words
         guarded = [sys.executable, "-I", "-S", str(guard.__file__), str(lock), *command]
-        with log.open("ab") as stream:
+        self._logs = (log.with_suffix(".err"), log)
+        with self._logs[0].open("ab") as errors, log.open("ab") as printed:
             self._process = subprocess.Popen(
-                guarded, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                guarded, stdin=subprocess.PIPE, stdout=printed, stderr=errors, start_new_session=True
             )
-        self._log = log
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit code (128 + N for a signal N) as soon as there is one, None after so many seconds."""
@@ -56,20 +56,24 @@ class Child:
             self._process.stdin.close()
 
     def last_words(self) -> str:
-        """Return the last line that says something."""
-        try:
-            with self._log.open("rb") as stream:
-                stream.seek(max(0, self._log.stat().st_size - _LAST_CHARACTERS))
-                text = stream.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[-1][:1000] if lines else ""
+        """Return the last line of its complaints; where it had none, the last that it printed."""
+        return next((line for line in map(_last_line, self._logs) if line), "it said nothing")
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:  # its number is ours until it was waited for
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _LAST_CHARACTERS))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:1000] if lines else ""
 
 
 def why(code: int, words: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import threading
@@ -59,7 +60,7 @@ def open_study(space: Space, storage: str | None, out: Path | None, create: bool
     table = Table(storage, space.name)
     if not create and not table.exists():
         raise InputError(f"study {space.name!r}: {shown(storage)} does not have it")
-    table.join(space.fingerprint, repr(asdict(space)))
+    table.join(space.fingerprint, json.dumps(asdict(space)))
     return Study(space, table, out, storage)
 
 

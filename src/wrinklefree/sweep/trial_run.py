@@ -3,7 +3,7 @@
 DIRECTORY/trial.json       parameters, and of each finished stage its words, figures and the hashes of what it left
 DIRECTORY/STAGE/           what the stage wrote
 DIRECTORY/STAGE.json       its result
-DIRECTORY/STAGE.log        what it printed
+DIRECTORY/STAGE.log .err   what it printed, and what it complained of
 DIRECTORY/lock             held while a command of the trial is alive
 """
 
