@@ -67,7 +67,8 @@ while step < last:
     step += 1
     with (out / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps({"step": step, "loss": base + 1 / step}) + "\\n")
-    state.write_text(str(step))
+    (out / "half").write_text(str(step))
+    (out / "half").replace(state)
     time.sleep(pause * base)
 """
 
