@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ax", reason="not checked: proposals by Ax (the extra [sweep] is missing)")
-pytestmark = pytest.mark.slow
 
 from wrinklefree.sweep.proposals import fed_client, propose, quiet
 from wrinklefree.sweep.space import BAYESIAN, Space
 from wrinklefree.sweep.space_file import space_from
 from wrinklefree.sweep.trial import COMPLETE, FAILED, PLANNED, RUNNING, STOPPED, Trial
+
+pytestmark = pytest.mark.slow
 
 
 def _space(**changes: Any) -> Space:

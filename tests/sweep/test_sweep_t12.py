@@ -16,12 +16,13 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="not checked: a sweep of real training (the extra [sweep] is missing)")
 pytest.importorskip("lightning", reason="not checked: a sweep of real training (the extra [train] is missing)")
-pytestmark = pytest.mark.slow
 
 from recipe_toys import write_toy
 
 from wrinklefree.sweep.process import wf_command
 from wrinklefree.sweep.space_file import find_space
+
+pytestmark = pytest.mark.slow
 
 
 def _sweep(space: str, toy: Path, out: Path, *more: str) -> dict[str, Any]:
