@@ -56,32 +56,62 @@ def test_a_sharded_run_ends_in_the_checkpoint_of_a_plain_one(toy: Path, tmp_path
     assert info.tokens_seen == 3 * 4 * 32 and all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def machines(*words: str, outs: tuple[Path, Path], kill: str = "") -> list[tuple[int, str]]:
+    """Run two torchruns, each a machine to the run with one process; return how each ended and what it said."""
+    port = free_port()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL": kill}
+    started = []
+    for rank, out in enumerate(outs):
+        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+                 f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
+        command = [*start, str(SCRIPT), "train", *words, "device.nodes=2", f"--out={out}"]
+        started.append(subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=environment))
+    said = [machine.communicate(timeout=400)[1] for machine in started]
+    return [(machine.returncode, text) for machine, text in zip(started, said, strict=True)]
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_machines_learn_what_one_process_learns(toy: Path, tmp_path: Path, strategy: str) -> None:
-    """Two torchruns, each a machine to the run with one process, against one process: the same losses and weights."""
+    """The same losses and weights, whether the machines share a directory."""
     base = [*arguments(toy, "stage1_9_layerwise"), "optimizer=adamw", "optimizer.lr=1e-4", "batch.accumulation=2"]
     one = wf(*base, "batch.micro_batch=2", f"--out={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
-    port = free_port()
-    machines = []
-    for rank in range(2):
-        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-                 f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
-        words = ["batch.micro_batch=1", "device.nodes=2", f"device.strategy={strategy}", f"--out={tmp_path / 'two'}"]
-        command = [*start, str(SCRIPT), "train", *base, *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        machines.append(subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=environment))
-    said = [machine.communicate(timeout=400)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said
-    assert [text.count("Finished: 3 steps") for text in said] == [1, 0], "one process of one machine speaks"
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[1]) == 3
-    alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    shared = tmp_path / "two"
+    done = machines(*base, "batch.micro_batch=1", f"device.strategy={strategy}", outs=(shared, shared))
+    assert [code for code, _ in done] == [0, 0], done
+    assert [text.count("Finished: 3 steps") for _, text in done] == [1, 0], "one process of one machine speaks"
+    assert losses(tmp_path / "one") == pytest.approx(losses(shared), rel=1e-4) and len(losses(shared)) == 3
+    alone, together = (load_file(out / "model.safetensors") for out in (tmp_path / "one", shared))
     for name, tensor in alone.items():
-        assert (tensor - shared[name]).abs().mean() <= 1e-5, name
+        assert (tensor - together[name]).abs().mean() <= 1e-5, name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_machines_without_a_common_directory_resume_from_the_bucket(toy: Path, tmp_path: Path, strategy: str) -> None:
+    """Both are taken away and replaced by empty ones: they go on where the newest copy was made, to the same end."""
+    words = [
+        *arguments(toy, "stage2_pretrain"), "optimizer=adamw", "batch.micro_batch=1", "budget.max_steps=4",
+        "checkpoint.save_every=1", f"device.strategy={strategy}",
+    ]  # fmt: skip
+    alone = machines(*words, outs=(tmp_path / "a", tmp_path / "b"))
+    assert [code for code, _ in alone] == [1, 1] and "the machines do not see each other's" in alone[0][1]
+    whole = tmp_path / "whole"
+    assert [code for code, _ in machines(*words, outs=(whole, whole))] == [0, 0]
+    words += [f"sync.url=file://{tmp_path / 'bucket'}", "sync.mode=required"]
+    killed = machines(*words, outs=(tmp_path / "c", tmp_path / "d"), kill="0:3")
+    assert 0 not in [code for code, _ in killed]
+    again = tmp_path / "e", tmp_path / "f"
+    done = machines(*words, outs=again)
+    assert [code for code, _ in done] == [0, 0], done
+    assert "Took step-00000002" in done[0][1] and "Resuming after step 2" in done[0][1]
+    assert losses(again[0]) == pytest.approx(losses(whole)[2:], rel=1e-6)
+    (copy,) = (tmp_path / "bucket").glob("*/checkpoint")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.allclose(tensor, load_file(copy / "model.safetensors")[name], atol=1e-6), name
 
 
 def free_port() -> int:

@@ -5,7 +5,8 @@
                         manifest.json         SHA-256 of all others, and the format version
 
 Of a sharded student each process writes its own rows, ``tensors-00001-of-00002.safetensors`` and so on; the first
-process also writes what is not sharded. Any number of processes can read it. They must share the file system.
+process also writes what is not sharded. Any number of processes can read it. On machines that do not share a file
+system each has its own processes' files, and `train.remote` brings them together.
 
 A state is written under a name that begins with a dot and renamed, so it is whole or absent. No pickle is written or
 read, which is why torch's own format for distributed checkpoints is not used: its index is one.
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from wrinklefree.artifact.files import json_bytes, read_bytes, read_json, sha256, space_errors, write_bytes
+from wrinklefree.artifact.files import json_bytes, read_json, sha256, space_errors, write_bytes
 from wrinklefree.errors import FormatError, InputError
 from wrinklefree.train.parallel import Group
 
@@ -98,15 +99,17 @@ def save_state(
     group = group or Group()
     out = directory / f"{PREFIX}{step:08d}"
     partial = directory / f".{out.name}.partial"
+    written: dict[str, str] = {}
     try:
-        _together(group, out, lambda: _start(partial) if group.rank == 0 else None)
-        _together(group, out, lambda: _write_own(partial, state, group))
-        _together(group, out, lambda: _complete(partial, out, group.size) if group.rank == 0 else None)
+        _together(group, out, lambda: _start(partial) if group.keeps_files else None)
+        _together(group, out, lambda: written.update(_write_own(partial, state, group)))
+        hashes = _all_hashes(written, group)
+        _together(group, out, lambda: _complete(partial, out, hashes, group) if group.keeps_files else None)
     except BaseException:
-        if group.rank == 0:
+        if group.keeps_files:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if group.rank == 0:
+    if group.keeps_files:
         for old in states(directory)[:-keep_last]:
             shutil.rmtree(old, ignore_errors=True)
     return out
@@ -159,9 +162,14 @@ def check_state(path: Path) -> None:
             raise FormatError(f"{path}/{name}: is not what the manifest says it was; the state is damaged")
 
 
-def newest(directory: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest state that is whole, or None when there is none; ``say`` hears of each damaged one."""
+def newest(directory: Path, say: Callable[[str], None], below: int | None = None) -> Path | None:
+    """Return the newest state that is whole, or None when there is none; ``say`` hears of each damaged one.
+
+    ``below``: only of states after fewer steps.
+    """
     for path in reversed(states(directory)):
+        if below is not None and step_of(path) >= below:
+            continue
         try:
             check_state(path)
             return path
@@ -191,6 +199,11 @@ def states(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if path.name.startswith(PREFIX) and path.is_dir())
+
+
+def step_of(state: Path) -> int:
+    """Return the step after which a state was saved."""
+    return int(state.name.removeprefix(PREFIX))
 
 
 def random_state() -> dict[str, Any]:
@@ -236,29 +249,40 @@ def _start(partial: Path) -> None:
     partial.mkdir()
 
 
-def _write_own(partial: Path, state: Mapping[str, Any], group: Group) -> None:
+def _write_own(partial: Path, state: Mapping[str, Any], group: Group) -> dict[str, str]:
+    """Write this process's files and return their SHA-256; the first process writes the tree too."""
     tensors: dict[str, Tensor] = {}
     sharded: set[str] = set()
     tree = _flatten(dict(state), "", tensors, {}, sharded, group.size)
     if group.rank:
         tensors = {name: tensor for name, tensor in tensors.items() if name in sharded}
         if not tensors:
-            return
-    name = f"tensors-{group.rank + 1:05d}-of-{group.size:05d}.safetensors" if sharded else _TENSORS
+            return {}
+    name = _part(group.rank, group.size) if sharded else _TENSORS
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial / name)
-    write_bytes(partial / f"{name}.sha256", sha256(partial / name).encode())
+    hashes = {name: sha256(partial / name)}
     if group.rank == 0:
         write_bytes(partial / _TREE, json_bytes(tree))
+        hashes[_TREE] = sha256(partial / _TREE)
+    return hashes
 
 
-def _complete(partial: Path, out: Path, size: int) -> None:
-    hashes = {_TREE: sha256(partial / _TREE)}
-    for path in sorted(partial.glob("*.sha256")):
-        hashes[path.stem] = read_bytes(path, 1024).decode()
-        path.unlink()
-    parts = [name for name in hashes if "-of-" in name]
-    if parts and len(parts) != size:
-        raise InputError(f"{out}: found {len(parts)} of {size} processes' parts; they must share a file system")
+def _part(rank: int, size: int) -> str:
+    return f"tensors-{rank + 1:05d}-of-{size:05d}.safetensors"
+
+
+def _all_hashes(own: Mapping[str, str], group: Group) -> dict[str, str]:
+    """Return the SHA-256 of every process's files: the first process's plain ones, and each one's part."""
+    names = [_TREE, _TENSORS, *(_part(rank, group.size) for rank in range(group.size))]
+    rows = [list(bytes.fromhex(own.get(name, "00" * 32))) for name in names]  # one process has each
+    whole = group.sum(torch.tensor(rows, dtype=torch.int64)).tolist()
+    return {name: bytes(row).hex() for name, row in zip(names, whole, strict=True) if any(row)}
+
+
+def _complete(partial: Path, out: Path, hashes: Mapping[str, str], group: Group) -> None:
+    missing = [name for name in hashes if not (partial / name).is_file()]
+    if missing and not group.separate:
+        raise InputError(f"{out}: {missing[0]} is not there; the processes must share a file system")
     write_bytes(partial / MANIFEST, json_bytes({"format_version": FORMAT_VERSION, "sha256": hashes}))
     if out.exists():
         shutil.rmtree(out)

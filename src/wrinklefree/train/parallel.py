@@ -38,12 +38,22 @@ class StudentModule(nn.Module):
 
 
 class Group:
-    """The processes of a run, as far as files and counters need them; without a ``fabric`` there is one."""
+    """The processes of a run, as far as files and counters need them; without a ``fabric`` there is one.
 
-    def __init__(self, fabric: Fabric | None = None) -> None:
+    ``separate``: the processes are on machines that do not see each other's files.
+    """
+
+    def __init__(self, fabric: Fabric | None = None, separate: bool = False) -> None:
         self._fabric = fabric
+        self.separate = separate
         self.rank = fabric.global_rank if fabric else 0
         self.size = fabric.world_size if fabric else 1
+        self.first_here = not fabric or fabric.local_rank == 0
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether this process looks after the run's files: the first one, or the first one of each machine."""
+        return self.rank == 0 or (self.separate and self.first_here)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return ``value`` summed over processes."""

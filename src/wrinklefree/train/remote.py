@@ -1,6 +1,9 @@
 """Copies of the training state at a remote place, any URL that fsspec knows: s3://, gs://, hf://, file://, memory://.
 
     URL/RUN/step-00000010/state.json, tensors..., manifest.json   the manifest last: without it a copy does not count
+    URL/RUN/checkpoint/   the finished checkpoint with its figures and the recipe; config.json last
+
+Machines that do not share a file system each copy their own processes' files, and take all of them to resume.
 
 ``mode=optional``: what fails is said, counted and tried again at the next save; training continues.
 ``mode=required``: it ends the run, at the start where the place cannot be written, later when a copy fails.
@@ -18,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from wrinklefree.errors import InputError, TrainingError
 from wrinklefree.train.audit import note, say
 from wrinklefree.train.checkpoint import MANIFEST, PREFIX, states
+from wrinklefree.train.parallel import Group
 
 T = TypeVar("T")
 
@@ -75,14 +79,36 @@ class Remote:
             "this machine, and every save tries again.",
         )
 
-    def push(self, state: Path) -> None:
+    def push(self, state: Path, group: Group | None = None) -> None:
         """Copy one state, and remove what is older than the newest ``keep_last``.
+
+        Every process of a ``group`` of separate machines must call it.
 
         Raises: TrainingError in mode required, when that fails.
         """
-        problem = self._attempt(lambda: self._copy(state))[1]
+        group = group or Group()
+        # The first takes back what an earlier attempt left, all machines copy, and only then the manifest follows.
+        steps = (
+            (group.rank == 0, lambda: self._withdraw(state)),
+            (group.keeps_files, lambda: self._copy(state)),
+            (group.rank == 0, lambda: self._publish(state)),
+        )
+        for mine, step in steps:
+            done = not mine or self._told(state, step)
+            if not (group.agree(done) if group.separate else done):
+                return
+
+    def keep(self, out: Path) -> None:
+        """Copy the finished run: the files of its checkpoint, its recipe and its figures, not its states.
+
+        Raises: TrainingError in mode required, when that fails.
+        """
+        self._told(out, lambda: self._copy_finished(out))
+
+    def _told(self, state: Path, action: Callable[[], None]) -> bool:
+        problem = self._attempt(action)[1]
         if problem is None:
-            return
+            return True
         if self._recipe.mode == "required":
             message = (
                 f"{state.name} could not be copied to {self.place} ({_reason(problem)}), and sync.mode=required, so "
@@ -95,13 +121,16 @@ class Remote:
             f"REMOTE COPY FAILED: {state.name} is not at {self.place} ({_reason(problem)}). Training continues; the "
             f"state is in {state}.",
         )
+        return False
 
-    def pull(self, directory: Path) -> bool:
+    def pull(self, directory: Path, separate: bool = False) -> bool:
         """Fetch the newest copy when ``directory`` holds no state; return whether it did.
+
+        ``separate``: also when it holds only this machine's part of that copy, or another one.
 
         Raises: InputError in mode required, when the place cannot be read.
         """
-        if states(directory):
+        if states(directory) and not separate:
             return False
         found, problem = self._attempt(lambda: self._fetch(directory))
         if problem is not None and self._recipe.mode == "required":
@@ -118,14 +147,30 @@ class Remote:
 
             self._fs, self._root = url_to_fs(self.place)
 
-    def _copy(self, state: Path) -> None:
+    def _withdraw(self, state: Path) -> None:
         self._connect()
         there = f"{self._root}/{state.name}"
         if self._fs.exists(there):
             self._remove(there)
+
+    def _copy(self, state: Path) -> None:
+        self._connect()
+        there = f"{self._root}/{state.name}"
         self._fs.makedirs(there, exist_ok=True)
-        for path in sorted(state.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):
+        for path in sorted(state.iterdir()):
+            if path.name != MANIFEST:
+                self._fs.put_file(str(path), f"{there}/{path.name}")
+
+    def _copy_finished(self, out: Path) -> None:
+        self._connect()
+        there = f"{self._root}/checkpoint"
+        self._fs.makedirs(there, exist_ok=True)
+        files = (path for path in out.iterdir() if path.is_file() and not path.name.startswith("."))
+        for path in sorted(files, key=lambda path: (path.name == "config.json", path.name)):
             self._fs.put_file(str(path), f"{there}/{path.name}")
+
+    def _publish(self, state: Path) -> None:
+        self._fs.put_file(str(state / MANIFEST), f"{self._root}/{state.name}/{MANIFEST}")
         for old in self._whole()[: -self._recipe.keep_last]:
             self._remove(f"{self._root}/{old}")
 
@@ -134,13 +179,18 @@ class Remote:
         whole = self._whole()
         if not whole:
             return None
+        files = {str(path).rpartition("/")[2]: path for path in self._fs.ls(f"{self._root}/{whole[-1]}", detail=False)}
+        here = directory / whole[-1]
+        if here.is_dir() and files.keys() <= {path.name for path in here.iterdir()}:
+            return None
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f".{whole[-1]}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for path in self._fs.ls(f"{self._root}/{whole[-1]}", detail=False):
-            self._fs.get_file(path, str(partial / str(path).rpartition("/")[2]))
-        partial.rename(directory / whole[-1])
+        for name, path in files.items():
+            self._fs.get_file(path, str(partial / name))
+        shutil.rmtree(here, ignore_errors=True)
+        partial.rename(here)
         return whole[-1]
 
     def _whole(self) -> list[str]:

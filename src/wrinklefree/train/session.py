@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from wrinklefree.train.checkpoint import (
     save_state,
     set_random_state,
     states,
+    step_of,
 )
 from wrinklefree.train.metrics import TernaryFigures
 from wrinklefree.train.parallel import Group, is_sharded
@@ -84,6 +86,7 @@ class LoopConfig:
     ``clip_norm`` None leaves gradients alone. ``max_nonfinite``: so many skipped steps in a row end the run.
     ``keep_last`` states stay in ``state_dir``, written every ``save_every`` steps and at the end; they resume only
     under the same ``identity``. ``hold_codes``: ternarise once for all micro-batches of a step.
+    ``separate``: see `parallel.Group`.
     ``source_names``: of the stream's sources, as a curriculum's mixtures name them.
     """
 
@@ -98,6 +101,7 @@ class LoopConfig:
     keep_last: int = 2
     identity: str = ""
     hold_codes: bool = True
+    separate: bool = False
     source_names: tuple[str, ...] = ()
 
 
@@ -127,7 +131,7 @@ class Session:
     @property
     def group(self) -> Group:
         """Return the processes of this run."""
-        return Group(self.fabric)
+        return Group(self.fabric, self.config.separate)
 
     @property
     def sharded(self) -> bool:
@@ -189,7 +193,7 @@ def save(session: Session) -> int:
         raise TrainingError(
             f"the state after step {session.position.step} could not be saved, so training stops: {error}; {left}"
         ) from error
-    if session.on_save and session.group.rank == 0:
+    if session.on_save and (session.group.rank == 0 or session.config.separate):
         session.on_save(path)
     return session.position.step
 
@@ -202,9 +206,7 @@ def resume(session: Session) -> None:
     directory, group = session.config.state_dir, session.group
     if directory is None:
         return
-    # One process looks and checks; the others take the state it found.
-    path = newest(directory, lambda line: note("checkpoint_corrupted", line)) if group.rank == 0 else None
-    step = group.first(-1 if path is None else int(path.name.removeprefix(PREFIX)))
+    step = _newest_everywhere(directory, group)
     if step < 0:
         return
     state = load_state(directory / f"{PREFIX}{step:08d}", lazy=True, check=False)
@@ -228,6 +230,25 @@ def resume(session: Session) -> None:
     if isinstance(session.stream, MixedStream):
         session.stream.load_state_dict(state["data"])
     say(f"Resuming after step {session.position.step} ({session.position.tokens} tokens) from {directory}.")
+
+
+def _newest_everywhere(directory: Path, group: Group) -> int:
+    """Return the step of the newest state that every machine has whole, -1 when there is none.
+
+    One process of each file system looks and checks; the others take what it found.
+    """
+    below = None
+    while True:
+        path = None
+        if group.keeps_files:
+            path = newest(directory, lambda line: note("checkpoint_corrupted", line), below)
+        own = -1 if path is None else step_of(path)
+        if not group.separate:
+            return group.first(own)
+        least = group.least(own if group.keeps_files else sys.maxsize)
+        if least < 0 or group.agree(not group.keeps_files or own == least):
+            return least
+        below = least + 1
 
 
 def place(

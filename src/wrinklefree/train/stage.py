@@ -11,6 +11,7 @@ OUT/config.json, model.safetensors, tokenizer.json ...   the checkpoint, when th
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -107,7 +108,8 @@ def _run(
 ) -> RunResult:
     for line in dry_run(recipe).lines():
         say(line)
-    remote = _remote(recipe, out, fabric)
+    group = Group(fabric, separate=_separate(recipe, out, fabric))
+    remote = _remote(recipe, out, fabric, group)
     torch.manual_seed(recipe.seed)
     student = build_student(recipe)
     check_dtype(student.model, recipe.model.dtype)
@@ -147,7 +149,7 @@ def _run(
             student.data.stream,
             optimizer,
             manager,
-            config=_loop_config(recipe, out, hold_codes=not compiled),
+            config=_loop_config(recipe, out, hold_codes=not compiled, separate=group.separate),
             budget=recipe.run_budget,
             teacher=teacher,
             curriculum=recipe.run_curriculum,
@@ -157,7 +159,7 @@ def _run(
             metrics=metrics,
             fabric=fabric,
             module=module,
-            on_save=remote.push if remote else None,
+            on_save=(lambda state: remote.push(state, group)) if remote else None,
             on_step=_watched(summary, on_step),
         )
     summary.see(result.position, result.figures)
@@ -173,6 +175,8 @@ def _run(
                 ) from error
     if first:
         summary.write("COMPLETED" if result.stopped == "budget" else "INTERRUPTED")
+        if remote and result.stopped == "budget":
+            remote.keep(out)
     fabric.barrier()  # the launcher ends the others when the first process ends
     return result
 
@@ -181,14 +185,39 @@ def _trackers(log: LogRecipe) -> dict[str, Any]:
     return {"tracker": log.tracker, "project": log.project, "group": log.group, "tags": log.tags}
 
 
-def _remote(recipe: Recipe, out: Path, fabric: Fabric) -> Remote | None:
+def _separate(recipe: Recipe, out: Path, fabric: Fabric) -> bool:
+    """Return whether the run's machines have each their own ``out``.
+
+    Raises: InputError when they have, and there is no remote place where their parts of a state come together.
+    """
+    if recipe.device.nodes == 1:
+        return False
+    group = Group(fabric)
+    mark = out / f".seen-{fabric.broadcast(secrets.token_hex(8))}"
+    if group.rank == 0:
+        mark.touch()
+    fabric.barrier()
+    separate = not group.agree(mark.exists())
+    if group.rank == 0:
+        mark.unlink()
+    if separate and recipe.sync.url is None:
+        raise InputError(
+            f"device.nodes={recipe.device.nodes}: the machines do not see each other's {out}; choose a directory that "
+            "they share, or give sync.url, where their parts of a state come together"
+        )
+    return separate
+
+
+def _remote(recipe: Recipe, out: Path, fabric: Fabric, group: Group) -> Remote | None:
     """Check the remote place, and take the newest state from there when this machine has none."""
     if recipe.sync.url is None:
         return None
     remote = Remote(recipe.sync, f"{recipe.stage}-{recipe.identity}")
-    if fabric.global_rank == 0:
-        remote.check()
-        remote.pull(out / "state")
+    if group.rank == 0:
+        remote.check()  # two at once would take each other's probe away
+    fabric.barrier()
+    if group.keeps_files:
+        remote.pull(out / "state", group.separate)
     fabric.barrier()
     return remote
 
@@ -275,7 +304,7 @@ def _compile(recipe: Recipe, probe: Probe, companions: list[Companion]) -> bool:
     )
 
 
-def _loop_config(recipe: Recipe, out: Path, hold_codes: bool) -> LoopConfig:
+def _loop_config(recipe: Recipe, out: Path, hold_codes: bool, separate: bool) -> LoopConfig:
     return LoopConfig(
         micro_batch=recipe.batch.micro_batch,
         accumulation=recipe.batch.accumulation,
@@ -288,6 +317,7 @@ def _loop_config(recipe: Recipe, out: Path, hold_codes: bool) -> LoopConfig:
         keep_last=recipe.checkpoint.keep_last,
         identity=recipe.identity,
         hold_codes=hold_codes,
+        separate=separate,
         source_names=tuple(recipe.data.sources),
     )
 
