@@ -22,6 +22,7 @@ VERBS = {
     "train": "Train a ternary model by a recipe, with key=value overrides.",
     "sweep": "Search over recipes: many trials, several workers, a model that proposes.",
     "plan": "Show what a recipe would take on GPUs: memory, batch size, hours, money.",
+    "launch": "Start a training run, a sweep's workers or a service on rented machines.",
     "export": "Write a ternary model for an engine of ours or of others, and verify it.",
     "import": "Take a model from another program's file: GGUF, or Hugging Face's BitNet.",
     "inspect": "Show what is in a checkpoint, a packed model or a GGUF file.",
