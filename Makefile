@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cc native/*/*.h) CMakeLists.txt
 
-.PHONY: quickstart test slow clients browser check format bench fuzz sanitize clean
+.PHONY: quickstart test slow clients cloud browser check format bench fuzz sanitize clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.native .venv/.model
@@ -27,6 +27,10 @@ slow: .venv/.native .venv/.model .venv/.judges
 
 clients: .venv/.native .venv-clients/.ready
 	.venv-clients/bin/python -m pytest tests/clients
+
+# What wf launch would send, read by SkyPilot and Modal themselves; no cloud is asked.
+cloud: .venv/.judges .venv-cloud/.ready
+	.venv-cloud/bin/python -m pytest tests/cloud/providers
 
 # The pages in a real browser: a chromium of the system (or CHROMIUM=path), driven by Playwright.
 browser: .venv/.native
@@ -57,7 +61,7 @@ sanitize: .venv/.native
 	PYTHON=$(BIN)/python sh native/tests/run_sanitized.sh thread
 
 clean:
-	rm -rf .venv .venv-clients build
+	rm -rf .venv .venv-clients .venv-cloud build
 
 # Torch first, on its own: everything behind it then keeps this build.
 .venv/.python: pyproject.toml
@@ -86,4 +90,9 @@ clean:
 	.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
 	cp tests/clients/package.json .venv-clients/
 	if command -v npm; then npm install --prefix .venv-clients --no-audit --no-fund --silent; fi
+	touch $@
+
+.venv-cloud/.ready: tests/cloud/providers/requirements.txt
+	$(PYTHON) -m venv .venv-cloud
+	.venv-cloud/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/cloud/providers/requirements.txt
 	touch $@
