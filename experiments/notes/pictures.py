@@ -8,6 +8,7 @@ from typing import Any
 
 from figures import final_loss, read, step_seconds
 
+_SMOOTHED = 8  # steps of a training curve's moving average
 _LABELS = {"xlabel": "steps in all", "ylabel": "held-out loss, nats per token"}
 
 
@@ -51,22 +52,25 @@ def _lengths(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def _schedules(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
-    """Training curves, mean over seeds, and where they end on held-out text."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), width_ratios=(3, 2))
+    """Training curves, mean over seeds, and where they end on held-out text, in the same colours."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=(3, 2))
     order = sorted(runs, key=lambda arm: _mean_and_sd([final_loss(run) for run in runs[arm]])[0])
     colours = dict(zip(order, pyplot.get_cmap("tab10").colors, strict=False))
-    for arm in order:
-        curves = [[x for stage in run["stages"] for x in stage["curve"]["ce"]] for run in runs[arm]]
-        mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
-        staged = len(runs[arm][0]["stages"]) > 1
-        start = 0 if staged else max(len(c) for each in runs.values() for c in [_all(each[0])]) - len(mean)
-        left.plot(range(start, start + len(mean)), mean, color=colours[arm], label=arm, lw=1.2)
-    left.set(xlabel="steps, ending together", ylabel="training cross-entropy, nats per token")
-    left.legend(fontsize=7)
+    longest = max(len(_every_step(each[0])) for each in runs.values())
     for row, arm in enumerate(order):
-        mean, sd = _mean_and_sd([final_loss(run) for run in runs[arm]])
-        right.errorbar(mean, row, xerr=sd, fmt="o", color=colours[arm], capsize=3)
+        mean = [statistics.fmean(values) for values in zip(*map(_every_step, runs[arm]), strict=False)]
+        x = range(longest - len(mean), longest)
+        left.plot(x, _smooth(mean), color=colours[arm], lw=1.4, ls="-" if len(runs[arm][0]["stages"]) > 1 else "--")
+        middle, sd = _mean_and_sd([final_loss(run) for run in runs[arm]])
+        right.errorbar(middle, row, xerr=sd, fmt="o", color=colours[arm], capsize=3)
+        right.plot([final_loss(run) for run in runs[arm]], [row] * len(runs[arm]), "|", color=colours[arm], ms=9)
+    left.set(
+        xlabel=f"steps, ending together; means over {_SMOOTHED}; dashed: no Stage 1.9",
+        ylabel="training cross-entropy at the strength of the step",
+    )
     right.set_yticks(range(len(order)), order, fontsize=8)
+    for label, arm in zip(right.get_yticklabels(), order, strict=True):
+        label.set_color(colours[arm])
     right.invert_yaxis()
     right.set(xlabel=_LABELS["ylabel"])
     for plot in (left, right):
@@ -92,8 +96,12 @@ def _rates(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
     return figure
 
 
-def _all(run: dict[str, Any]) -> list[float]:
+def _every_step(run: dict[str, Any]) -> list[float]:
     return [x for stage in run["stages"] for x in stage["curve"]["ce"]]
+
+
+def _smooth(values: list[float]) -> list[float]:
+    return [statistics.fmean(values[max(end - _SMOOTHED, 0) : end]) for end in range(1, len(values) + 1)]
 
 
 def _mean_and_sd(values: list[float]) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from tables import Arm, Stage
 from texts import HELD_OUT, TRAIN, write_texts
 
 CURVE = {"ce": "next_token/value", "loss": "loss", "lambda": "lambda", "lr": "lr", "grad_norm": "grad_norm"}
+_SEEDS_APART = 1000
 _PRELOADED = ("wrinklefree.train.stage", "wrinklefree.train.compose", "wrinklefree.eval.perplexity", "hydra")
 
 
@@ -64,10 +65,13 @@ class Runner:
         return found
 
     def run(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Run what is missing of an arm and return its result; a stage that diverges ends the arm."""
+        """Run what is missing of an arm and return its result; a stage that diverges ends the arm.
+
+        A later stage has a seed of its own: with the same one it would read the text of the stage before it again.
+        """
         source, stages = self.teacher(), []
-        for stage in arm.stages:
-            result = self._stage(stage, source, seed)
+        for number, stage in enumerate(arm.stages):
+            result = self._stage(stage, source, seed + _SEEDS_APART * number)
             stages.append(result)
             if result["status"] != "COMPLETED":
                 break
@@ -117,11 +121,13 @@ class Runner:
         if code == 2 or not (out / "summary.json").exists():
             raise SystemExit(f"wf train does not take these overrides; see {self.work / log}")
         summary = json.loads((out / "summary.json").read_text())
+        if code and not summary.get("events", {}).get("nonfinite_step"):  # not a result: a full disk, a bug
+            raise SystemExit(f"wf train failed; see {self.work / log}")
         from wrinklefree.artifact.provenance import provenance
 
         result = {
             "key": key, "name": stage.name, "overrides": list(stage.overrides), "status": summary["status"],
-            "starts_from": Path(source).name, "seconds": time.monotonic() - begun,
+            "seed": seed, "starts_from": Path(source).name, "seconds": time.monotonic() - begun,
             "cpu_seconds": None if resumed else _cpu_seconds() - before, "events": summary.get("events", {}),
             "identity": summary.get("identity"), "recipe": (out / "recipe.yaml").read_text().splitlines(),
             "curve": curve(out), "provenance": provenance(), "said": _said(self.work / log),

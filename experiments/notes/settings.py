@@ -55,8 +55,8 @@ SCALES = {
         held_out=256, shapes=("smollm2-135m",), threads=(1,), common=_CPU,
     ),
     "cpu": Scale(
-        model=None, small=Shape(), sequence=128, micro_batch=4, accumulation=1, lengths=(15, 30, 60, 120), stage2=60,
-        longer=(60, 75, 90, 120, 180, 240), warmup=30, muon=(9e-3, 7.2e-3), factor=3, high=(0.02, 0.2), high_steps=40,
+        model=None, small=Shape(), sequence=128, micro_batch=4, accumulation=1, lengths=(30, 60, 120), stage2=60,
+        longer=(60, 90, 120, 180), warmup=30, muon=(9e-3, 7.2e-3), factor=3, high=(0.02, 0.2), high_steps=40,
         masking_steps=20, compile_steps=30, teacher_steps=800, held_out=8192, shapes=("smollm2-135m", "bitnet-2b"),
         threads=(1, 2), common=_CPU,
     ),

@@ -30,8 +30,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     sys.modules.update(kept)
 
 
-def stand_in(work: Path, calls: list[list[str]], fails: str = "") -> Any:
-    """What `Runner.wf` does, without a process: a finished run whose loss counts the commands before it."""
+def stand_in(work: Path, calls: list[list[str]], fails: str = "", events: dict[str, int] | None = None) -> Any:
+    """What `Runner.wf` does, without a process: a finished run, or one that ``fails`` at this override."""
 
     def wf(self: Any, log: str, *words: str) -> int:
         calls.append(list(words))
@@ -44,7 +44,8 @@ def stand_in(work: Path, calls: list[list[str]], fails: str = "") -> Any:
             return 0
         out.mkdir(parents=True)
         failed = bool(fails) and fails in words
-        (out / "summary.json").write_text(json.dumps({"status": "FAILED" if failed else "COMPLETED"}))
+        status = {"status": "FAILED" if failed else "COMPLETED", "events": events or {}}
+        (out / "summary.json").write_text(json.dumps(status))
         (out / "recipe.yaml").write_text("seed: 0\n")
         rows = [{"step": n, "next_token/value": 5.0 - n, "seconds": 2.0 * n, "grad_norm": None} for n in (1, 2)]
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -92,6 +93,7 @@ def test_arms_share_what_begins_alike_and_nothing_is_run_twice(
     first = runner.run(by_name["200+200"], 0)
     assert [call[0] for call in calls] == ["train", "eval", "train", "eval"]
     assert f"model={tmp_path / 'stages' / first['stages'][0]['key']}" in calls[2]  # handed over
+    assert "seed=0" in calls[0] and "seed=1000" in calls[2]  # and not the text that Stage 1.9 has just read
     shipped = runner.run(by_name["lambda in stage 2 only"], 0)  # another table's name for the same
     assert shipped["stages"] == first["stages"] and len(calls) == 4
     neither = runner.run(by_name["neither"], 0)  # begins alike, goes on otherwise
@@ -104,18 +106,25 @@ def test_arms_share_what_begins_alike_and_nothing_is_run_twice(
     assert stage["provenance"]["machine"]["cores"] and stage["recipe"] == ["seed: 0"]
 
 
-def test_a_stage_that_diverges_ends_its_arm_and_is_kept(
+def test_a_stage_that_diverges_ends_its_arm_and_is_kept_and_another_failure_is_no_result(
     notes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[list[str]] = []
-    (tmp_path / "text").mkdir()
-    monkeypatch.setattr(notes["runner"].Runner, "wf", stand_in(tmp_path, calls, fails="training=stage1_9_layerwise"))
-    scale = notes["settings"].SCALES["gpu"]
+    scale, runner, calls = notes["settings"].SCALES["gpu"], notes["runner"], []
     arm = notes["tables"].stage1_9_length(scale)[0]
-    result = notes["runner"].Runner(tmp_path, scale).run(arm, 0)
-    assert [stage["status"] for stage in result["stages"]] == ["FAILED"] and len(calls) == 1
-    assert notes["runner"].Runner(tmp_path, scale).run(arm, 0) == result and len(calls) == 1
-    assert math.isnan(notes["figures"].final_loss(result))
+    for name, events in (("diverged", {"nonfinite_step": 5}), ("full", {"training_failed": 1})):
+        work = tmp_path / name
+        (work / "text").mkdir(parents=True)
+        monkeypatch.setattr(runner.Runner, "wf", stand_in(work, calls, "training=stage1_9_layerwise", events))
+        calls.clear()
+        if name == "full":
+            with pytest.raises(SystemExit, match="failed"):
+                runner.Runner(work, scale).run(arm, 0)
+            assert not list(work.rglob("result.json"))
+            continue
+        result = runner.Runner(work, scale).run(arm, 0)
+        assert [stage["status"] for stage in result["stages"]] == ["FAILED"] and len(calls) == 1
+        assert runner.Runner(work, scale).run(arm, 0) == result and len(calls) == 1
+        assert math.isnan(notes["figures"].final_loss(result))
 
 
 def test_statistics_of_the_report(notes: dict[str, ModuleType]) -> None:
