@@ -1,6 +1,6 @@
 """The tables of this directory, run: one JSON file for each arm and seed.
 
-python run.py WORK --table NAME|all [--scale cpu|gpu|smoke] [--seeds 0,1,2] [--results DIR]
+python run.py WORK --table NAME|all [--scale cpu|gpu|smoke] [--seeds 0,1,2] [--arms "A;B"] [--results DIR]
 
 What is finished is not run again: the same command goes on after an interruption, and another table takes over the
 stages that it shares. ``WORK`` holds checkpoints and logs; ``DIR`` (default: results/SCALE here) the results.
@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE))
 
 from runner import Runner  # noqa: E402
 from settings import SCALES  # noqa: E402
-from tables import TABLES  # noqa: E402
+from tables import TABLES, Arm  # noqa: E402
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     tables = list(TABLES) if arguments.table == "all" else arguments.table.split(",")
     for seed in map(int, arguments.seeds.split(",")):
         for table in tables:
-            for arm in TABLES[table](scale):
+            for arm in _asked(TABLES[table](scale), arguments.arms):
                 path = results / table / f"{_file(arm.name)}-seed{seed}.json"
                 if path.exists():
                     continue
@@ -39,6 +39,11 @@ def main() -> None:
                 result = {"table": table, "scale": arguments.scale, **runner.run(arm, seed)}
                 _save(path, result)
                 print(f"{table}, {arm.name}, seed {seed}: {_line(result)}", flush=True)
+
+
+def _asked(arms: list[Arm], names: str | None) -> list[Arm]:
+    kept = [arm for arm in arms if names is None or arm.name in names.split(";")]
+    return kept or sys.exit(f"--arms {names}: found none of them, allowed are {'; '.join(arm.name for arm in arms)}")
 
 
 def _line(result: dict) -> str:
@@ -63,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", default="all", help=f"one or more of {', '.join(TABLES)}, with commas; or all")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--arms", help="only these of a table, with semicolons between them")
     parser.add_argument("--results", type=Path)
     return parser.parse_args()
 
