@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wrinklefree.cli.eval_tasks import TaskWords, task_measure
 from wrinklefree.cli.output import Output, progress
 from wrinklefree.errors import InputError, unknown_name
 
@@ -38,10 +39,27 @@ def run(
             help=f"text to score: a file, a directory, or {PYTHON_DOCS} (offline; the default where nothing is asked)",
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="tasks of lm-evaluation-harness, sets such as avg-5, or FILE.yaml of yours"),
+    ] = None,
+    summaries: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="articles to sum up, with summaries to compare with")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="of --tasks: examples before each question")] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="of --tasks: questions as messages of a conversation")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="of --chat-template: the system message")] = None,
+    allow_task_code: Annotated[
+        bool, typer.Option("--allow-task-code", help="of --tasks: run Python that a task brings or a model wrote")
+    ] = False,
     teacher: Annotated[str | None, typer.Option(help="a second model with the same tokenizer to compare with")] = None,
     window: Annotated[int, typer.Option(help="tokens of a window")] = 512,
     stride: Annotated[int | None, typer.Option(help="tokens between windows; default: the window")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="score about so many tokens, spread over the text")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="about so many tokens of the text; documents of each task")
+    ] = None,
     likelihood: Annotated[
         str, typer.Option(help="ar (each token from those before it) or block (a diffusion model's bound, by masks)")
     ] = "ar",
@@ -57,18 +75,30 @@ def run(
         raise InputError(f"--markdown {markdown}: the directory {markdown.parent} does not exist")
     if likelihood not in LIKELIHOODS:
         raise unknown_name("--likelihood", likelihood, LIKELIHOODS)
-    measures: list[Measure] = []
-    text = perplexity or PYTHON_DOCS
-    if likelihood == "block":
-        if teacher is not None or stride is not None:
-            raise InputError("--likelihood block: --teacher and --stride go with --likelihood ar; leave them out")
-        measures.append(_by_masks(text, window, limit, samples, seed))
-    else:
-        measures.append(_text(text, window, stride, limit, teacher, threads, output))
-    settings = {
-        "perplexity": text, "teacher": teacher, "window": window, "stride": stride, "limit": limit,
-        "likelihood": likelihood, "samples": samples, "seed": seed, "threads": threads,
-    }  # fmt: skip
+    asked = TaskWords(tasks, summaries, limit, shots, chat_template, system, allow_task_code)
+    measures: list[Measure] = [task_measure(asked)] if asked.asked else []
+    settings: dict[str, Any] = {**asked.settings(), "threads": threads}
+    if perplexity is not None or teacher is not None or likelihood == "block" or not measures:
+        text = perplexity or PYTHON_DOCS
+        if measures and limit is not None:
+            raise InputError("--limit: counts tokens of a text and documents of tasks; run the two one after the other")
+        settings |= {"perplexity": text, "teacher": teacher, "window": window, "stride": stride, "limit": limit}
+        settings |= {"likelihood": likelihood, "samples": samples, "seed": seed}
+        if likelihood == "block":
+            measures.append(_by_masks(text, window, limit, samples, seed, alone=teacher is None and stride is None))
+        else:
+            measures.append(_text(text, window, stride, limit, teacher, threads, output))
+    _measure(model, threads, measures, settings, output, markdown)
+
+
+def _measure(
+    model: str,
+    threads: int | None,
+    measures: list[Measure],
+    settings: dict[str, Any],
+    output: Output,
+    markdown: Path | None,
+) -> None:
     from wrinklefree.eval.opening import open_scorer
     from wrinklefree.eval.result import Result
     from wrinklefree.eval.result import markdown as document_text
@@ -116,7 +146,9 @@ def _text(
     return measure
 
 
-def _by_masks(text: str, window: int, limit: int | None, samples: int, seed: int) -> Measure:
+def _by_masks(text: str, window: int, limit: int | None, samples: int, seed: int, alone: bool) -> Measure:
+    if not alone:
+        raise InputError("--likelihood block: --teacher and --stride go with --likelihood ar; leave them out")
     from wrinklefree.eval.likelihood import score_by_masks
     from wrinklefree.eval.perplexity import TextOptions
     from wrinklefree.eval.text import evaluation_documents

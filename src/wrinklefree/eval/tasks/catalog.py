@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.errors import InputError, unknown_name
+from wrinklefree.errors import InputError, MissingDependencyError, unknown_name
 from wrinklefree.eval.tasks import hub
 from wrinklefree.eval.tasks.own import OWN
 from wrinklefree.eval.tasks.presets import FOLDERS, PRESETS
+from wrinklefree.eval.tasks.summaries import summaries as summaries_of
 
 _SUFFIXES = (".yaml", ".yml")
 _CODE = re.compile(r"!function|^\s*class\s*:", re.MULTILINE)
@@ -39,18 +40,21 @@ class Loaded:
         return list(found["tasks"])
 
 
-def load_tasks(words: Sequence[str], allow_code: bool = False) -> Loaded:
+def load_tasks(words: Sequence[str], allow_code: bool = False, summaries: Path | None = None) -> Loaded:
     """Return the tasks that words name, their data loaded.
 
+    ``summaries``: a JSONL file with articles and their summaries, one task more (see `eval.tasks.summaries`).
     ``allow_code``: whether Python files that come with a task of the user's may run.
 
     Raises: InputError for an unknown name, a file that is no task, or data that are not on this machine and cannot be
     had; all that lack data are named at once, and none is loaded before.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its remarks on its own defaults
-    if not words:
+    if not words and summaries is None:
         raise InputError("--tasks: found no task; name some, or a preset such as avg-5")
     plans = {word: _plan(word, allow_code) for word in dict.fromkeys(words)}
+    if summaries is not None:
+        plans[str(summaries)] = [summaries_of(summaries)]
     manager = _manager({name for plan in plans.values() for name in plan if isinstance(name, str)})
     wanted = {data for plan in plans.values() for spec in plan for data in _needed(manager, spec)}
     alone = hub.check(sorted(wanted, key=str))
@@ -61,11 +65,6 @@ def load_tasks(words: Sequence[str], allow_code: bool = False) -> Loaded:
             if word in PRESETS:
                 loaded.presets[word] = names
     return loaded
-
-
-def names_of_tasks() -> dict[str, str]:
-    """Return all names that the harness has: tasks, groups and tags, and the folder of each."""
-    return {name: folders[0] for name, folders in _names().items()}
 
 
 def _plan(word: str, allow_code: bool) -> list[str | dict[str, Any]]:
@@ -151,19 +150,25 @@ def _manager(names: Iterable[str]) -> Any:
     """Return the harness's manager over the folders that hold the names, and those that their groups name."""
     from lm_eval.tasks import TaskManager
 
-    folders = {FOLDERS.get(name) or _folder(name) for name in names}
+    folders = {folder for name in names for folder in ([FOLDERS[name]] if name in FOLDERS else _names()[name])}
     while True:
         manager = TaskManager(include_defaults=False, include_path=[str(_root() / each) for each in sorted(folders)])
         lacking = {name for entry in manager.task_index.values() for name in _members(entry.cfg)}
         lacking = {name for name in lacking if manager._entry(name) is None and name in _names()}
         more = {folder for name in lacking for folder in _names()[name]} - folders
         if not more:
-            return manager
+            return _with_whole_tags(manager)
         folders |= more
 
 
-def _folder(name: str) -> str:
-    return _names()[name][0]
+def _with_whole_tags(manager: Any) -> Any:
+    """Give tags all their tasks: of several folders the harness keeps the last one's."""
+    index = manager.task_index
+    for name, entry in index.items():
+        for tag in entry.tags if entry.cfg is not None else ():
+            if tag in index and index[tag].cfg is None:
+                index[tag].tags.add(name)
+    return manager
 
 
 def _members(config: Mapping[str, Any] | None) -> Iterator[str]:
@@ -220,7 +225,7 @@ def _needed(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[hub.Needed]
 def _load(manager: Any, word: str, spec: str | dict[str, Any]) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = manager.load([spec])
-    except InputError:
+    except (InputError, MissingDependencyError):
         raise
     except Exception as error:  # a task's own mistakes show in a dozen types; none of them is ours
         raise _refused(word if isinstance(spec, dict) else spec, error) from error

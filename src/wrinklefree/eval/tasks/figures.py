@@ -16,7 +16,7 @@ SHARES = ("acc_norm", "acc", "exact_match", "exact")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A metric's value; ``standard_error`` is None where it cannot be told (a single document)."""
 
     value: float
@@ -27,7 +27,7 @@ class Figure:
         return asdict(self)
 
 
-def figure(items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float], higher_is_better: bool) -> Figure:
+def estimate(items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float], higher_is_better: bool) -> Estimate:
     """Return the aggregate of a metric's items, one for each document.
 
     The standard error of a mean is the sample's; of all else it is the spread of the aggregate over `RESAMPLES` draws
@@ -35,12 +35,12 @@ def figure(items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float], hi
     """
     value = float(aggregate(items))
     if len(items) < 2:
-        return Figure(value, None, higher_is_better)
+        return Estimate(value, None, higher_is_better)
     if _is_mean(items, value):
         spread = float(np.std(np.asarray(items, np.float64), ddof=1) / math.sqrt(len(items)))
     else:
         spread = _resampled(items, aggregate)
-    return Figure(value, spread if math.isfinite(spread) else None, higher_is_better)
+    return Estimate(value, spread if math.isfinite(spread) else None, higher_is_better)
 
 
 def _is_mean(items: Sequence[Any], value: float) -> bool:
@@ -56,12 +56,12 @@ def _resampled(items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]
     return float(np.std([aggregate([items[i] for i in row]) for row in draws], ddof=1))
 
 
-def primary(metrics: Mapping[str, Figure]) -> str:
+def primary(metrics: Mapping[str, Estimate]) -> str:
     """Return the metric that averages take: acc_norm where a task has it, then acc, then a task's first."""
     return next((name for name in SHARES if name in metrics), next(iter(metrics)))
 
 
-def mean(figures: Sequence[Figure], weights: Sequence[float] | None = None) -> Figure:
+def mean(figures: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
     """Return the (weighted) mean of tasks' figures; tasks are independent, so their errors add in squares."""
     shares = np.asarray(weights if weights is not None else [1.0] * len(figures), np.float64)
     shares = shares / shares.sum()
@@ -70,4 +70,4 @@ def mean(figures: Sequence[Figure], weights: Sequence[float] | None = None) -> F
     if all(error is not None for error in errors):
         spread = float(np.sqrt(sum((share * (error or 0.0)) ** 2 for share, error in zip(shares, errors, strict=True))))
     value = float(sum(share * each.value for share, each in zip(shares, figures, strict=True)))
-    return Figure(value, spread, all(each.higher_is_better for each in figures))
+    return Estimate(value, spread, all(each.higher_is_better for each in figures))

@@ -95,9 +95,33 @@ def _topics() -> list[dict[str, Any]]:
     return [{"id": document.id, "text": document.text} for document in evaluation_documents(PYTHON_DOCS)]
 
 
+def movie_reviews() -> dict[str, Any]:
+    """Return the task of telling whether a sentence on a film is positive, on the package's 1,000 test sentences.
+
+    Source: the question is the one of lm-evaluation-harness's task sst2 (0.4.13), whose sentences are of this kind.
+    """
+    return _task(
+        "movie_reviews",
+        _sentences,
+        output_type="multiple_choice",
+        doc_to_text="{{text}}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+        doc_to_choice=["negative", "positive"],
+        doc_to_target="label",
+        metric_list=[{"metric": "acc", **_MEAN}],
+    )
+
+
+def _sentences() -> list[dict[str, Any]]:
+    from wrinklefree.data.movie_reviews import NAMES
+    from wrinklefree.data.movie_reviews import movie_reviews as records
+
+    return [{"text": each["text"], "label": NAMES.index(each["label"])} for each in records("test")]
+
+
 OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "cnn_dailymail": cnn_dailymail,
     "exact_answers": exact_answers,
     "exact_choice": exact_choice,
+    "movie_reviews": movie_reviews,
     "python_docs": python_docs,
 }

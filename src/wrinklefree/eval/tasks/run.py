@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wrinklefree.errors import InputError
+from wrinklefree.eval.result import Figure, value_text
 from wrinklefree.eval.scorer import Scorer
 from wrinklefree.eval.tasks.catalog import Loaded
-from wrinklefree.eval.tasks.figures import RESAMPLES, SHARES, Figure, figure, mean, primary
+from wrinklefree.eval.tasks.figures import RESAMPLES, SHARES, Estimate, estimate, mean, primary
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TaskResult:
     documents: int
     of: int
     output: str
-    metrics: dict[str, Figure]
+    metrics: dict[str, Estimate]
     texts: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -72,17 +73,63 @@ class TaskReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a JSON file."""
+        """Return the key that tasks add to a result's document, see `eval.result.Part`."""
         import lm_eval
 
         settings = {"harness": f"lm_eval {lm_eval.__version__}", "resamples": RESAMPLES, **asdict(self.options)}
-        return {
+        tasks = {
             "settings": settings,
             "results": {name: result.to_json() for name, result in self.results.items()},
             "averages": self.averages,
             "counts": self.counts,
             "seconds": round(self.seconds, 3),
         }
+        return {"tasks": tasks}
+
+    def figures(self) -> list[Figure]:
+        """Return every metric of every task, and the averages of presets and groups."""
+        found = [
+            Figure(f"{name}: {metric}", each.value, each.standard_error, each.higher_is_better, self._settings(result))
+            for name, result in self.results.items()
+            for metric, each in result.metrics.items()
+        ]
+        for name, average in self.averages.items():
+            own = [self.results[task] for task in average["tasks"]]
+            settings = {"tasks": [f"{each.task} {each.shots}-shot {each.documents} of {each.of}" for each in own]}
+            settings |= self._asked()
+            found += [
+                Figure(f"{name}: {kind}", each["value"], each["standard_error"], each["higher_is_better"], settings)
+                for kind, each in average["means"].items()
+            ]
+        return found
+
+    def lines(self) -> list[str]:
+        """Return the figures in words, for the terminal."""
+        found = []
+        for result in self.results.values():
+            metrics = (f"{name} {value_text(each.value, each.standard_error)}" for name, each in result.metrics.items())
+            found.append(
+                f"{result.task}: {', '.join(metrics)} ({result.documents} of {result.of} documents, "
+                f"{result.shots} examples)"
+            )
+        for name, average in self.averages.items():
+            means = (f"{kind} {value_text(e['value'], e['standard_error'])}" for kind, e in average["means"].items())
+            found.append(f"{name}: {', '.join(means)}")
+        if cut := self.counts["contexts_cut"]:
+            found.append(
+                f"{cut} of {self.counts['requests']} requests were too long; their contexts were cut on the left"
+            )
+        return found
+
+    def _settings(self, result: TaskResult) -> dict[str, Any]:
+        same = {"data": result.data, "version": result.version, "shots": result.shots}
+        return {**same, "documents": f"{result.documents} of {result.of}", **self._asked()}
+
+    def _asked(self) -> dict[str, Any]:
+        options = self.options
+        if not options.chat:
+            return {"chat": None}
+        return {"chat": f"template, {'turns' if options.turns else 'one turn'}", "system": options.system}
 
 
 def run_tasks(
@@ -153,7 +200,7 @@ def _result(task: Any, out: Mapping[str, Any], name: str) -> TaskResult:
     )
 
 
-def _metrics(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+def _metrics(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """Return the figures by metric; where answers are read in several ways, by metric and way."""
     ways = list(dict.fromkeys(sample["filter"] for sample in samples))
     found = {}
@@ -163,7 +210,7 @@ def _metrics(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Figur
             items = [sample[metric] for sample in own if metric in sample]
             aggregate = task.aggregation().get(metric, lambda values: sum(values) / len(values))
             better = bool(task.higher_is_better().get(metric, True))
-            found[metric if len(ways) == 1 else f"{metric} ({way})"] = figure(items, aggregate, better)
+            found[metric if len(ways) == 1 else f"{metric} ({way})"] = estimate(items, aggregate, better)
     return found
 
 
@@ -183,28 +230,25 @@ def _text(found: Any) -> str:
 
 
 def _average(results: Sequence[TaskResult]) -> dict[str, Any]:
-    """Return a preset's plain mean, of each task's primary metric and, where all have it, of plain accuracy."""
+    """Return a preset's plain means: of each task's primary metric and, where all have it, of plain accuracy."""
     metrics = {result.task: result.primary for result in results}
-    found: dict[str, Any] = {
-        "metrics": metrics,
-        "mean": mean([result.metrics[metrics[result.task]] for result in results]).to_json(),
-    }
+    means = {"mean": mean([result.metrics[metrics[result.task]] for result in results]).to_json()}
     if all("acc" in result.metrics for result in results):
-        found["mean_acc"] = mean([result.metrics["acc"] for result in results]).to_json()
-    return found
+        means["mean of acc"] = mean([result.metrics["acc"] for result in results]).to_json()
+    return {"tasks": list(metrics), "metrics": metrics, "means": means}
 
 
 def _group(group: Any, results: Mapping[str, TaskResult]) -> dict[str, Any] | None:
     """Return the means that one of the harness's groups asks for, each over the tasks that have the metric."""
     own = [results[task.task_name] for task in group.get_all_tasks()]
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for wanted in (group.aggregate_metric_list or []) if group.has_aggregation else []:
         names = dict.fromkeys(name for result in own for name in result.metrics if _is(name, wanted.metric))
         for name in names if str(wanted.aggregation) == "mean" else ():
             having = [result for result in own if name in result.metrics]
             weights = [float(result.documents) for result in having] if wanted.weight_by_size else None
-            found[name] = mean([result.metrics[name] for result in having], weights).to_json()
-    return {"metrics": found, "tasks": [result.task for result in own]} if found else None
+            means[name] = mean([result.metrics[name] for result in having], weights).to_json()
+    return {"tasks": [result.task for result in own], "means": means} if means else None
 
 
 def _is(name: str, metric: str) -> bool:
