@@ -126,7 +126,12 @@ def _notes(columns: Sequence[Column]) -> list[str]:
             ways = f"{name} was measured in {len(many)} ways that do not compare"
             found.append(f"{ways}; they differ in {', '.join(apart) or 'which way is better'}.")
     found += [f"{column.title}: {settings_text(column.settings)}" for column in columns if column.settings]
-    return [*found, "Behind ± stands one standard error; between asterisks the best of a column, ↑ more is better."]
+    return [
+        *found,
+        "Behind ± stands one standard error, as for a new text or new questions. Two results of one column saw the "
+        "same ones, so their difference is known better than that.",
+        "Between asterisks stands the best of a column; ↑ more is better, ↓ less.",
+    ]
 
 
 def _column(name: str, number: int, ways: Sequence[str], rows: Sequence[Row]) -> Column:

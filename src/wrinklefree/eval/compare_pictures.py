@@ -52,6 +52,7 @@ def _panels(comparison: Comparison, columns: list[Column], file: Path, panel: An
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)
+    figure.supxlabel("error bars: one standard error up and down", fontsize=8, color="#555")
     figure.tight_layout()
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
@@ -65,24 +66,29 @@ def _bars(axis: Any, comparison: Comparison, column: Column) -> None:
             continue
         colour = _COLOURS[number % len(_COLOURS)]
         axis.barh(number, found.value, xerr=found.error, color=colour, height=0.7, error_kw={"capsize": 3, "lw": 1})
+        axis.annotate(f"{found.value:,.4g}", (0, number), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                      bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
     axis.set_yticks(range(len(comparison.rows)), [_short(row.name) for row in comparison.rows])
     axis.set_ylim(len(comparison.rows) - 0.5, -0.5)  # in the table's order
 
 
 def _points(axis: Any, comparison: Comparison, column: Column) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for number, (row, found) in enumerate(zip(comparison.rows, column.values, strict=True)):
         if found is None or not row.bytes:
             continue
         size, colour = row.bytes / 1e6, _COLOURS[number % len(_COLOURS)]
         axis.errorbar(size, found.value, yerr=found.error, fmt="o", color=colour, capsize=3)
-        axis.annotate(_short(row.name), (size, found.value), (6, 4), textcoords="offset points", fontsize=8)
+        place = (7, 6) if number % 2 else (7, -12)  # neighbours are often alike in both
+        axis.annotate(_short(row.name), (size, found.value), place, textcoords="offset points", fontsize=8,
+                      bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8})  # fmt: skip
     axis.set_xscale("log")
     axis.margins(0.25, 0.15)
     axis.set_xlabel("MB of weights (logarithmic)", fontsize=8)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _short(name: str) -> str:
