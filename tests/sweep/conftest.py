@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own, where the Debian package is installed."""
+"""A PostgreSQL server of the test's own, where the Debian package is installed; toys of tests/train."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
 
 
 @pytest.fixture(scope="session")

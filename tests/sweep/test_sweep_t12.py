@@ -17,8 +17,6 @@ import pytest
 pytest.importorskip("sqlalchemy", reason="not checked: a sweep of real training (the extra [sweep] is missing)")
 pytest.importorskip("lightning", reason="not checked: a sweep of real training (the extra [train] is missing)")
 
-from recipe_toys import write_toy
-
 from wrinklefree.sweep.process import wf_command
 from wrinklefree.sweep.space_file import find_space
 
@@ -43,6 +41,8 @@ def _sha256(path: Path) -> str:
 
 
 def test_t12_stage_1_9_is_handed_to_stage_2_and_a_trial_that_raises_does_not_end_the_study(tmp_path: Path) -> None:
+    from recipe_toys import write_toy  # brings torch
+
     toy = write_toy(tmp_path / "toy")
     text = find_space("stage19_then_2").read_text()
     rates = {"stage1_9_lr": 0.002, "stage2_lr": 0.004}
