@@ -58,9 +58,16 @@ def convert_model(
     accept_row_positions(model)
     if subln == "identity":
         assert sequences is not None
-        fit_identity(norms, lambda: [model(sequence[None]) for sequence in sequences])
+        fit_identity(norms, lambda: _run_backbone(model, sequences))
     shared.value = strength
     return shared
+
+
+def _run_backbone(model: nn.Module, sequences: Tensor | Sequence[Tensor]) -> None:
+    """Send each sequence through the layers and keep nothing: logits of all of them would be gigabytes."""
+    backbone = model.get_submodule("model")
+    for sequence in sequences:
+        backbone(sequence[None], use_cache=False)
 
 
 def check_convertible(model: nn.Module, subln: str) -> tuple[Family, float]:
