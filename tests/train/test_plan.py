@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_toys import arguments, write_toy
 from train_toys import toy_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -20,7 +21,8 @@ from wrinklefree.models.forward import forward
 from wrinklefree.optim.build import OPTIMIZERS, OptimizerConfig, build_optimizer
 from wrinklefree.optim.muon import state_tensors
 from wrinklefree.quant.ternary import TernarySpec
-from wrinklefree.train.footprint import Shape, activation_bytes, memory_bytes, optimizer_bytes
+from wrinklefree.train.compose import compose
+from wrinklefree.train.footprint import activation_bytes, memory_bytes, optimizer_bytes, teacher_bytes
 from wrinklefree.train.gpus import GPUS, gpu_named
 from wrinklefree.train.plan import plan
 from wrinklefree.train.recipe import (
@@ -31,6 +33,9 @@ from wrinklefree.train.recipe import (
     ModelRecipe,
     Recipe,
 )
+from wrinklefree.train.shape import Shape
+from wrinklefree.train.stage import train
+from wrinklefree.train.storage import disk_bytes
 
 ROWS, LENGTH = 2, 64
 
@@ -171,3 +176,87 @@ def test_every_gpu_is_declared_once_with_sane_figures() -> None:
     for name, gpu in GPUS.items():
         assert name == gpu.name and 10 < gpu.memory_gib < 288 and gpu.bf16_tflops > gpu.fp32_tflops > 1
         assert (gpu.dollars_per_hour is None) == (gpu.seller is None)
+
+
+# What a published notebook reports to have run: SmolLM2-135M and Qwen3-4B (its shape), float32 weights computed in
+# bfloat16 for the small one, bfloat16 for the large one. It is not said how its memory was measured.
+SMOLLM2 = Shape(hidden=576, width=1536, layers=30, heads=9, keys=3, head=64, vocabulary=49152, tied=True)
+QWEN3_4B = Shape(
+    hidden=2560, width=9728, layers=36, heads=32, keys=8, head=128, vocabulary=151936, tied=True, qk_norm=True
+)
+
+
+def reported(training: str, micro_batch: int, accumulation: int, *more: str) -> Recipe:
+    return compose([
+        f"training={training}", f"batch.micro_batch={micro_batch}", f"batch.accumulation={accumulation}",
+        "data.sequence_length=512", *more,
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("training", "gpu", "micro_batch", "accumulation"),
+    [
+        ("stage1_9_layerwise", "A100-80GB", 8, 8), ("stage1_9_layerwise", "H100", 8, 8),
+        ("stage1_9_layerwise", "A100-40GB", 2, 32), ("stage1_9_layerwise", "RTX4090", 1, 64),
+        ("stage2_pretrain", "A100-80GB", 16, 4), ("stage2_pretrain", "A100-40GB", 4, 16),
+        ("stage2_pretrain", "RTX4090", 2, 32), ("stage2_pretrain", "A40", 32, 1),
+    ],
+)  # fmt: skip
+def test_the_batch_sizes_that_were_reported_to_run_fit_in_the_plan(
+    training: str, gpu: str, micro_batch: int, accumulation: int
+) -> None:
+    recipe = reported(training, micro_batch, accumulation, "device.precision=bf16-mixed")
+    needed = sum(memory_bytes(recipe, SMOLLM2, gpu=True).values()) / 2**30
+    assert needed < GPUS[gpu].memory_gib
+
+
+def test_a_4b_student_with_its_teacher_needs_the_80_gb_that_were_reported() -> None:
+    """Reported: about 60 GB at 8 sequences of 512: teacher 8, student 8, 8-bit Adam's state 4, activations about 40."""
+    words = ("stage1_9_layerwise", 8, 8, "optimizer=adamw_8bit", "model.dtype=bfloat16")
+    recipe = reported(*words)  # type: ignore[arg-type]
+    parts = {name: size / 1e9 for name, size in memory_bytes(recipe, QWEN3_4B, gpu=True).items()}
+    assert parts["teacher"] == pytest.approx(8, rel=0.05) and parts["weights"] == pytest.approx(8, rel=0.05)
+    # Two bytes a parameter here; the notes' 4 is one byte each.
+    assert parts["optimizer"] == pytest.approx(8, rel=0.1)
+    # More than the 60, because every hidden state and both tables' gradients are counted; with layers computed again
+    # it is less, so the reported run lies between.
+    again = reported(*words, "device.gradient_checkpointing=true")  # type: ignore[arg-type]
+    least = sum(memory_bytes(again, QWEN3_4B, gpu=True).values()) / 1e9
+    assert least < 60 < sum(parts.values()) < 110
+
+
+def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
+    toy = write_toy(tmp_path)
+    recipe = compose([*arguments(toy, "stage2_pretrain"), "checkpoint.keep_last=2", "checkpoint.save_every=1"])
+    train(recipe, out=tmp_path / "run")
+    expected = disk_bytes(recipe, Shape.of(json.loads((toy / "model" / "config.json").read_text())))
+    assert (tmp_path / "run" / "model.safetensors").stat().st_size == pytest.approx(expected["checkpoint"], rel=0.05)
+    # Between two steps there are ``keep_last``; while one is written, one more.
+    left = sum(path.stat().st_size for path in (tmp_path / "run" / "state").glob("*/tensors.safetensors"))
+    assert left == pytest.approx(expected["states"] * 2 / 3, rel=0.05)
+
+
+def test_a_teacher_of_another_size_and_in_fewer_bits() -> None:
+    taught = compose(["training=quick_distill"])
+    own, large = (sum(memory_bytes(taught, SMOLLM2, teacher=shape).values()) for shape in (None, QWEN3_4B))
+    assert large - own == pytest.approx(4 * (QWEN3_4B.parameters - SMOLLM2.parameters), rel=0.06)
+    reduced = compose(["training=quick_distill", "teacher.weights=nf4"])
+    matrices = QWEN3_4B.layers * QWEN3_4B.layer_weights
+    tables = 4 * (QWEN3_4B.parameters - matrices)
+    assert teacher_bytes(reduced, QWEN3_4B) == pytest.approx(matrices * 0.53125 + tables)
+    # It is loaded in full before.
+    assert sum(memory_bytes(reduced, SMOLLM2, teacher=QWEN3_4B).values()) > 4 * QWEN3_4B.parameters
+
+
+def test_a_cap_on_dollars_buys_tokens(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "training=stage2_pretrain", f"model={saved}", "--gpu", "H100", "--gpu", "A40"]
+    assert main([*words, "--dollars", "10", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    priced, unpriced = found["gpus"]
+    assert found["dollars_cap"] == 10 and unpriced["tokens_for_cap"] is None
+    assert priced["tokens_for_cap"] == pytest.approx(priced["tokens_per_second"] * 10 / 3.95 * 3600)
+    assert found["disk_bytes"]["states"] > found["disk_bytes"]["checkpoint"] and found["host_bytes"]["loading"] > 0
+    assert main([*words, "--dollars", "1e9"]) == 0
+    assert "Within $1,000,000,000: H100." in capsys.readouterr().out
+    assert main([*words, "--dollars", "0.0001"]) == 0
+    assert "No GPU with a price finishes within" in capsys.readouterr().out

@@ -22,6 +22,7 @@ def run(
     ] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="a GPU, or several; default: all that are known")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="dollars an hour for one GPU, instead of ours")] = None,
+    dollars: Annotated[float | None, typer.Option(min=0, help="a cap: what it pays for on each GPU")] = None,
     utilisation: Annotated[float, typer.Option(help="share of a GPU's peak that training reaches; assumed")] = 0.3,
     json: Annotated[Path | None, typer.Option(help="write the plan as JSON (- is standard output)")] = None,
 ) -> None:
@@ -35,13 +36,19 @@ def run(
 
     gpus = [gpu_named(name) for name in gpu] if gpu else list(GPUS.values())
     if price is not None:
-        gpus = [replace(each, dollars_per_hour=price) for each in gpus]
-    found = planning.plan(compose(overrides), gpus, utilisation)
+        gpus = [replace(each, dollars_per_hour=price, seller="yours") for each in gpus]
+    found = planning.plan(compose(overrides), gpus, utilisation, dollars)
     for line in found.run.lines():
         output.line(line)
     output.line(f"operations      {found.flops_per_token / 1e9:.3g} GFLOP for a token")
-    columns = ("GPU", "micro-batch x accumulation", "memory of GiB", "tokens/s", "hours", "$ an hour", "$")
-    output.table("on GPUs", columns, [_row(each) for each in found.gpus])
+    output.line(f"disk (GiB)      {_sum(found.disk)}")
+    output.line(f"host (GiB)      {_sum(found.host)}, on a machine with GPUs, besides the texts of the data")
+    columns = ["GPU", "micro-batch x accumulation", "memory of GiB", "tokens/s", "hours", "$ an hour", "$"]
+    if dollars is not None:
+        columns.append(f"tokens for ${dollars:,.0f}")
+    output.table("on GPUs", columns, [_row(each, dollars) for each in found.gpus])
+    if dollars is not None:
+        output.line(_within(found.gpus, dollars))
     output.line(
         f"Speeds assume {utilisation:.0%} of a GPU's peak. Prices: {'yours' if price is not None else PRICES_AS_OF}."
     )
@@ -53,18 +60,21 @@ def run(
             "steps": found.run.steps,
             "total_tokens": found.run.total_tokens,
             "memory_bytes_on_cpu": found.memory,
+            "disk_bytes": found.disk,
+            "host_bytes": found.host,
             "flops_per_token": found.flops_per_token,
             "utilisation": utilisation,
             "prices": "given" if price is not None else PRICES_AS_OF,
+            "dollars_cap": dollars,
             "gpus": [asdict(each) for each in found.gpus],
         }
     )
 
 
-def _row(plan: GpuPlan) -> tuple[str, ...]:
+def _row(plan: GpuPlan, cap: float | None) -> tuple[str, ...]:
     fits = f"{plan.micro_batch} x {plan.accumulation}" if plan.micro_batch else "does not fit"
     price = plan.gpu.dollars_per_hour
-    return (
+    row = (
         plan.gpu.name,
         fits,
         f"{plan.memory_gib:.1f} of {plan.gpu.memory_gib:.0f}",
@@ -73,3 +83,18 @@ def _row(plan: GpuPlan) -> tuple[str, ...]:
         "-" if price is None else f"{price:.2f}",
         "-" if plan.dollars is None or not plan.micro_batch else f"{plan.dollars:,.0f}",
     )
+    if cap is None:
+        return row
+    bought = plan.tokens_for_cap if plan.micro_batch else None
+    return (*row, "-" if bought is None else f"{bought / 1e6:,.0f}M")
+
+
+def _within(plans: tuple[GpuPlan, ...], cap: float) -> str:
+    """Which GPUs finish the run within the cap."""
+    names = [plan.gpu.name for plan in plans if plan.micro_batch and plan.dollars is not None and plan.dollars <= cap]
+    return f"Within ${cap:,.0f}: {', '.join(names)}." if names else f"No GPU with a price finishes within ${cap:,.0f}."
+
+
+def _sum(parts: dict[str, float]) -> str:
+    named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    return f"{sum(parts.values()) / 2**30:.2f}: {named}"
