@@ -67,6 +67,7 @@ def test_figures_are_those_of_the_parts(name: str, models: dict[str, str], capsy
         assert again["loss"] == found["ar"]["loss"] and again["tokens"] == found["tokens"]
     else:
         assert found["ar"] is None and "token" in found["no_ar"]
+        assert evaluated(capsys, models[name], *words)["no_ar"] == found["no_ar"]  # said beside a plain perplexity too
 
 
 def test_t16_a_diffusion_models_loss_gives_mask_no_probability(models: dict[str, str]) -> None:

@@ -73,6 +73,18 @@ def test_scores_are_those_of_the_logits(scorer: Scorer) -> None:
         assert scores.losses.dtype == np.float64 and len(scores.losses) == len(request.tokens) - request.first
 
 
+def test_torch_gives_scores_in_order_whatever_goes_into_a_batch(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = some_requests()
+    with open_scorer(models["checkpoint"]) as one:
+        whole = [scores.losses for scores in one.score(requests)]
+        for name, few in (("_AHEAD_TOKENS", 60), ("_TOKENS", 90), ("_LOGITS", 258 * 50)):
+            monkeypatch.setattr(f"wrinklefree.eval.torch_scorer.{name}", few)
+            for scores, expected in zip(one.score(requests), whole, strict=True):
+                np.testing.assert_allclose(scores.losses, expected, atol=2e-5)
+
+
 def test_a_greedy_continuation_is_greedy(scorer: Scorer) -> None:
     assert scorer.logits is not None
     tokens = [5, 6, 7]

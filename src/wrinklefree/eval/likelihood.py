@@ -104,16 +104,8 @@ def score_by_masks(
     windows = text_windows(scorer, documents, options)
     dlm = scorer.diffusion.dlm
     found = bound(scorer.diffusion.masked, windows, dlm["block_size"], samples, seed, on_window)
-    why = _no_ar(dlm)
+    why = scorer.diffusion.no_ar
     ar = None if why else scored_loss(scorer, windows, on_window)
     return LikelihoodReport(
         scorer.name, scorer.runs_on, dlm, found, ar, why, text_hash(documents), options.limit_tokens
     )
-
-
-def _no_ar(dlm: dict[str, Any]) -> str:
-    if not dlm["token_shift"]:
-        return "without token shift no state predicts the token after it"
-    if dlm["clean_half"] != "causal":
-        return "its finished blocks were trained to see all of themselves, so it has no next-token distribution"
-    return ""

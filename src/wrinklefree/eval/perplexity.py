@@ -38,7 +38,8 @@ class TextOptions:
 class PerplexityReport:
     """``loss``: of the model. With a teacher, ``teacher`` is the teacher's and ``agreement`` compares the two.
 
-    ``text_sha256``: of the documents' texts. ``teacher_model``: the teacher's name.
+    ``text_sha256``: of the documents' texts. ``teacher_model``: the teacher's name. ``no_ar``: why a diffusion
+    model was not trained to predict a text token by token, so that these figures say little, or ''.
     """
 
     model: str
@@ -49,11 +50,12 @@ class PerplexityReport:
     text_sha256: str | None = None
     limit: int | None = None
     teacher_model: str | None = None
+    no_ar: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         found: dict[str, Any] = {"model": self.model, "runs_on": self.runs_on, **self.loss.to_json()}
-        found |= {"text_sha256": self.text_sha256, "limit": self.limit}
+        found |= {"text_sha256": self.text_sha256, "limit": self.limit, "no_ar": self.no_ar}
         if self.teacher and self.agreement:
             found |= {"teacher_model": self.teacher_model, "teacher": self.teacher.to_json()}
             found["agreement"] = self.agreement.to_json()
@@ -62,6 +64,8 @@ class PerplexityReport:
     def lines(self) -> list[str]:
         """Return what was found, in words."""
         found = [f"{self.model} ({self.runs_on}): {self.loss.line()}"]
+        if self.no_ar:
+            found.append(f"WARNING: this is no measure of the model: {self.no_ar}; use --likelihood block")
         if self.teacher and self.agreement:
             alike = self.agreement
             at_least = "" if alike.kl_top is None else f" at least (the {alike.kl_top} most likely tokens and the rest)"
@@ -140,8 +144,9 @@ def score_text(
             raise InputError(f"teacher {teacher.name}: its tokenizer splits the text differently than {scorer.name}'s")
     loss = scored_loss(scorer, windows, on_window)
     report = PerplexityReport(
-        scorer.name, scorer.runs_on, loss, text_sha256=text_hash(documents), limit=options.limit_tokens
-    )
+        scorer.name, scorer.runs_on, loss, text_sha256=text_hash(documents), limit=options.limit_tokens,
+        no_ar=scorer.diffusion.no_ar if scorer.diffusion else "",
+    )  # fmt: skip
     if teacher is None:
         return report
     theirs = scored_loss(teacher, windows, on_window)

@@ -61,6 +61,15 @@ class Diffusion:
     masked: MaskedLosses
     never: tuple[int, ...]
 
+    @property
+    def no_ar(self) -> str:
+        """Why the model predicts no token from those before it alone, or ''."""
+        if not self.dlm["token_shift"]:
+            return "without token shift no state predicts the token after it"
+        if self.dlm["clean_half"] != "causal":
+            return "its finished blocks were trained to see all of themselves, so it has no next-token distribution"
+        return ""
+
 
 class Scorer(Protocol):
     """A model ready to be measured. ``runs_on``: "torch", "engine" or "server". ``context``: most tokens at once.

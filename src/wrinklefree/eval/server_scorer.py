@@ -30,6 +30,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _PROMPTS, _TOKENS = 32, 4096  # of one request
 _AHEAD = 2  # requests under way at a time
 _TIMEOUT_SECONDS = 600.0  # of a request: a slow machine may need minutes for its tokens
+_REMEMBERED_CHARACTERS = 4096  # texts that tasks repeat; documents are asked for again
 _IMPOSSIBLE = -9999.0  # what stands for minus infinity in JSON
 _LLAMA_SERVER = "llamacpp"
 _T = TypeVar("_T")
@@ -80,9 +81,13 @@ class ServerScorer:
 
     def encode(self, text: str) -> list[int]:
         """See `Scorer.encode`."""
+        if not text:
+            return []
+        if len(text) > _REMEMBERED_CHARACTERS:
+            return self._tokenize(text, False)
         if text not in self._encoded:
-            self._encoded[text] = self._tokenize(text, False) if text else []
-        return self._encoded[text]
+            self._encoded[text] = self._tokenize(text, False)
+        return list(self._encoded[text])
 
     def first_token(self) -> int:
         """See `Scorer.first_token`."""
@@ -124,7 +129,7 @@ class ServerScorer:
             return [str(choice["text"]) for choice in choices_of(answer, len(part), self.name)]
 
         parts = _parts(prompts, lambda prompt: len(prompt) + settings.max_tokens, 1 if self._is_llama else _PROMPTS)
-        for texts in _in_order(parts, ask):
+        for texts in self._in_order(parts, ask):
             yield from texts
 
     def _echoed(self, requests: Sequence[Request], count: int) -> Iterator[tuple[Echoed, Request]]:
@@ -145,8 +150,22 @@ class ServerScorer:
             found = [Echoed.read(choice, prompt, self.name) for choice, prompt in zip(choices, prompts, strict=True)]
             return list(zip(found, part, strict=True))
 
-        for pairs in _in_order(_parts(requests, lambda request: len(request.tokens), _PROMPTS), ask):
+        for pairs in self._in_order(_parts(requests, lambda request: len(request.tokens), _PROMPTS), ask):
             yield from pairs
+
+    def _in_order(self, parts: Iterator[list[Any]], ask: Callable[[list[Any]], _T]) -> Iterator[_T]:
+        """Yield the answers in order, a few requests being under way."""
+        pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="scorer")
+        pending: deque[Future[_T]] = deque()
+        try:
+            for part in parts:
+                pending.append(pool.submit(ask, part))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for answers that nobody wants
 
     def _probe(self) -> tuple[int, str]:
         """Return the fewest tokens that a server generates behind a scored prompt, and why it scores none."""
@@ -249,18 +268,3 @@ def _parts(items: Sequence[_T], size: Callable[[_T], int], most: int) -> Iterato
         tokens += size(item)
     if part:
         yield part
-
-
-def _in_order(parts: Iterator[list[Any]], ask: Callable[[list[Any]], _T]) -> Iterator[_T]:
-    """Yield the answers in order, a few requests being under way."""
-    pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="scorer")
-    try:
-        pending: deque[Future[_T]] = deque()
-        for part in parts:
-            pending.append(pool.submit(ask, part))
-            if len(pending) > _AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -24,7 +24,7 @@ from wrinklefree.eval.loss import LogitsFunction, torch_logits, without_tokens
 from wrinklefree.eval.masked_losses import torch_masked_losses
 from wrinklefree.eval.scorer import Diffusion, Request, Scores, Settings, WithTokenizer, checked
 
-_AHEAD = 256  # requests that are put into batches by length together
+_AHEAD_TOKENS = 8192  # of requests that are put into batches by length together; their scores come at one time
 _TOKENS = 2048  # of a batch, filling included
 _LOGITS = 1 << 26  # of a batch: 256 MB
 _ROWS = 64  # whose float64 logits are held at once
@@ -62,11 +62,11 @@ class TorchScorer(WithTokenizer):
         return self._score(requests)
 
     def _score(self, requests: Sequence[Request]) -> Iterator[Scores]:
-        for at in range(0, len(requests), _AHEAD):
-            part = requests[at : at + _AHEAD]
+        sizes = np.cumsum([len(request.tokens) for request in requests]) // _AHEAD_TOKENS
+        for part in np.split(np.arange(len(requests)), np.flatnonzero(np.diff(sizes)) + 1):
             found: dict[int, Scores] = {}
-            for numbers in self._batches(part):
-                found |= zip(numbers, self._forward([part[i] for i in numbers]), strict=True)
+            for numbers in self._batches([requests[i] for i in part]):
+                found |= zip(numbers, self._forward([requests[part[i]] for i in numbers]), strict=True)
             yield from (found[i] for i in range(len(part)))
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
