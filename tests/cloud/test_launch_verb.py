@@ -71,6 +71,19 @@ def test_the_batch_is_what_fits_and_the_step_stays(
     assert sizes == {"batch.micro_batch": micro, "batch.accumulation": accumulation}
 
 
+def test_files_are_sent_under_names_of_their_own(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file for two words is sent twice; a recipe's name is no file, even where one has it."""
+    (tmp_path / "fineweb").mkdir()
+    words = ["training=bitdistill", "data=fineweb", f"model={model}", f"model.teacher={model}", "log.project=a/b"]
+    found, _ = shown(capsys, *words, "--gpus", "H100", "--cloud", "modal")
+    assert found["request"]["files"] == {
+        "/root/inputs/model/model": model,
+        "/root/inputs/model-teacher/model": model,
+    }
+
+
 def test_a_cap_becomes_a_price_and_a_deadline(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Price of a machine x machines x time to the deadline is the cap: it cannot cost more."""
     words = [*RECIPE, f"model={model}", "--gpus", "H100:8", "--nodes", "2", "--price", "4", *BUCKET]
@@ -133,7 +146,7 @@ def test_the_deployed_service_is_the_one_that_is_rendered(
 def test_modal_gets_the_same_script(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = shown(capsys, *RECIPE, f"model={model}", "--gpus", "H100:2", "--cloud", "modal", "--max-dollars", "10")
     settings = found["request"]
-    assert settings["gpu"] == "H100:2" and settings["files"] == {model: "/root/inputs/model/model"}
+    assert settings["gpu"] == "H100:2" and settings["files"] == {"/root/inputs/model/model": model}
     assert settings["volume"] == f"{found['name']}-state" and settings["mount"] == "/state"
     assert 0 < settings["timeout"] <= 10 / found["estimate"]["dollars_per_hour"] * 3600
 

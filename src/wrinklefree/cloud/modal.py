@@ -46,9 +46,9 @@ def function(job: Job, now: float) -> dict[str, Any]:
             raise InputError(f"{option}: not with --cloud modal; {why}")
     if remote := [each.source for each in job.inputs if "://" in each.source]:
         raise InputError(f"{remote[0]}: a bucket cannot be an input with --cloud modal; copy it to this machine")
-    files = {each.source: f"{_HOME}{each.place}" for each in job.inputs}
+    files = {f"{_HOME}{each.place}": each.source for each in job.inputs}
     if Path(job.package).is_file():
-        files[str(Path(job.package).resolve())] = f"{_HOME}{PACKAGES}{Path(job.package).name}"
+        files[f"{_HOME}{PACKAGES}{Path(job.package).name}"] = str(Path(job.package).resolve())
     left = _LONGEST_SECONDS if job.deadline is None else int(job.deadline - now)
     return {
         "name": job.name,

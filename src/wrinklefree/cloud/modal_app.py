@@ -20,7 +20,7 @@ EMPTY: dict[str, Any] = {
 job: dict[str, Any] = EMPTY if DESCRIPTION is None else json.loads(Path(DESCRIPTION).read_text(encoding="utf-8"))
 
 image = modal.Image.debian_slim(python_version="3.12")
-for local, remote in job["files"].items():
+for remote, local in job["files"].items():
     if Path(local).is_dir():
         image = image.add_local_dir(local, remote, copy=True)
     else:

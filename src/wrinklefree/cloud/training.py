@@ -10,7 +10,7 @@ from wrinklefree.cloud.cost import Estimate
 from wrinklefree.cloud.job import INPUTS, Input
 from wrinklefree.cloud.machines import Machines
 from wrinklefree.errors import InputError
-from wrinklefree.train.compose import compose
+from wrinklefree.train.compose import compose, list_recipes
 from wrinklefree.train.gpus import PRICES_AS_OF, gpu_named
 from wrinklefree.train.plan import plan
 from wrinklefree.train.recipe import Recipe
@@ -58,7 +58,7 @@ def training_run(
         words += [f"sync.url={bucket}", *([] if "sync.mode" in keys else ["sync.mode=required"])]
     recipe = compose(words)
     _check_states(recipe, machines)
-    divided, recipe = _divided(recipe, machines, set(keys) & set(_BATCH))
+    divided, recipe = _divided(recipe, machines, set(keys) & set(_BATCH), offline=hours is not None)
     estimate = _estimate(recipe, machines, hours, utilisation)
     words += divided
     here = [_sent(word) for word in words]
@@ -85,8 +85,11 @@ def _check_states(recipe: Recipe, machines: Machines) -> None:
         raise InputError("--spot: this recipe saves no state on its way; give checkpoint.save_every=STEPS")
 
 
-def _divided(recipe: Recipe, machines: Machines, batch_given: set[str]) -> tuple[list[str], Recipe]:
-    """Return overrides, and the recipe with them: the processes, and a step of as many sequences as before."""
+def _divided(recipe: Recipe, machines: Machines, batch_given: set[str], offline: bool) -> tuple[list[str], Recipe]:
+    """Return overrides, and the recipe with them: the processes, and a step of as many sequences as before.
+
+    ``offline``: what fits is only asked for a model whose configuration is here.
+    """
     words = [f"device.devices={max(machines.count, 1)}", f"device.nodes={machines.nodes}"]
     if machines.gpu is not None:
         words.append("device.accelerator=cuda")
@@ -107,7 +110,8 @@ def _divided(recipe: Recipe, machines: Machines, batch_given: set[str]) -> tuple
     own = sequences // machines.processes
     largest = recipe.batch.micro_batch
     whole = replace(recipe, device=device, batch=replace(recipe.batch, micro_batch=own, accumulation=1))
-    if machines.gpu is not None and recipe.model.source and Path(recipe.model.source, "config.json").is_file():
+    source = recipe.model.source
+    if machines.gpu is not None and source and not (offline and not Path(source, "config.json").is_file()):
         found = plan(whole, [gpu_named(machines.gpu)]).gpus[0]
         if found.micro_batch is None:
             raise InputError(
@@ -139,7 +143,8 @@ def _sent(word: str) -> tuple[str, Input | None]:
     """Return a word as the machine is given it, and what is sent for it: a value that is a file here goes along."""
     key, equals, value = word.partition("=")
     path = Path(value).expanduser()
-    named = key in ("model", "data") or "/" in value or value.startswith("~")
+    named = key in ("model", "data") and value not in {each.name for each in list_recipes() if each.group == key}
+    named = named or "/" in value or value.startswith("~")
     if not equals or not value or key.lstrip("+") in _STAYS or not named or not path.exists():
         return word, None
     # Two inputs may have the same name: the key is unique.
