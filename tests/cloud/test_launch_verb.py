@@ -16,6 +16,7 @@ from train_toys import toy_model
 
 from wrinklefree.cli.main import main
 from wrinklefree.train.compose import compose
+from wrinklefree.train.plan import plan
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is missing: no task was rendered")
 RECIPE = ["training=stage2_pretrain", "data=fineweb"]
@@ -82,6 +83,18 @@ def test_files_are_sent_under_names_of_their_own(
         "/root/inputs/model/model": model,
         "/root/inputs/model-teacher/model": model,
     }
+
+
+def test_the_disk_holds_the_states(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A toy's are small; a thousand of them are not."""
+    words = [*RECIPE, f"model={model}", "--gpus", "H100"]
+    many = 100_000
+    size = sum(plan(compose([*RECIPE, f"model={model}", f"checkpoint.keep_last={many}"])).disk.values()) / 1e9
+    assert size > 60
+    found, _ = shown(capsys, *words, f"checkpoint.keep_last={many}")
+    assert found["request"]["resources"]["disk_size"] == pytest.approx(60 + size, abs=1)
+    said = shown(capsys, *words, f"checkpoint.keep_last={many}", "--disk", "100", code=2)[1]
+    assert "--disk 100: the job takes" in said
 
 
 def test_a_cap_becomes_a_price_and_a_deadline(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +182,8 @@ def test_modal_gets_the_same_script(model: str, capsys: pytest.CaptureFixture[st
         (["--gpus", "H100", "optimzer.lr=1"], "did you mean 'optimizer.lr'"),
         (["--gpus", "A10G", "--price", "1", "--nodes", "2", *BUCKET, "--cloud", "modal"], "one function runs on one"),
         (["--max-dollars", "5"], "the price of these machines is unknown"),
-        (["--disk", "20"], "100 GB or more"),
+        (["--disk", "20"], "the job takes 60 GB"),
+        (["--disk", "80"], "need 100 GB or more"),
     ],
 )
 def test_what_cannot_work_is_refused(

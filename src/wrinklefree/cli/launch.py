@@ -34,7 +34,7 @@ def run(
     utilisation: Annotated[float, typer.Option(help="share of a GPU's peak that training reaches; assumed")] = 0.3,
     env: Annotated[list[str] | None, typer.Option(help="NAME (of this machine's or .env's) or NAME=VALUE")] = None,
     env_file: Annotated[Path | None, typer.Option(help="default: .env, where there is one")] = None,
-    disk: Annotated[int, typer.Option(help="GB of each machine, 100 or more")] = 100,
+    disk: Annotated[int | None, typer.Option(help="GB of each machine; default: what it takes, 100 or more")] = None,
     cpus: Annotated[str | None, typer.Option(help="of each machine, such as 8+")] = None,
     memory: Annotated[str | None, typer.Option(help="GB of each machine, such as 32+")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="starts after a failure, from the last state")] = 1,

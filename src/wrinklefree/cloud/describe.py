@@ -31,7 +31,7 @@ class Wish:
     now: float
     name: str | None = None
     package: str = "wrinklefree"
-    disk_gb: int = SMALLEST_DISK_GB
+    disk_gb: int | None = None
     cpus: str | None = None
     memory: str | None = None
     max_dollars: float | None = None
@@ -58,7 +58,7 @@ def training_job(wish: Wish, run: TrainingRun) -> Described:
     return _described(
         wish, name, Command(words, distributed=True), run.estimate, wish.machines.nodes, run.needed,
         (*WELCOME, *run.welcome), extra="train", inputs=run.inputs, requirements=run.requirements,
-        nodes=wish.machines.nodes,
+        nodes=wish.machines.nodes, least_disk_gb=run.disk_gb,
     )  # fmt: skip
 
 
@@ -127,9 +127,15 @@ def _described(
     needed: Mapping[str, str],
     welcome: Sequence[str],
     memory_without_gpu: str = "32+",
+    least_disk_gb: int = SMALLEST_DISK_GB,
     **more: Any,
 ) -> Described:
-    """``count``: machines of the job and its copies together."""
+    """``count``: machines of the job and its copies together.
+
+    Raises: InputError for a smaller disk than the job takes.
+    """
+    if wish.disk_gb is not None and wish.disk_gb < least_disk_gb:
+        raise InputError(f"--disk {wish.disk_gb}: the job takes {least_disk_gb} GB; give as much, or leave it to us")
     machines = wish.machines
     limit = cap(estimate, wish.max_dollars, count)
     variables = collect(wish.asked, needed, wish.env_file, wish.process, welcome)
@@ -142,7 +148,7 @@ def _described(
         accelerators=machines.count,
         cpus=wish.cpus or ("8+" if without else None),
         memory=wish.memory or (memory_without_gpu if without else None),
-        disk_gb=wish.disk_gb,
+        disk_gb=wish.disk_gb or max(least_disk_gb, SMALLEST_DISK_GB),
         spot=machines.spot,
         secrets=tuple(variables.secret),
         environment=variables.given,

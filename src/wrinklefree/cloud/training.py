@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,18 @@ from wrinklefree.train.recipe import Recipe
 _STAYS = ("out", "sync.url", "data.cache_dir", "teacher.cache_dir")
 _BATCH = ("batch.micro_batch", "batch.accumulation", "batch.find")
 _DEVICES = ("device.devices", "device.nodes")
+# The system, torch with its CUDA libraries, downloads of model and data.
+_PACKAGES_GB = 60
 # fsspec finds the others itself.
 _FILE_SYSTEMS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """``words``: of `wf train` on the machine; ``needed``: variable -> why; ``welcome``: handed on if there."""
+    """``words``: of `wf train` on the machine; ``needed``: variable -> why; ``welcome``: handed on if there.
+
+    ``disk_gb``: what the run takes on each machine, as far as it was planned.
+    """
 
     words: tuple[str, ...]
     inputs: tuple[Input, ...]
@@ -34,6 +40,7 @@ class TrainingRun:
     welcome: tuple[str, ...]
     requirements: tuple[str, ...]
     estimate: Estimate
+    disk_gb: int
 
 
 def training_run(
@@ -59,7 +66,7 @@ def training_run(
     recipe = compose(words)
     _check_states(recipe, machines)
     divided, recipe = _divided(recipe, machines, set(keys) & set(_BATCH), offline=hours is not None)
-    estimate = _estimate(recipe, machines, hours, utilisation)
+    estimate, disk_bytes = _estimate(recipe, machines, hours, utilisation)
     words += divided
     here = [_sent(word) for word in words]
     return TrainingRun(
@@ -70,6 +77,7 @@ def training_run(
         welcome=(recipe.teacher.key_variable,) if recipe.taught and recipe.teacher.kind == "remote" else (),
         requirements=_requirements(recipe),
         estimate=estimate,
+        disk_gb=_PACKAGES_GB + math.ceil(disk_bytes / 1e9),
     )
 
 
@@ -126,17 +134,19 @@ def _divided(recipe: Recipe, machines: Machines, batch_given: set[str], offline:
     return words, replace(recipe, device=device, batch=batch)
 
 
-def _estimate(recipe: Recipe, machines: Machines, hours: float | None, utilisation: float) -> Estimate:
+def _estimate(recipe: Recipe, machines: Machines, hours: float | None, utilisation: float) -> tuple[Estimate, float]:
+    """Return time and price, and the bytes that the run leaves on disk; 0 when nothing was planned."""
     price = machines.dollars_per_hour
     prices = f"prices: {PRICES_AS_OF}"
     if hours is not None:
-        return Estimate(hours * 3600.0, price, f"hours given; {prices}")
+        return Estimate(hours * 3600.0, price, f"hours given; {prices}"), 0.0
     if machines.gpu is None:
-        return Estimate(recipe.budget.max_seconds, price, "a CPU's speed is not estimated; give --hours")
+        return Estimate(recipe.budget.max_seconds, price, "a CPU's speed is not estimated; give --hours"), 0.0
     if not recipe.model.source:
         raise InputError("model: none given; name a model (model=NAME or model=PATH)")
-    found = plan(recipe, [gpu_named(machines.gpu)], utilisation).gpus[0]
-    return Estimate(found.seconds, price, f"an assumed {utilisation:.0%} of the GPU's peak; {prices}")
+    planned = plan(recipe, [gpu_named(machines.gpu)], utilisation)
+    basis = f"an assumed {utilisation:.0%} of the GPU's peak; {prices}"
+    return Estimate(planned.gpus[0].seconds, price, basis), sum(planned.disk.values())
 
 
 def _sent(word: str) -> tuple[str, Input | None]:
