@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wrinklefree.cli.eval_labelled import Fields, Labelled, LabelledName, evaluate_labelled, refuse_beside
 from wrinklefree.cli.eval_tasks import TaskWords, task_measure
 from wrinklefree.cli.output import Output, progress
 from wrinklefree.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from wrinklefree.eval.result import Part
+    from wrinklefree.eval.result import Part, Result
     from wrinklefree.eval.scorer import Scorer
 
 
@@ -65,6 +66,8 @@ def run(
     ] = "ar",
     samples: Annotated[int, typer.Option(min=2, help="masks of each block, for --likelihood block")] = 8,
     seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    labelled: LabelledName = None,
+    field: Fields = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: physical cores")] = None,
     json: Annotated[Path | None, typer.Option(help="write the result as JSON (- is standard output)")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the result as Markdown")] = None,
@@ -73,6 +76,13 @@ def run(
     output = Output(json)
     if markdown is not None and not markdown.absolute().parent.is_dir():
         raise InputError(f"--markdown {markdown}: the directory {markdown.parent} does not exist")
+    if labelled is not None:
+        refuse_beside({"--perplexity": perplexity, "--tasks": tasks, "--summaries": summaries, "--stride": stride})
+        options = Labelled(labelled, field or (), window, limit, teacher, threads)
+        _finish(output, evaluate_labelled(model, options), markdown)
+        return
+    if field:
+        raise InputError("--field: only --labelled reads it")
     if likelihood not in LIKELIHOODS:
         raise unknown_name("--likelihood", likelihood, LIKELIHOODS)
     asked = TaskWords(tasks, summaries, limit, shots, chat_template, system, allow_task_code)
@@ -101,18 +111,23 @@ def _measure(
 ) -> None:
     from wrinklefree.eval.opening import open_scorer
     from wrinklefree.eval.result import Result
-    from wrinklefree.eval.result import markdown as document_text
 
     with progress("eval") as show, open_scorer(model, threads, output.line) as scorer:
         result = Result.of(scorer, settings, [measure(scorer, show) for measure in measures])
+    _finish(output, result, markdown)
+
+
+def _finish(output: Output, result: Result, path: Path | None) -> None:
+    """Say what was found, and write its document as JSON and Markdown where that was asked."""
+    from wrinklefree.artifact.files import write_bytes
+    from wrinklefree.eval.result import markdown
+
     for part in result.parts:
         for line in part.lines():
             output.line(line)
     document = result.to_json()
-    if markdown is not None:
-        from wrinklefree.artifact.files import write_bytes
-
-        write_bytes(markdown, document_text(document).encode())
+    if path is not None:
+        write_bytes(path, markdown(document).encode())
     output.finish(document)
 
 

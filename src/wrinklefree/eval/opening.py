@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from wrinklefree.artifact.manifest import model_format, read_config
 from wrinklefree.engine.held import runs
@@ -32,26 +33,33 @@ def open_scorer(source: str, threads: int | None = None, say: Callable[[str], No
 
         yield EngineScorer(source, Engine.load(source, threads=threads, slots=SLOTS))
         return
+    model, tokenizer, dlm = load_torch(source, threads)
+    from wrinklefree.eval.torch_scorer import TorchScorer
+    from wrinklefree.models.pooling import refuse_classifier
+    from wrinklefree.quant.bitlinear import full_strength
+
+    refuse_classifier(model, source, "measure it with --labelled FILE.jsonl")
+    with full_strength(model):
+        yield TorchScorer(source, model, tokenizer, dlm)
+
+
+def load_torch(source: str, threads: int | None = None) -> tuple[Any, Any, dict[str, Any] | None]:
+    """Return a checkpoint's or Hugging Face model in evaluation mode, its tokenizer, and a diffusion model's marker.
+
+    Raises: InputError when nothing is there or it cannot be read, MissingDependencyError without torch.
+    """
     try:
         import torch
 
-        from wrinklefree.eval.torch_scorer import TorchScorer
         from wrinklefree.models.io import load_checkpoint, load_source
-        from wrinklefree.models.pooling import refuse_classifier
-        from wrinklefree.quant.bitlinear import full_strength
     except ImportError as error:
         raise MissingDependencyError(
             f"{source}: evaluating a model that is not packed needs torch: pip install 'wrinklefree[eval]'"
         ) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    dlm = None
     if Path(source).is_dir() and model_format(read_config(source)) == "checkpoint":
         model, tokenizer, info = load_checkpoint(source)
-        dlm = info.dlm
-    else:
-        model, tokenizer = load_source(source)
-    refuse_classifier(model, source, "training writes its held-out accuracy to held_out.json")
-    model.eval()
-    with full_strength(model):
-        yield TorchScorer(source, model, tokenizer, dlm)
+        return model.eval(), tokenizer, info.dlm
+    model, tokenizer = load_source(source)
+    return model.eval(), tokenizer, None

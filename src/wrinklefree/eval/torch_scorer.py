@@ -51,9 +51,7 @@ class TorchScorer(WithTokenizer):
 
     def describe(self) -> dict[str, Any]:
         """See `Scorer.describe`."""
-        weight = next(self.model.parameters())
-        return {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device),
-                "threads": torch.get_num_threads(), "context": self.context}  # fmt: skip
+        return described(self.model)
 
     def score(self, requests: Sequence[Request]) -> Iterator[Scores]:
         """See `Scorer.score`; requests that differ in the last token only are computed once."""
@@ -157,6 +155,17 @@ def _chosen(logits: Tensor, settings: Settings, draws: torch.Generator) -> int:
     probabilities, order = (logits.double() / settings.temperature).softmax(dim=0).sort(descending=True, stable=True)
     probabilities[probabilities.cumsum(dim=0) - probabilities >= settings.top_p] = 0.0
     return int(order[torch.multinomial(probabilities, 1, generator=draws)])
+
+
+def described(model: Any) -> dict[str, Any]:
+    """Return how a model runs in torch, as `Scorer.describe`."""
+    weight = next(model.parameters())
+    return {
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "threads": torch.get_num_threads(),
+        "context": getattr(model.config, "max_position_embeddings", None),
+    }
 
 
 def own_tokenizer(tokenizer: Any) -> Tokenizer:
