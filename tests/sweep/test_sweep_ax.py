@@ -74,7 +74,7 @@ def test_trials_of_every_state_are_told_and_a_full_search_finds_the_depth() -> N
     with quiet():
         told = fed_client(space, trials).summarize()
     states = dict(zip(told["trial_index"], told["trial_status"], strict=True))
-    assert [states[i] for i in (0, 6, 7, 8)] == ["COMPLETED", "FAILED", "EARLY_STOPPED", "EARLY_STOPPED"]
+    assert [states[i] for i in (0, 6, 7, 8)] == ["COMPLETED", "FAILED", "EARLY_STOPPED", "ABANDONED"]
     assert told["m0"].notna().sum() == 7
     for number in range(10, 16):
         values = _ask(space, trials)

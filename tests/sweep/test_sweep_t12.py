@@ -50,14 +50,14 @@ def test_t12_stage_1_9_is_handed_to_stage_2_and_a_trial_that_raises_does_not_end
         {**rates, "saliency": False},
         {**rates, "saliency": True, "initial_k": 0.1, "schedule": "cosine", "ema": 0.95},
     ]
-    # The first trial's Stage 2 is given a prefetch of 0, which no recipe allows.
-    changed = text.replace("- log.tags=[stage2]", "- log.tags=[stage2]\n      - data.prefetch={trial}")
+    # The first trial's Stage 2 is told to log every 0 steps, which no recipe allows.
+    changed = text.replace("- log.tags=[stage2]", "- log.tags=[stage2]\n      - log.log_every={trial}")
     assert changed != text
     space = tmp_path / "space.yaml"
     space.write_text(changed + f"given: {json.dumps(given)}\n")
     result = _sweep(str(space), toy, tmp_path / "out", "--trials", "2")
     raised, whole = result["trials"]
-    assert raised["state"] == "failed" and "found workers=0 and prefetch=0" in raised["error"]
+    assert raised["state"] == "failed" and "log.log_every: found 0" in raised["error"]
     assert whole["state"] == "complete" and type(whole["figures"]["stage2.loss"]) is float
     trial = tmp_path / "out" / "trials" / "0001"
     record = json.loads((trial / "trial.json").read_text())["stages"]

@@ -306,3 +306,13 @@ def test_an_attempt_that_is_still_alive_keeps_its_directory(tmp_path: Path) -> N
     assert party.trial().state == COMPLETE
     assert (party.trial().directory or "").endswith("0000-attempt1")
     assert not party.path("first", "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best", [1]), ("all", [0, 1, 2])])
+def test_weights_stay_of_the_trials_that_are_kept(tmp_path: Path, keep: str, left: list[int]) -> None:
+    given = [{"x": x, "then": "end"} for x in (0.5, 0.25, 0.75)]
+    party = Party(tmp_path, _two_stages(given=given, trials=3, keep=keep, objectives={"first.loss": "minimize"}))
+    assert party.work()
+    directories = [tmp_path / "trials" / f"{number:04d}" for number in range(3)]
+    assert [i for i, path in enumerate(directories) if (path / "first" / "model.safetensors").exists()] == left
+    assert all((path / "second" / "taken").exists() and (path / "first.json").exists() for path in directories)

@@ -53,6 +53,10 @@ class Findings:
         kept = [trial for trial in self.measured() if self.space.feasible(trial.figures)]
         return sorted(kept, key=lambda trial: (sign * self.value(trial), trial.number))
 
+    def best(self) -> list[Trial]:
+        """Return the best trial, none where there is none; with several objectives the front."""
+        return self.front() if len(self.figures) > 1 else self.ranked()[:1]
+
     def best_so_far(self) -> list[tuple[int, float]]:
         """Return (trial number, best value among the ranked trials up to it) for every ranked trial, by number."""
         choose = min if self.minimizes(self.figures[0]) else max

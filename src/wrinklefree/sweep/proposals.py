@@ -142,7 +142,9 @@ def _attach(client: Client, space: Space, trial: Trial) -> None:
     elif trial.state == STOPPED:
         if len(known) == len(figures):
             client.attach_data(index, known)
-        client.mark_trial_early_stopped(index)
+            client.mark_trial_early_stopped(index)
+        else:
+            client.mark_trial_abandoned(index)
     elif trial.state in (COMPLETE, FAILED):
         client.mark_trial_failed(index)
 

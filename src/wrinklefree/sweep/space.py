@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FLOAT, INT, CHOICE = "float", "int", "choice"
 SOBOL, RANDOM, BAYESIAN = "sobol", "random", "bayesian"
 METHODS = (BAYESIAN, SOBOL, RANDOM)
+KEEP_ALL, KEEP_BEST = "all", "best"
 MINIMIZE, MAXIMIZE = "minimize", "maximize"
 # Names a command may use besides parameters and earlier stages.
 OUT, JSON, TRIAL, STUDY = "out", "json", "trial", "study"
@@ -140,7 +141,7 @@ class Curve:
 @dataclass(frozen=True)
 class Space:
     """A study. ``objectives``: "STAGE.figure" -> minimize or maximize. ``initial``: quasi-random trials before a model
-    proposes. ``given``: parameter sets that are tried first.
+    proposes. ``given``: parameter sets that are tried first. ``keep``: of which trials the weights stay.
     """
 
     name: str
@@ -156,12 +157,13 @@ class Space:
     curve: Curve | None = None
     stopping: StoppingRule | None = None
     limits: Limits = Limits()
+    keep: str = KEEP_ALL
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides which trials there are and what they measure; name, number and limits do not."""
+        """Hash of all that decides which trials there are and what they measure: not name, number, limits and keep."""
         values = asdict(self)
-        for name in ("name", "trials", "limits"):
+        for name in ("name", "trials", "limits", "keep"):
             del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

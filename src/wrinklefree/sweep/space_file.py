@@ -16,6 +16,8 @@ from wrinklefree.sweep.space import (
     CHOICE,
     FLOAT,
     INT,
+    KEEP_ALL,
+    KEEP_BEST,
     MAXIMIZE,
     METHODS,
     MINIMIZE,
@@ -43,7 +45,7 @@ _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
 _CONSTRAINT = re.compile(r"\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\Z")
 _TOP = {
     "name", "constants", "method", "trials", "initial", "seed", "objectives", "constraints", "parameters", "given",
-    "stages", "curve", "stopping", "limits",
+    "stages", "curve", "stopping", "limits", "keep",
 }  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def space_from(data: object, place: str, changes: Mapping[str, str] | None = Non
         curve=_curve(top["curve"], f"{place}: curve", stages) if "curve" in top else None,
         stopping=_stopping(top["stopping"], f"{place}: stopping") if "stopping" in top else None,
         limits=_limits(top.get("limits", {}), f"{place}: limits"),
+        keep=_one_of(top.get("keep", KEEP_ALL), (KEEP_ALL, KEEP_BEST), f"{place}: keep"),
     )
     if space.stopping and (space.curve is None or len(objectives) > 1):
         raise InputError(f"{place}: stopping: needs one objective, and curve: {{stage: NAME, metric: NAME}}")

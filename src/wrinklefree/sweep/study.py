@@ -19,9 +19,9 @@ from wrinklefree.errors import InputError
 from wrinklefree.sweep.database import shown
 from wrinklefree.sweep.findings import Findings
 from wrinklefree.sweep.proposals import propose
-from wrinklefree.sweep.space import JSON, MINIMIZE, OUT, STUDY, TRIAL, Space, Value, words_of
+from wrinklefree.sweep.space import JSON, OUT, STUDY, TRIAL, Space, Value, words_of
 from wrinklefree.sweep.table import Table
-from wrinklefree.sweep.trial import COMPLETE, ENDED, STATES, Trial
+from wrinklefree.sweep.trial import ENDED, STATES, Trial
 from wrinklefree.sweep.worker import StudyFailedError, Worker
 
 _LOOK_SECONDS = 0.5
@@ -150,31 +150,10 @@ def ended(trials: Sequence[Trial], most: int) -> bool:
     return len(trials) >= most and all(trial.state in ENDED for trial in trials)
 
 
-def ranked(space: Space, trials: Sequence[Trial]) -> list[Trial]:
-    """Return complete trials that keep the constraints, best first; with several objectives only the Pareto front,
-    by the first objective.
-    """
-    fit = [t for t in trials if t.state == COMPLETE and space.feasible(t.figures)]
-    fit = [t for t in fit if all(name in t.figures for name in space.objectives)]
-    if len(space.objectives) > 1:
-        fit = [t for t in fit if not any(_dominates(_costs(space, other), _costs(space, t)) for other in fit)]
-    return sorted(fit, key=lambda trial: (_costs(space, trial)[0], trial.number))
-
-
-def _costs(space: Space, trial: Trial) -> list[float]:
-    """The objectives as figures to minimise."""
-    return [trial.figures[n] * (1.0 if goal == MINIMIZE else -1.0) for n, goal in space.objectives.items()]
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
-
-
 def summary(study: Study) -> dict[str, Any]:
     """Return how the study stands, as `wf sweep --json` writes it."""
     trials, space = study.table.trials(), study.space
     counts = Counter(trial.state for trial in trials)
-    best = ranked(space, trials)
     return {
         "study": space.name,
         "fingerprint": space.fingerprint,
@@ -188,7 +167,7 @@ def summary(study: Study) -> dict[str, Any]:
         "asked_for": study.most,
         "states": {state: counts[state] for state in STATES},
         "lost": sum(trial.lost for trial in trials),
-        "best": [_plain(trial) for trial in (best if len(space.objectives) > 1 else best[:1])],
+        "best": [_plain(trial) for trial in Findings(space, tuple(trials)).best()],
         "trials": [_plain(trial) for trial in trials],
         "provenance": provenance() | {"sqlalchemy": sqlalchemy.__version__},
     }

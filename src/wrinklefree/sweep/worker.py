@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from wrinklefree.errors import InputError
 from wrinklefree.sweep.proposals import propose
-from wrinklefree.sweep.space import MINIMIZE, Space
+from wrinklefree.sweep.space import KEEP_BEST, MINIMIZE, Space
 from wrinklefree.sweep.stopping import reason_to_stop
 from wrinklefree.sweep.table import DATABASE_ERRORS, Table
+from wrinklefree.sweep.tidy import tidy
 from wrinklefree.sweep.trial import COMPLETE, ENDED, FAILED, RUNNING, STOPPED, Trial
 from wrinklefree.sweep.trial_run import (
     DirectoryInUseError,
@@ -103,6 +104,8 @@ class Worker:
         if not written:
             self.say(f"trial {trial.number}: was given to another worker meanwhile; this result is not taken")
             return
+        if self.space.keep == KEEP_BEST:
+            tidy(self.space, self._ask(self.table.trials), self.out)
         judged = {name: outcome.figures[name] for name in self.space.needed if name in outcome.figures}
         told = ", ".join([_described(judged)] * bool(judged) + [outcome.error or ""] * bool(outcome.error))
         self.say(f"trial {trial.number}: {outcome.state}: {told}")
