@@ -1,0 +1,1 @@
+"""Bayesian proposals against random ones, through `wf sweep` itself."""
