@@ -185,8 +185,8 @@ def test_values_over_decades_and_far_points(tmp_path: Path) -> None:
     ways = {"train.loss": MAXIMIZE, "export.bytes": MAXIMIZE}
     trials = list(toy_trials())
     trials[0] = replace(trials[0], figures={"train.loss": -50.0, "export.bytes": 1e6})
-    trials = [replace(trial, curve=()) for trial in trials[:3]]
-    write_report(tmp_path, Findings(replace(SPACE, objectives=ways), tuple(trials)))
+    trials = [replace(trial, curve=(), parameters={"idle": 0.5}) for trial in trials[:3]]
+    write_report(tmp_path, Findings(replace(SPACE, objectives=ways, parameters=PARAMETERS[3:]), tuple(trials)))
     assert "the greatest `train.loss`" in (tmp_path / "report.md").read_text()
 
 

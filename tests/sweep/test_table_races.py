@@ -136,7 +136,7 @@ class Races(RuleBasedStateMachine):
 def test_any_sequence_of_events_leaves_what_the_plain_model_says(tmp_path: Path) -> None:
     Races.directory = tmp_path
     case = Races.TestCase
-    case.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+    case.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
     case().runTest()
 
 
