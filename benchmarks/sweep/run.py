@@ -1,7 +1,7 @@
 """Run every study of a comparison: python -m benchmarks.sweep.run function|training RESULTS.json --work DIR.
 
-A study is a run of `wf sweep` with two workers on one SQLite file. In the Bayesian study of the first seed a worker is
-killed with -9 in the middle of a trial. A finished study is not run again; one that was interrupted goes on.
+A study is a run of `wf sweep` whose workers share one SQLite file. In the Bayesian training study of the first seed a
+worker is killed with -9 in the middle of a trial. A finished study is not run again; one that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from wrinklefree.sweep.trial import COMPLETE, RUNNING, Trial
 
 HERE = Path(__file__).parent
 METHODS = ("bayesian", "random")
-WORKERS = 2
 _KILL_AFTER = 2  # complete trials, before the worker is killed
 _LOOK_SECONDS = 0.05
 
@@ -37,6 +36,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="directory of the studies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.what == "training":
@@ -44,14 +44,14 @@ def main() -> None:
     studies = []
     for seed in given.seeds:
         for method in METHODS:
-            kill = seed == given.seeds[0] and method == "bayesian"
-            studies.append(run(given.what, method, seed, given.work.absolute(), kill))
-            record = {"what": given.what, "workers": WORKERS, "studies": studies, "provenance": provenance()}
+            kill = given.what == "training" and seed == given.seeds[0] and method == "bayesian"
+            studies.append(run(given.what, method, seed, given.work.absolute(), given.workers, kill))
+            record = {"what": given.what, "workers": given.workers, "studies": studies, "provenance": provenance()}
             write_bytes(given.results, json_bytes(record))
             print(f"{studies[-1]['study']}: best {studies[-1]['best']}", flush=True)
 
 
-def run(what: str, method: str, seed: int, work: Path, kill: bool) -> dict[str, Any]:
+def run(what: str, method: str, seed: int, work: Path, workers: int, kill: bool) -> dict[str, Any]:
     """Run one study to its end and return it as plain values."""
     name = f"{what}-{method}-{seed}"
     space = work / f"{name}.yaml"
@@ -62,7 +62,7 @@ def run(what: str, method: str, seed: int, work: Path, kill: bool) -> dict[str, 
         text.replace("PYTHON", sys.executable).replace("HERE", str(HERE)).replace("TOY", str(work / "toy"))
     )
     out, document = work / name, work / f"{name}.json"
-    command = [*wf_command(), "sweep", str(space), "--workers", str(WORKERS), "--out", str(out)]
+    command = [*wf_command(), "sweep", str(space), "--workers", str(workers), "--out", str(out)]
     begun = time.monotonic()
     with (work / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
