@@ -98,18 +98,20 @@ def races(draw: st.DrawFn) -> tuple[StoppingRule, list[Curve], int, bool]:
     """A rule, curves of which the first are complete and the last is the one that runs."""
     at = st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True).map(sorted)
     curves = []
-    for _ in range(draw(st.integers(1, 7))):
+    for _ in range(draw(st.integers(2, 7))):
         steps = draw(at)
         curves.append([(step * 10.0, draw(st.integers(-4, 4)) / 4) for step in steps])
+    if draw(st.booleans()):  # the one that runs is bad, so that whether it is stopped hangs on the rest
+        curves[-1] = [(step, value + 1.0) for step, value in curves[-1]]
     min_step = draw(st.sampled_from([0.0, 10.0, 40.0]))
     rule = StoppingRule(
         percentile=draw(st.sampled_from([25.0, 50.0, 75.0])),
         min_step=min_step,
         patience=draw(st.sampled_from([0.0, min_step / 2, min_step])),
-        min_curves=draw(st.integers(1, 4)),
+        min_curves=draw(st.integers(1, 3)),
         keep_best=draw(st.integers(0, 2)),
     )
-    return rule, curves, draw(st.integers(0, len(curves) - 1)), draw(st.booleans())
+    return rule, curves, draw(st.integers(len(curves) // 2, len(curves) - 1)), draw(st.booleans())
 
 
 def decide(race: tuple[StoppingRule, list[Curve], int, bool]) -> bool:

@@ -24,7 +24,7 @@ pytest.importorskip("sqlalchemy", reason="not checked: races for trials (the ext
 from wrinklefree.sweep.table import LATE, LOST, RELEASED, Table
 from wrinklefree.sweep.trial import COMPLETE, ENDED, FAILED, PLANNED, RUNNING, STOPPED, Trial
 
-SILENT, MOST_LOST, MOST = 60.0, 2, 6
+SILENT, MOST_LOST, MOST = 60.0, 2, 3
 
 
 @dataclass
@@ -59,9 +59,9 @@ class Races(RuleBasedStateMachine):
         assert self.table.plan([({}, "sobol")] * count, MOST) == list(range(first, first + new))
         self.rows += [Row() for _ in range(new)]
 
-    @rule(worker=st.sampled_from(["a", "b"]))
-    def claim(self, worker: str) -> None:
-        trial = self.table.claim(worker)
+    @rule()
+    def claim(self) -> None:
+        trial = self.table.claim("one name for all: the attempt tells them apart")
         planned = [number for number, row in enumerate(self.rows) if row.state == PLANNED]
         assert (trial.number if trial else None) == (planned[0] if planned else None)
         if trial is not None:
@@ -101,12 +101,9 @@ class Races(RuleBasedStateMachine):
                 row.state, row.holder = PLANNED, None
                 self.happened[RELEASED] += 1
 
-    @rule(seconds=st.sampled_from([1.0, 59.0, 61.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.0, 59.0, 61.0]))
+    def reclaim(self, seconds: float) -> None:
         self.time += seconds
-
-    @rule()
-    def reclaim(self) -> None:
         silent = [n for n, row in enumerate(self.rows) if row.state == RUNNING and row.beat < self.time - SILENT]
         assert self.table.reclaim(SILENT, MOST_LOST) == silent
         for number in silent:
@@ -136,7 +133,7 @@ class Races(RuleBasedStateMachine):
 def test_any_sequence_of_events_leaves_what_the_plain_model_says(tmp_path: Path) -> None:
     Races.directory = tmp_path
     case = Races.TestCase
-    case.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+    case.settings = settings(max_examples=12, stateful_step_count=40, deadline=None)
     case().runTest()
 
 

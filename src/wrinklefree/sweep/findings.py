@@ -67,14 +67,14 @@ class Findings:
         return steps
 
     def front(self) -> list[Trial]:
-        """Return the ranked trials that no other one dominates in all objectives, by number; empty with one objective.
+        """Return the ranked trials that no other one dominates, in their order; empty with one objective.
 
         One trial dominates another when it is as good in every objective and better in one.
         """
         if len(self.figures) < 2:
             return []
         complete = self.measured(*self.figures)
-        trials = [trial for trial in complete if self.space.feasible(trial.figures)]
+        trials = [trial for trial in self.ranked() if trial in complete]
         signs = [1 if self.minimizes(figure) else -1 for figure in self.figures]
         rows = [[sign * self.value(t, f) for sign, f in zip(signs, self.figures, strict=True)] for t in trials]
         values = np.array(rows, dtype=float).reshape(len(trials), len(self.figures))
