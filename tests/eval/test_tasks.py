@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from wrinklefree.cli.main import main
 from wrinklefree.errors import InputError
+from wrinklefree.eval.exact_tasks import exact_tasks
 from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.rouge import bleu, rouge
 from wrinklefree.eval.scorer import Settings
@@ -209,6 +210,19 @@ def test_one_checkpoint_has_the_same_scores_everywhere(models: dict[str, str]) -
     json.dumps(one.to_json(), allow_nan=False)
 
 
+def test_the_choices_of_exact_questions() -> None:
+    documents = load_tasks(["exact_choice"]).tasks["tasks"]["exact_choice"].eval_docs
+    right = {task.prompt: task.answer for task in exact_tasks(0, 20)}
+    assert len(documents) == len(right) == 100
+    for each in documents:
+        choices = [choice.removeprefix(" ") for choice in each["choices"]]
+        assert len(set(choices)) == 4 and choices[each["label"]] == right[each["prompt"]]
+    assert {each["label"] for each in documents} == {0, 1, 2, 3}
+    kinds = [task.kind for task in exact_tasks(0, 20)]
+    firsts = [kinds[list(right).index(each["prompt"])] for each in documents[:5]]
+    assert len(set(firsts)) == 5  # a limit takes questions of all kinds
+
+
 def test_averages_of_presets_are_plain_means() -> None:
     a, b = estimate([1.0, 0.0, 1.0, 1.0], np.mean, True), estimate([0.0, 1.0], np.mean, True)
     assert a.standard_error == pytest.approx(0.25) and b.standard_error == pytest.approx(0.5)
@@ -334,6 +348,9 @@ def test_tasks_without_data_say_so_at_once(
     # The harness has every task of the preset, each needs its data, and no data set was asked for.
     assert all(f"{task} (" in str(found.value) for task in PRESETS[preset].tasks)
     assert nobody_answers == ["hub"]
+    glue = {"sst2", "mnli", "qnli"} & {*PRESETS[preset].tasks}
+    assert all(f"{task} (nyu-mll/glue {task})" in str(found.value) for task in glue)
+    assert "cnn_dailymail" not in PRESETS[preset].tasks or "(abisee/cnn_dailymail 3.0.0)" in str(found.value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
         load_tasks([preset])

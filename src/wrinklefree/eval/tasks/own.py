@@ -34,7 +34,7 @@ def exact_answers() -> dict[str, Any]:
     """Return the task of writing the one right answer, see `eval.exact_tasks`."""
     return _task(
         "exact_answers",
-        lambda: [{"kind": t.kind, "prompt": t.prompt, "answer": t.answer} for t in exact_tasks(0, _OF_EACH_KIND)],
+        lambda: [{"kind": t.kind, "prompt": t.prompt, "answer": t.answer} for t in _questions()],
         output_type="generate_until",
         doc_to_text="prompt",
         doc_to_target="answer",
@@ -50,7 +50,7 @@ def _right(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
 
 
 def exact_choice() -> dict[str, Any]:
-    """Return the task of finding the right answer among those of other questions of its kind, by their likelihood."""
+    """Return the task of finding the right answer among wrong ones that are much like it, by their likelihood."""
     return _task(
         "exact_choice",
         _choices,
@@ -63,18 +63,35 @@ def exact_choice() -> dict[str, Any]:
     )
 
 
-def _choices() -> list[dict[str, Any]]:
+def _questions() -> list[ExactTask]:
+    """Return the questions, kinds in turn, so that the first few are of all kinds."""
     tasks = exact_tasks(0, _OF_EACH_KIND)
+    return [task for number in range(_OF_EACH_KIND) for task in tasks[number::_OF_EACH_KIND]]
+
+
+def _choices() -> list[dict[str, Any]]:
     found = []
-    for number, task in enumerate(tasks):
-        kind, own = divmod(number, _OF_EACH_KIND)
-        others = dict.fromkeys(tasks[kind * _OF_EACH_KIND + (own + i) % _OF_EACH_KIND].answer for i in range(1, 10))
-        wrong = [answer for answer in others if answer != task.answer][:_WRONG_CHOICES]
+    answers: dict[str, list[str]] = {}
+    for task in (questions := _questions()):
+        answers.setdefault(task.kind, []).append(task.answer)
+    for number, task in enumerate(questions):
+        wrong = _wrong(task.answer, answers[task.kind])
         label = number % (_WRONG_CHOICES + 1)
-        answers = [*wrong[:label], task.answer, *wrong[label:]]
+        choices = [*wrong[:label], task.answer, *wrong[label:]]
         blank = "" if task.prompt.endswith("\n") else " "
-        found.append({"prompt": task.prompt, "choices": [blank + answer for answer in answers], "label": label})
+        found.append({"prompt": task.prompt, "choices": [blank + choice for choice in choices], "label": label})
     return found
+
+
+def _wrong(answer: str, others: Sequence[str]) -> list[str]:
+    """Return wrong answers, nearly right ones first: two words in each other's place, a word of another answer."""
+    words = answer.split(" ")
+    first = others.index(answer) + 1
+    found = [" ".join([*words[:1], words[2], words[1], *words[3:]])]
+    for other in (others[(first + i) % len(others)] for i in range(len(others))):
+        taken = other.split(" ")[:2]
+        found += [" ".join([words[0], taken[-1], *words[2:]]), other]
+    return [each for each in dict.fromkeys(found) if each != answer][:_WRONG_CHOICES]
 
 
 def python_docs() -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -149,21 +150,35 @@ def run_tasks(
     _configure(loaded, options)
     begun = time.monotonic()
     model = ScorerModel(scorer, on_progress)
-    out: Any = evaluate(
-        model,
-        loaded.tasks,
-        limit=options.limit,
-        bootstrap_iters=0,  # it forks processes; `figures` has the errors
-        system_instruction=options.system,
-        apply_chat_template=options.chat,
-        fewshot_as_multiturn=options.turns and options.chat,
-        confirm_run_unsafe_code=options.allow_code,
-    )
+    with _without_bars():
+        out: Any = evaluate(
+            model,
+            loaded.tasks,
+            limit=options.limit,
+            bootstrap_iters=0,  # it forks processes; `figures` has the errors
+            system_instruction=options.system,
+            apply_chat_template=options.chat,
+            fewshot_as_multiturn=options.turns and options.chat,
+            confirm_run_unsafe_code=options.allow_code,
+        )
     results = {name: _result(task, out, name) for name, task in loaded.tasks["tasks"].items()}
     presets = {name: [results[task] for task in tasks] for name, tasks in loaded.presets.items()}
     averages = {name: _average(own) for name, own in presets.items() if all(one.primary in SHARES for one in own)}
     averages |= {name: found for name, group in loaded.tasks["groups"].items() if (found := _group(group, results))}
     return TaskReport(results, averages, options, dict(model.counts), time.monotonic() - begun)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While the block runs, the harness draws no bars of its own over ours."""
+    import lm_eval.api.task as harness
+
+    drawn = harness.tqdm
+    harness.tqdm = lambda steps, **_: steps
+    try:
+        yield
+    finally:
+        harness.tqdm = drawn
 
 
 def _configure(loaded: Loaded, options: TaskOptions) -> None:
