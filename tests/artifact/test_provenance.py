@@ -41,3 +41,9 @@ def test_the_commit_is_gits_and_changes_are_noticed(tmp_path: Path) -> None:
 def test_no_checkout_has_no_commit(tmp_path: Path, make) -> None:
     make(tmp_path)
     assert _commit(tmp_path) == (None, False)
+
+
+def test_the_password_of_a_url_is_not_in_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/bin/wf", "sweep", "--storage", "postgresql://me:se:cr/et@host/db", "http://host:80/a", "sqlite:///a"]
+    monkeypatch.setattr("sys.argv", words)
+    assert provenance()["command"] == ["wf", "sweep", "--storage", "postgresql://me:***@host/db", *words[4:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,13 +17,15 @@ from wrinklefree.version import __version__
 # Packages whose version can change a figure; those that are not installed are left out.
 PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "lightning", "datasets", "lm_eval", "ax-platform")
 _GIT_SECONDS = 10
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^@\s]*@")  # of a URL: a result is made to be shown
 
 
 def provenance() -> dict[str, Any]:
     """Return plain values for a JSON file: what is running, where, and when (UTC).
 
     ``commit``: of the checkout this package runs from, None when it runs from no checkout; ``changed``: whether that
-    checkout has changes which are not committed. ``command``: the words this process was started with.
+    checkout has changes which are not committed. ``command``: the words this process was started with,
+    without the passwords of URLs.
     """
     commit, changed = _commit(Path(__file__).resolve().parents[3])
     return {
@@ -30,7 +33,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit,
         "changed": changed,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(_PASSWORD.sub(r"\1:***@", word) for word in sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "machine": machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from wrinklefree.sweep.worker import StudyFailedError, Worker
 
 _LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 150.0
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ def work_together(
     Raises: StudyFailedError when all workers ended and the study has not.
     """
     workers = [
-        subprocess.Popen(list(command), env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True)
-        for _ in range(count)
+        subprocess.Popen(
+            list(command), env=share_of(each, count, environment), stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        for each in range(count)
     ]
     try:
         while any(worker.poll() is None for worker in workers) and not stop.wait(_LOOK_SECONDS):
@@ -132,6 +136,24 @@ def work_together(
         codes = ", ".join(str(worker.returncode) for worker in workers)
         raise StudyFailedError(f"all workers ended before the study did (exit codes {codes}; see their last lines)")
     return False
+
+
+def share_of(worker: int, count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of one of ``count`` workers: its part of the machine's GPUs and threads.
+
+    GPUs are those of CUDA_VISIBLE_DEVICES, or all that NVIDIA's driver lists; with more workers than GPUs some share
+    one. Threads are divided unless OMP_NUM_THREADS says how many a process takes.
+    """
+    mine = dict(environment)
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        [str(i) for i in range(len(list(_GPUS.glob("*"))))] if listed is None else [g for g in listed.split(",") if g]
+    )
+    if gpus:
+        mine["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker::count] or [gpus[worker % len(gpus)]])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    return mine
 
 
 def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:

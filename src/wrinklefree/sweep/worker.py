@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wrinklefree.errors import InputError
 from wrinklefree.sweep.proposals import propose
 from wrinklefree.sweep.space import KEEP_BEST, MINIMIZE, Space
 from wrinklefree.sweep.stopping import reason_to_stop
@@ -61,7 +61,9 @@ class Worker:
     name: str = ""
 
     def __post_init__(self) -> None:
-        self.name = self.name or f"{socket.gethostname()}:{os.getpid()}"
+        self.name = (
+            self.name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        )  # containers share names
 
     def work(self) -> bool:
         """Take part until the study has all its trials ended (True), or until asked to stop (False).
@@ -89,15 +91,17 @@ class Worker:
         self.say(f"trial {trial.number} ({trial.origin}{again}): {_described(trial.parameters)}")
         try:
             outcome = self._outcome(trial)
-        except (Interrupted, InputError, KeyboardInterrupt) as why:
-            self._ask(lambda: self.table.release(trial))
-            self.say(f"trial {trial.number}: given back, to be taken up again")
-            if not isinstance(why, Interrupted):
-                raise
-            return
         except Lost:
             self.say(f"trial {trial.number}: was given to another worker meanwhile; this attempt ends")
             return
+        except StudyFailedError:
+            raise  # the database: there is nothing that the trial could be given back to
+        except BaseException as why:
+            self._ask(lambda: self.table.release(trial))
+            self.say(f"trial {trial.number}: given back, to be taken up again")
+            if isinstance(why, Interrupted):
+                return
+            raise
         written = self._ask(
             lambda: self.table.finish(trial, outcome.state, outcome.figures, outcome.curve, outcome.error)
         )
