@@ -57,7 +57,7 @@ def about(results: Path) -> str:
     lines = [
         f"Teacher: held-out loss {held['loss']:.4f}, perplexity {held['perplexity']:.2f}, "
         f"{held['bits_per_byte']:.4f} bits a byte; {held['tokens']:,} tokens in windows of {held['window']}.",
-        f"{len(every)} runs, {len({run['seed'] for run in every})} seeds at most, commit {', '.join(commits)}, "
+        f"{len(every)} runs; a row says how many seeds it has. Package at commit {', '.join(commits)}, "
         f"{machine['cpu']}, {machine['cores']} cores, torch {origins[0]['packages'].get('torch')}.",
     ]
     return "\n".join(["# Results", "", *lines])
@@ -77,8 +77,8 @@ def lengths(runs: Runs) -> list[str]:
         f"({slow:.3f} s and {fast:.3f} s).",
         "",
         "| Stage 1.9 + 2, steps | where Stage 2 starts | held-out loss | perplexity | all steps in Stage 2 "
-        "| difference | all time in Stage 2 | difference |",
-        "| --- " * 8 + "|",
+        "| difference | all time in Stage 2 | difference | seeds |",
+        "| --- " * 9 + "|",
     ]
     base = min((each[0]["facts"]["stage2"] for each in alone.values()), default=0)
     order = sorted(runs.values(), key=lambda each: (each[0]["facts"]["stage1_9"], each[0]["facts"]["stage2"]))
@@ -95,13 +95,14 @@ def lengths(runs: Runs) -> list[str]:
             f"| {spread([math.exp(final_loss(run)) for run in each], 1)} "
             f"| {'-' if none else spread(map(final_loss, steps))} "
             f"| {'-' if none else spread(paired(each, steps), signed=True)} "
-            f"| {'-' if none else spread(timed)} | {'-' if none else spread(apart, signed=True)} |"
+            f"| {'-' if none else spread(timed)} | {'-' if none else spread(apart, signed=True)} "
+            f"| {len(each)} |"
         )
-    lines += ["", "| Stage 2 alone, steps | held-out loss | perplexity |", "| --- | --- | --- |"]
+    lines += ["", "| Stage 2 alone, steps | held-out loss | perplexity | seeds |", "| --- " * 4 + "|"]
     for each in sorted(alone.values(), key=lambda each: each[0]["facts"]["stage2"]):
         lines.append(
             f"| {each[0]['facts']['stage2']} | {spread(map(final_loss, each))} "
-            f"| {spread([math.exp(final_loss(run)) for run in each], 1)} |"
+            f"| {spread([math.exp(final_loss(run)) for run in each], 1)} | {len(each)} |"
         )
     return lines
 
@@ -111,8 +112,8 @@ def schedules(runs: Runs) -> list[str]:
     base = runs.get("lambda in stage 2 only", [])
     lines = [
         "| variant | steps | Stage 1.9: CE of the last 10 steps | where Stage 2 starts | first CE of Stage 2 "
-        "| held-out loss | perplexity | difference to the shipped recipes |",
-        "| --- " * 8 + "|",
+        "| held-out loss | perplexity | difference to the shipped recipes | seeds |",
+        "| --- " * 9 + "|",
     ]
     for arm, each in sorted(runs.items(), key=lambda pair: sum(map(final_loss, pair[1])) / len(pair[1])):
         staged = len(each[0]["stages"]) > 1
@@ -121,7 +122,8 @@ def schedules(runs: Runs) -> list[str]:
             f"| {spread([last_steps(run, 0) for run in each]) if staged else '-'} | {spread(map(first_loss, each))} "
             f"| {spread([run['stages'][-1]['curve']['ce'][0] for run in each])} | {spread(map(final_loss, each))} "
             f"| {spread([math.exp(final_loss(run)) for run in each], 1)} "
-            f"| {'-' if each is base else spread(paired(each, base), signed=True)} |"
+            f"| {'-' if each is base else spread(paired(each, base), signed=True)} "
+            f"| {len(each)} |"
         )
     return lines
 

@@ -27,8 +27,10 @@ def main() -> None:
     results = arguments.results or HERE / "results" / arguments.scale
     results.mkdir(parents=True, exist_ok=True)
     runner = Runner(arguments.work.resolve(), scale)
-    _save(results / "teacher.json", runner.teacher_result())
+    _save(results / "teacher.json", runner.teacher_result(), runner.work)
     tables = list(TABLES) if arguments.table == "all" else arguments.table.split(",")
+    if not any(_asked(TABLES[table](scale), arguments.arms) for table in tables):
+        raise SystemExit(f"--arms {arguments.arms}: no such arm in {', '.join(tables)}")
     for seed in map(int, arguments.seeds.split(",")):
         for table in tables:
             for arm in _asked(TABLES[table](scale), arguments.arms):
@@ -37,13 +39,12 @@ def main() -> None:
                     continue
                 path.parent.mkdir(exist_ok=True)
                 result = {"table": table, "scale": arguments.scale, **runner.run(arm, seed)}
-                _save(path, result)
+                _save(path, result, runner.work)
                 print(f"{table}, {arm.name}, seed {seed}: {_line(result)}", flush=True)
 
 
 def _asked(arms: list[Arm], names: str | None) -> list[Arm]:
-    kept = [arm for arm in arms if names is None or arm.name in names.split(";")]
-    return kept or sys.exit(f"--arms {names}: found none of them, allowed are {'; '.join(arm.name for arm in arms)}")
+    return [arm for arm in arms if names is None or arm.name in names.split(";")]
 
 
 def _line(result: dict) -> str:
@@ -56,9 +57,11 @@ def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "+." else "-" for letter in name).replace("--", "-")
 
 
-def _save(path: Path, value: dict) -> None:
+def _save(path: Path, value: dict, work: Path) -> None:
+    """Write a result; where ``work`` was is nobody else's business."""
+    text = json.dumps(value, separators=(",", ":")).replace(str(work), "WORK")
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
 
 
@@ -68,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", default="all", help=f"one or more of {', '.join(TABLES)}, with commas; or all")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", help="only these of a table, with semicolons between them")
+    parser.add_argument("--arms", help="only these of the tables, with semicolons between them")
     parser.add_argument("--results", type=Path)
     return parser.parse_args()
 

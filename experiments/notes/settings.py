@@ -13,7 +13,7 @@ class Scale:
 
     A step is ``micro_batch`` x ``accumulation`` sequences of ``sequence`` tokens. ``stage2`` steps of Stage 2 follow
     every Stage 1.9 of ``lengths`` steps; ``longer`` are the lengths of Stage 2 without one. ``warmup``: steps in which
-    the strength rises. ``muon``: Muon's peak rates in Stage 1.9 and Stage 2, ``factor`` times those of the notes;
+    the strength rises. ``muon``: Muon's peak rates in Stage 1.9 and Stage 2, ``factor`` times those of the recipes;
     ``high``: those of the table of high rates. ``held_out``: tokens of the held-out text that are scored, in windows
     of ``sequence``. ``shapes`` and ``threads``: what the engine's speed is measured of.
     """
@@ -60,7 +60,7 @@ SCALES = {
         masking_steps=20, compile_steps=30, teacher_steps=800, held_out=8192, shapes=("smollm2-135m", "bitnet-2b"),
         threads=(1, 2), common=_CPU,
     ),
-    # The sizes of the notes: SmolLM2-135M, 32 sequences of 512 tokens, 200 steps of Stage 2, strength over 100.
+    # The sizes at which the questions were first asked.
     "gpu": Scale(
         model="smollm2-135m-instruct", small=None, sequence=512, micro_batch=32, accumulation=1,
         lengths=(50, 100, 200, 500, 1000), stage2=200, longer=(200, 250, 300, 400, 700, 1200, 1800), warmup=100,

@@ -60,12 +60,12 @@ def stage1_9_length(scale: Scale) -> list[Arm]:
 
 
 def rates(scale: Scale) -> list[Arm]:
-    """Which rate this scale should have: Stage 2 alone at multiples of the notes' rates, on a seed of its own."""
+    """Which rate this scale should have: Stage 2 alone at multiples of the recipe's rate, on a seed of its own."""
     arms = []
     for factor in (1, 3, 10):
         rate = factor * scale.muon[1] / scale.factor
         stage = stage2(replace(scale, muon=(scale.muon[0], rate)), scale.stage2)
-        arms.append(Arm(f"notes' rate x {factor}", (stage,), {"factor": factor, "rate": rate}))
+        arms.append(Arm(f"the recipe's rate x {factor}", (stage,), {"factor": factor, "rate": rate}))
     return arms
 
 
