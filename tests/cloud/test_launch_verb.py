@@ -65,8 +65,7 @@ def test_the_task_is_the_recipe_on_those_machines(model: str, capsys: pytest.Cap
 def test_the_batch_is_what_fits_and_the_step_stays(
     gpus: str, nodes: int, micro: int, accumulation: int, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bucket = BUCKET if nodes > 1 else []
-    found, _ = shown(capsys, *RECIPE, f"model={model}", "--gpus", gpus, "--nodes", str(nodes), *bucket)
+    found, _ = shown(capsys, *RECIPE, f"model={model}", "--gpus", gpus, "--nodes", str(nodes), *BUCKET)
     words = shlex.split(found["request"]["run"])
     sizes = {key: int(value) for key, _, value in (word.partition("=") for word in words) if key.startswith("batch.")}
     assert sizes == {"batch.micro_batch": micro, "batch.accumulation": accumulation}
@@ -87,7 +86,7 @@ def test_files_are_sent_under_names_of_their_own(
 
 def test_the_disk_holds_the_states(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A toy's are small; a thousand of them are not."""
-    words = [*RECIPE, f"model={model}", "--gpus", "H100"]
+    words = [*RECIPE, f"model={model}", "--gpus", "H100", *BUCKET]
     many = 100_000
     size = sum(plan(compose([*RECIPE, f"model={model}", f"checkpoint.keep_last={many}"])).disk.values()) / 1e9
     assert size > 60
@@ -111,7 +110,7 @@ def test_a_cap_becomes_a_price_and_a_deadline(model: str, capsys: pytest.Capture
 def test_variables_are_named_and_their_values_are_nowhere(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*RECIPE, f"model={model}", "log.tracker=wandb", "--env", "MORE", "--env", "SEEN=yes"]
+    words = [*RECIPE, *BUCKET, f"model={model}", "log.tracker=wandb", "--env", "MORE", "--env", "SEEN=yes"]
     said = shown(capsys, *words, code=2)[1]
     assert "MORE (--env), WANDB_API_KEY (log.tracker=wandb)" in said
     (tmp_path / ".env").write_text("WANDB_API_KEY=hunter2\n")
@@ -170,20 +169,19 @@ def test_modal_gets_the_same_script(model: str, capsys: pytest.CaptureFixture[st
         ([], "give a recipe"),
         (["--gpus", "H1000"], "did you mean 'H100'"),
         (["--gpus", "H100:x"], "such as H100:8"),
-        (["--gpus", "H100", "--cloud", "awss"], "did you mean 'aws'"),
+        (["--gpus", "H100", *BUCKET, "--cloud", "awss"], "did you mean 'aws'"),
         (["--gpus", "H100", "device.devices=2"], "follows from --gpus and --nodes"),
-        (["--gpus", "H100:3"], "cannot be divided among 3 processes"),
-        (["--gpus", "H100", "--spot"], "--spot: a machine may be taken away, with the states on it"),
-        (["--gpus", "H100", "--nodes", "2"], "one machine has not the others' files"),
+        (["--gpus", "H100:3", *BUCKET], "cannot be divided among 3 processes"),
+        (["--gpus", "H100"], "what is on them is gone"),
         (["--gpus", "H100", "--spot", "--bucket", "file:///x"], "is on the machine that --spot lets be taken away"),
         (["--gpus", "H100", "--spot", *BUCKET, "checkpoint.save_every=null"], "saves no state on its way"),
         (["--gpus", "H100", *BUCKET, "sync.url=s3://x"], "say the same"),
         (["--gpus", "H100", "out=x"], "the results are in the bucket"),
         (["--gpus", "H100", "optimzer.lr=1"], "did you mean 'optimizer.lr'"),
         (["--gpus", "A10G", "--price", "1", "--nodes", "2", *BUCKET, "--cloud", "modal"], "one function runs on one"),
-        (["--max-dollars", "5"], "the price of these machines is unknown"),
-        (["--disk", "20"], "the job takes 60 GB"),
-        (["--disk", "80"], "need 100 GB or more"),
+        ([*BUCKET, "--max-dollars", "5"], "the price of these machines is unknown"),
+        ([*BUCKET, "--disk", "20"], "the job takes 60 GB"),
+        ([*BUCKET, "--disk", "80"], "need 100 GB or more"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -202,7 +200,7 @@ def test_the_providers_command_is_called_with_the_task_and_the_secrets(
     sky.chmod(0o755)
     (tmp_path / ".env").write_text("HF_TOKEN=hunter2\n")
     monkeypatch.setenv("ENDS", "0")
-    words = ["launch", *RECIPE, f"model={model}", "--gpus", "H100", "--name", "mine", "--sky", str(sky)]
+    words = ["launch", *RECIPE, f"model={model}", *BUCKET, "--gpus", "H100", "--name", "mine", "--sky", str(sky)]
     assert main(words) == 0
     called = (tmp_path / "words").read_text().split()
     assert called[:-1] == ["jobs", "launch", "--yes", "--detach-run", "--name", "mine", "--secret", "HF_TOKEN"]

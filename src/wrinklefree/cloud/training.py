@@ -51,7 +51,7 @@ def training_run(
     ``bucket``: where states are copied, any URL of `sync.url`. ``hours``: instead of our estimate of the time.
 
     Raises: InputError for a wrong recipe, one whose step cannot be divided among the processes or does not fit, and for
-    a run on machines that may be taken away whose states are nowhere else.
+    a run of which nothing would be left.
     """
     keys = [word.partition("=")[0].lstrip("+") for word in overrides]
     if given := [key for key in _DEVICES if key in keys]:
@@ -82,12 +82,12 @@ def training_run(
 
 
 def _check_states(recipe: Recipe, machines: Machines) -> None:
-    if recipe.sync.url is None and (machines.spot or machines.nodes > 1):
-        why = (
-            "--spot: a machine may be taken away" if machines.spot else "--nodes: one machine has not the others' files"
+    if recipe.sync.url is None:
+        raise InputError(
+            "--bucket: none given; machines are given back when the run ends or is interrupted, and what is on them is "
+            "gone. Give a URL for states and results (s3://, gs://, any that fsspec knows)"
         )
-        raise InputError(f"{why}, with the states on it; give --bucket URL (s3://, gs://, any that fsspec knows)")
-    if recipe.sync.url is not None and recipe.sync.url.startswith(("file:", "/")) and machines.spot:
+    if recipe.sync.url.startswith(("file:", "/")) and machines.spot:
         raise InputError(f"sync.url={recipe.sync.url}: is on the machine that --spot lets be taken away; give a bucket")
     if machines.spot and recipe.checkpoint.save_every is None:
         raise InputError("--spot: this recipe saves no state on its way; give checkpoint.save_every=STEPS")

@@ -16,10 +16,10 @@ from wrinklefree.cloud.skypilot import CLOUDS
 TRAIN = ["training=stage2_pretrain", "data=fineweb", "--gpus"]
 BUCKET = ["--bucket", "s3://bucket/runs"]
 REQUESTS = {
-    "one": [*TRAIN, "H100", "--cloud", "gcp"],
+    "one": [*TRAIN, "H100", "--cloud", "gcp", *BUCKET],
     "spot": [*TRAIN, "A100-40GB:4", "--spot", *BUCKET, "--max-dollars", "500", "--env", "SHOWN=1"],
     "machines": [*TRAIN, "H100:8", "--nodes", "2", *BUCKET, "device.strategy=fsdp", "optimizer=adamw"],
-    "cpu": [*TRAIN[:2], "--hours", "1"],
+    "cpu": [*TRAIN[:2], "--hours", "1", *BUCKET],
     "sweep": ["--sweep", "space.yaml", "--workers", "3", "--gpus", "L4"],
     "serve": ["--serve", "s3://bucket/model", "--replicas", "2:4"],
     "modal": [*TRAIN, "H100:2", "--cloud", "modal", "--max-dollars", "50"],
