@@ -262,11 +262,11 @@ class DeviceRecipe:
 
     accelerator: str = "auto"
     devices: int = 1
-    nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: CompileMode = "none"
     gradient_checkpointing: bool = False
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         if self.compile != "none" and self.strategy == "fsdp" and self.processes > 1:
