@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def _sweep(space: str, toy: Path, out: Path, *more: str) -> dict[str, Any]:
     constants = {
-        "model": toy / "model", "data": toy / "texts", "steps": 4, "length": 32, "micro_batch": 2, "accumulation": 1,
+        "model": toy / "model", "data": toy / "texts", "steps": 6, "length": 32, "micro_batch": 2, "accumulation": 1,
         "tracker": "none",
     }  # fmt: skip
     words = [word for name, value in constants.items() for word in ("--set", f"{name}={value}")]

@@ -291,7 +291,7 @@ def test_a_trial_over_its_time_is_ended(tmp_path: Path) -> None:
     party = Party(tmp_path, _counting(100_000, 0.02, [1.0], limits=limits))
     assert party.work()
     assert party.trial().state == FAILED and "limits.trial_seconds (0.5 s)" in (party.trial().error or "")
-    assert party.path("count", "asked").exists()
+    assert _free(party.path("lock"))
 
 
 def test_an_attempt_that_is_still_alive_keeps_its_directory(tmp_path: Path) -> None:
