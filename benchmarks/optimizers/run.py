@@ -1,13 +1,13 @@
 """Every optimizer on one small ternary model, each at its own rate: loss by step, processor seconds and bytes of state.
 
-    python benchmarks/optimizers/run.py [--steps 60] [--seeds 0 1 2] [--results DIR]
+    python benchmarks/optimizers/run.py [--steps 50] [--seeds 0 1 2] [--results DIR]
 
 For each optimizer the rates of its row are tried with a seed of their own (99); the one with the lowest held-out loss
 is run with every seed. A seed draws the model and the order of the sequences; all optimizers of a seed see the same.
 One JSON file per run; what is there already is not run again. `report.py` makes the table and the picture.
 
-The model: 4 Llama layers of 128 (1.0M parameters, bytes as tokens), ternary in groups of 64 with SubLN of ones, trained
-from nothing on Python's documentation by next-token prediction, 8 sequences of 128 bytes in a step.
+The model: 2 Llama layers of 64 (0.1M parameters, bytes as tokens), ternary in groups of 64 with SubLN of ones, trained
+from nothing on Python's documentation by next-token prediction, 8 sequences of 64 bytes in a step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wrinklefree.train.position import Budget, Schedule
 from wrinklefree.train.qk_clip import QkClip
 from wrinklefree.train.session import LoopConfig
 
-LENGTH, ROWS, HELD_OUT = 128, 8, 64
+LENGTH, ROWS, HELD_OUT = 64, 8, 64
 TUNING_SEED = 99
 # Peak rates that are tried. Of optimizers with two, the matrices'; embeddings and norms have AdamW at REST_RATE.
 RATES: dict[str, tuple[float, ...]] = {
@@ -89,8 +89,8 @@ def student(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=256, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=LENGTH, tie_word_embeddings=True, bos_token_id=None,
+            vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=True, bos_token_id=None,
             eos_token_id=None,
         )
     )  # fmt: skip
@@ -166,7 +166,7 @@ def result(kind: str, rate: float, seed: int, steps: int, directory: Path) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
