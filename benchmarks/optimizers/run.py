@@ -138,11 +138,13 @@ def train(kind: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
         losses.append(figures["next_token/value"])
         seconds.append(time.process_time() - begin)
 
-    run(
+    ended = run(
         model, data, optimizer, ObjectiveManager({"next_token": Term(NextToken())}),
         config=LoopConfig(ROWS, 1, ternary_every=0), budget=Budget(steps * ROWS * LENGTH),
         schedule=Schedule("wsd", warmup_ratio=0.1, decay_ratio=0.3), companions=clips, on_step=seen,
     )  # fmt: skip
+    if ended.stopped != "budget":
+        raise SystemExit(1)  # what is finished stays; the same command goes on
     unique = {tensor.data_ptr(): tensor.nbytes for tensor in state_tensors(optimizer)}
     kept = getattr(getattr(optimizer, "_parts", [None])[0], "_kept", {})
     return {

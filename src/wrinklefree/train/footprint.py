@@ -28,6 +28,14 @@ _FRAGMENTS = 0.05
 # glibc's largest threshold: tensors from this size on have pages of their own, which go back when they are freed.
 _MAPPED = 32 * 2**20
 _BNB_RUNTIME = 0.12 * 2**30  # bitsandbytes' own libraries
+# Tensors of the hidden size that are kept beside the layers'.
+_OUTSIDE = 2.0
+# In the backward of one layer, beside what it kept: gradients of the MLP's width.
+_BACKWARD_WIDTHS = 3.0
+# Numbers for each token, layer and hidden unit that a layer-wise metric keeps, beside the teacher's own state.
+_LAYERWISE = {"mse_normalized": 4.0, "cosine": 4.0, "inner_product": 4.0, "mse": 2.0, "kl": 2.0}
+# Tables of token by token that attention relations of Q, K and V keep, teacher and student together.
+_RELATION = 12.0
 _BNB_SMALL, _BNB_BLOCK = 4096, 256
 
 
@@ -118,7 +126,7 @@ def high_points(recipe: Recipe, shape: Shape, teacher: Shape, gpu: bool = False)
         return points
     # Each matrix is there in full until its bits are reduced: nothing else is, but for the weights and the state.
     whole = teacher_bytes(recipe, teacher, whole=True) - teacher_bytes(recipe, teacher)
-    return (*points, Point(dict.fromkeys(forward, 0.0) | {"gathered": whole}, 0.0))
+    return (*points, Point(dict.fromkeys(forward, 0.0) | {"loading": whole}, 0.0))
 
 
 def views(recipe: Recipe, micro_batch: int | None = None) -> list[View]:
@@ -145,10 +153,6 @@ def activation_bytes(recipe: Recipe, shape: Shape, micro_batch: int | None = Non
         # The final norm's input and output, and the embedded tokens.
         total += _OUTSIDE * 4.0 * view.positions * shape.hidden
     return total
-
-
-# Tensors of the hidden size that are kept beside the layers'.
-_OUTSIDE = 2.0
 
 
 def layer_bytes(recipe: Recipe, shape: Shape, view: View) -> float:
@@ -239,10 +243,6 @@ def _on_logits(recipe: Recipe) -> list[LogitObjective]:
     return [term.objective for term in recipe.objectives.values() if isinstance(term.objective, LogitObjective)]
 
 
-# In the backward of one layer, beside what it kept: gradients of the MLP's width.
-_BACKWARD_WIDTHS = 3.0
-
-
 def objective_bytes(recipe: Recipe, shape: Shape, teacher: Shape) -> float:
     """Return the bytes that objectives on states keep: hidden states of both models, relations of one layer."""
     rows, length = recipe.batch.micro_batch, recipe.data.sequence_length
@@ -258,12 +258,6 @@ def objective_bytes(recipe: Recipe, shape: Shape, teacher: Shape) -> float:
             seen = recipe.diffusion.num_views * rows if blocks else rows
             total += 4.0 * _RELATION * seen * objective.relation_heads * length**2
     return total
-
-
-# Numbers for each token, layer and hidden unit that a layer-wise metric keeps, beside the teacher's own state.
-_LAYERWISE = {"mse_normalized": 4.0, "cosine": 4.0, "inner_product": 4.0, "mse": 2.0, "kl": 2.0}
-# Tables of token by token that attention relations of Q, K and V keep, teacher and student together.
-_RELATION = 12.0
 
 
 def student_bytes(recipe: Recipe, shape: Shape) -> float:
