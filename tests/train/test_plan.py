@@ -178,8 +178,8 @@ def test_every_gpu_is_declared_once_with_sane_figures() -> None:
         assert (gpu.dollars_per_hour is None) == (gpu.seller is None)
 
 
-# A notebook's batch sizes, at 512 tokens a row; it has a SmolLM2-135M and a Qwen3-4B and does not say for which of them,
-# nor how memory was measured. The small one is planned in mixed precision, the large one in bfloat16.
+# A notebook's batch sizes, at 512 tokens a row; it has a SmolLM2-135M and a Qwen3-4B and does not say for which of
+# them, nor how memory was measured. The small one is planned in mixed precision, the large one in bfloat16.
 SMOLLM2 = Shape(hidden=576, width=1536, layers=30, heads=9, keys=3, head=64, vocabulary=49152, tied=True)
 QWEN3_4B = Shape(
     hidden=2560, width=9728, layers=36, heads=32, keys=8, head=128, vocabulary=151936, tied=True, qk_norm=True
