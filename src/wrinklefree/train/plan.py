@@ -47,7 +47,7 @@ class DryRun:
             f"steps           {'until the time is up' if self.steps is None else f'{self.steps:,}'}",
         ]
         if self.memory_gib:
-            parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory_gib.items())
+            parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory_gib.items() if size)
             lines.append(f"memory (GiB)    {sum(self.memory_gib.values()):.2f} for each process: {parts}")
         return lines
 
