@@ -32,6 +32,7 @@ from wrinklefree.eval.tasks.catalog import load_tasks
 from wrinklefree.eval.tasks.figures import estimate, mean
 from wrinklefree.eval.tasks.presets import FOLDERS, PRESETS
 from wrinklefree.eval.tasks.run import TaskOptions, TaskReport, run_tasks
+from wrinklefree.eval.tasks.summaries import summaries as task_of_summaries
 from wrinklefree.export.export import export
 
 pytest.importorskip("lm_eval", reason="the harness is not installed: its tasks were not run")
@@ -144,7 +145,11 @@ def test_whole_texts_are_those_of_the_harness(ours: ScorerModel, theirs: Any) ->
 
 def test_answers_are_those_of_the_harness(ours: ScorerModel, theirs: Any) -> None:
     options = {"until": ["\n\n", "o"], "max_gen_toks": 12, "do_sample": False}
-    arguments = [("hello there", options), (_TEXT, options), ("the", {**options, "until": [], "max_gen_toks": 8})]
+    arguments = [
+        ("hello there", options),
+        (_TEXT * 3 + "hello", options),
+        ("the", {**options, "until": [], "max_gen_toks": 8}),
+    ]
     found = ours.generate_until(_instances("generate_until", arguments))
     assert found == theirs.generate_until(_instances("generate_until", arguments), disable_tqdm=True)
     assert any(found)
@@ -428,6 +433,8 @@ def test_summaries(tmp_path: Path, models: dict[str, str]) -> None:
     assert [reference for reference, _ in texts] == ["Short article."]
     assert result.metrics["bleu"].value == bleu(texts)
     assert result.metrics["rouge1"].value == pytest.approx(np.mean([rouge(*each)["rouge1"] for each in texts]))
+    scored = task_of_summaries(file)["process_results"]({"highlights": "A short one."}, ["One short."])
+    assert scored == {**rouge("A short one.", "One short."), "bleu": ("A short one.", "One short.")}
     _write(tmp_path, "some.jsonl", '{"article": "a", "summary": "b"}')
     with pytest.raises(
         InputError, match="line 1: found the fields article, summary; needed are article and highlights"
