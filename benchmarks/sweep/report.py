@@ -54,7 +54,7 @@ def tables(record: dict[str, Any]) -> list[str]:
 
 def _mean_at(studies: Sequence[dict[str, Any]], trials: int) -> str:
     values = [best_so_far(study["values"])[trials - 1] for study in studies]
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else " (1 seed)")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -80,7 +80,12 @@ def picture(records: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.step(numbers, line, where="post", color=_COLOURS[method], lw=0.8, alpha=0.35)
             mean = [statistics.mean(column) for column in zip(*lines, strict=True)]
             axes.step(
-                numbers, mean, where="post", color=_COLOURS[method], lw=2.4, label=f"{method}, {len(lines)} seeds"
+                numbers,
+                mean,
+                where="post",
+                color=_COLOURS[method],
+                lw=2.4,
+                label=f"{method}, {len(lines)} seed{'s' * (len(lines) > 1)}",
             )
         axes.set(xlabel="trials", ylabel="best so far (less is better)", title=record["what"])
         axes.grid(alpha=0.25)
