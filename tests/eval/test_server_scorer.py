@@ -181,6 +181,9 @@ def test_wrong_addresses(models: dict[str, str], url: str, capsys: pytest.Captur
         open_scorer(f"{url}#toi"),
     ):
         pass
+    with pytest.raises(InputError, match="http://h: leave the name") as error, open_scorer("http://u:secret@h/v1"):
+        pass
+    assert "secret" not in str(error.value)
     with pytest.raises(InputError, match="needed is http"), open_scorer("http://"):
         pass
     with pytest.raises(InputError, match="context of 256 tokens"):

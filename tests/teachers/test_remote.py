@@ -6,6 +6,8 @@ in log-probabilities of these toys.
 
 from __future__ import annotations
 
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from wrinklefree.errors import InputError
 from wrinklefree.models.forward import forward
 from wrinklefree.objectives.base import predicted
 from wrinklefree.teachers.base import TeacherError
+from wrinklefree.teachers.completions import Client, ServerError
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.teachers.remote import RemoteServer, RemoteTeacher, parse
 
@@ -71,6 +74,26 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_ends_in_a_true_message() ->
 def test_a_slow_server_runs_into_the_time_out() -> None:
     with StandIn(toy_model(3)) as server, server._lock, pytest.raises(TeacherError, match="timed out"):
         teacher_of(server, retries=0, timeout_seconds=0.05).forward(toy_batch(), frozenset())
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again() -> None:
+    half = b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"choices"'
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(half)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        client = Client("the server", retries=1, backoff_seconds=0.001, say=HEARD.append)
+        with pytest.raises(ServerError, match=r"does not answer \(.*2 attempts"):
+            client.ask(f"http://127.0.0.1:{server.getsockname()[1]}/v1/models")
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,9 @@ class ServerScorer:
         address = urlsplit(url)
         if address.scheme not in ("http", "https") or not address.netloc:
             raise InputError(f"{url}: needed is http://HOST:PORT, with #MODEL where the server has several")
+        if address.username is not None:  # it would stand in every result
+            raise InputError(f"{address.scheme}://{address.hostname}: leave the name and password out of the address; "
+                             f"a key is read from {KEY_VARIABLE}")  # fmt: skip
         self.name = url
         self._root = f"{address.scheme}://{address.netloc}{address.path.rstrip('/').removesuffix('/v1')}"
         self._client = Client(self._root, KEY_VARIABLE, _TIMEOUT_SECONDS, say=say)

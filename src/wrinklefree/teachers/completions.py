@@ -17,6 +17,7 @@ ids may have one text, and some have none that comes back.
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -92,7 +93,7 @@ class Client:
                 if error.code not in _TRY_AGAIN:
                     raise self._refused(error.code, text, key) from error
                 seen = f"answered {error.code}"
-            except (OSError, ValueError) as error:  # not reachable, too slow, cut off, not JSON
+            except (OSError, ValueError, http.client.HTTPException) as error:  # not reachable, slow, cut off, not JSON
                 seen = f"{getattr(error, 'reason', None) or error or type(error).__name__}"
         raise ServerError(f"{self.who} does not answer ({seen}; {self.retries + 1} attempts)")
 
