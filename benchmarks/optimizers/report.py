@@ -34,8 +34,16 @@ def main() -> None:
         print(_row(name, arm, seconds))
     print()
     for name in arms:
-        tried = sorted((run["rate"], run["held_out"]) for run in runs if run["optimizer"] == name and run["seed"] == 99)
-        print(f"Rates tried for {name}: " + ", ".join(f"{rate:g} {loss:.3f}" for rate, loss in tried) + ".")
+        tried = sorted(
+            (run["rate"], run["held_out"]) for run in runs if run["optimizer"] == name and run["seed"] == TUNING_SEED
+        )
+        best = min(tried, key=lambda pair: pair[1], default=None)
+        edge = (
+            " The best is the last of the row; a rate beyond it may be better."
+            if best in (tried[:1] + tried[-1:])
+            else ""
+        )
+        print(f"Rates tried for {name}: " + ", ".join(f"{rate:g} {loss:.3f}" for rate, loss in tried) + f".{edge}")
     _draw(arms, picture)
 
 

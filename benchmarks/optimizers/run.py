@@ -1,6 +1,6 @@
 """Every optimizer on one small ternary model, each at its own rate: loss by step, processor seconds and bytes of state.
 
-    python benchmarks/optimizers/run.py [--steps 40] [--seeds 0 1 2] [--results DIR]
+    python benchmarks/optimizers/run.py [--steps 120] [--seeds 0 1 2] [--results DIR]
 
 For each optimizer the rates of its row are tried with a seed of their own (99); the one with the lowest held-out loss
 is run with every seed. A seed draws the model and the order of the sequences; all optimizers of a seed see the same.
@@ -45,12 +45,12 @@ LENGTH, ROWS, HELD_OUT = 64, 8, 64
 TUNING_SEED = 99
 # Peak rates that are tried. Of optimizers with two, the matrices'; embeddings and norms have AdamW at REST_RATE.
 RATES: dict[str, tuple[float, ...]] = {
-    "adamw": (1e-3, 3e-3, 1e-2),
-    "adamw_8bit": (1e-3, 3e-3, 1e-2),
-    "muon": (5e-3, 2e-2, 6e-2),
-    "muonclip": (5e-3, 2e-2, 6e-2),
-    "apollo": (3e-3, 1e-2, 3e-2),
-    "apollo_mini": (3e-3, 1e-2, 3e-2),
+    "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
+    "adamw_8bit": (1e-3, 3e-3, 1e-2, 3e-2),
+    "muon": (5e-3, 2e-2, 6e-2, 2e-1),
+    "muonclip": (5e-3, 2e-2, 6e-2, 2e-1),
+    "apollo": (3e-3, 1e-2, 3e-2, 1e-1),
+    "apollo_mini": (3e-3, 1e-2, 3e-2, 1e-1),
 }
 REST_RATE = 3e-3
 
@@ -168,7 +168,7 @@ def result(kind: str, rate: float, seed: int, steps: int, directory: Path) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
