@@ -38,11 +38,7 @@ def main() -> None:
             (run["rate"], run["held_out"]) for run in runs if run["optimizer"] == name and run["seed"] == TUNING_SEED
         )
         best = min(tried, key=lambda pair: pair[1], default=None)
-        edge = (
-            " The best is the last of the row; a rate beyond it may be better."
-            if best in (tried[:1] + tried[-1:])
-            else ""
-        )
+        edge = " The best is at the edge; a rate beyond it may be better." if best in (tried[:1] + tried[-1:]) else ""
         print(f"Rates tried for {name}: " + ", ".join(f"{rate:g} {loss:.3f}" for rate, loss in tried) + f".{edge}")
     _draw(arms, picture)
 
