@@ -98,7 +98,7 @@ def _kill_in_a_trial(storage: str, doomed: subprocess.Popen[bytes]) -> int:
         if storage.endswith(".sqlite") and not Path(storage).is_file():
             continue
         table = Table(storage, "pair")
-        mine = [t for t in table.trials() if t.state == RUNNING and str(t.worker).endswith(f":{doomed.pid}")]
+        mine = [t for t in table.trials() if t.state == RUNNING and f":{doomed.pid}:" in str(t.worker)]
         table.close()
         if mine:
             doomed.send_signal(signal.SIGKILL)
