@@ -93,7 +93,7 @@ def _kill_a_worker(database: Path, name: str, sweep: subprocess.Popen[bytes]) ->
             continue
         time.sleep(1.0)  # into the trial
         worker = str(running[0].worker)
-        host, process = worker.rsplit(":", 1)
+        host, process, _ = worker.rsplit(":", 2)
         assert host == socket.gethostname()
         os.kill(int(process), signal.SIGKILL)
         return {"worker": worker, "trial": running[0].number}
