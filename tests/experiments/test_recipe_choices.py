@@ -1,5 +1,6 @@
-"""The parts of experiments/notes that could be wrong without anybody noticing: what is shared, what is run again, and
-the arithmetic of the report. Training is replaced by a stand-in; the overrides are composed as `wf train` would.
+"""The parts of experiments/recipe-choices that could be wrong without anybody noticing: what is shared, what is run
+again, and the arithmetic of the report. Training is replaced by a stand-in; the overrides are composed as `wf train`
+would.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parents[2] / "experiments" / "notes"
+HERE = Path(__file__).resolve().parents[2] / "experiments" / "recipe-choices"
 NAMES = ("settings", "tables", "texts", "small_model", "runner", "figures", "pictures", "report", "run")
 
 
