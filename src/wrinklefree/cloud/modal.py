@@ -7,13 +7,13 @@ Its command is called; the file it reads is `cloud.modal_app`. Checked with moda
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.cloud.executable import find_executable
 from wrinklefree.cloud.job import Job
 from wrinklefree.cloud.script import DEADLINE, PACKAGES, installed, run_script
-from wrinklefree.errors import InputError, MissingDependencyError
+from wrinklefree.errors import InputError
 
 APP = Path(__file__).with_name("modal_app.py")
 JOB = "WRINKLEFREE_JOB"
@@ -76,15 +76,12 @@ def command(job: Job, modal: str) -> list[str]:
 
 def executable(given: Path | None) -> str:
     """Return the path of Modal's command. Raises: MissingDependencyError when there is none."""
-    if given is not None and not given.is_file():
-        raise InputError(f"--modal {given}: there is no such file")
-    found = str(given) if given is not None else shutil.which("modal")
-    if found is None:
-        raise MissingDependencyError(
-            "modal, the command of that cloud, is not on PATH; install it with: pip install modal (and modal setup), "
-            "or give --modal PATH. --dry-run needs none"
-        )
-    return found
+    return find_executable(
+        "modal",
+        given,
+        "modal, the command of that cloud, is not on PATH; install it with: pip install modal (and modal setup), "
+        "or give --modal PATH. --dry-run needs none",
+    )
 
 
 def shown(job: Job, now: float) -> str:

@@ -6,13 +6,13 @@ Fields: https://docs.skypilot.co/en/latest/reference/yaml-spec.html, checked wit
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.cloud.executable import find_executable
 from wrinklefree.cloud.job import Job
 from wrinklefree.cloud.script import DEADLINE, PACKAGES, run_script, setup_script
-from wrinklefree.errors import InputError, MissingDependencyError, unknown_name
+from wrinklefree.errors import unknown_name
 
 # Of SkyPilot 0.14.1; behind a name may stand /region and /zone.
 CLOUDS = (
@@ -73,15 +73,12 @@ def commands(job: Job, sky: str, file: str) -> list[list[str]]:
 
 def executable(given: Path | None) -> str:
     """Return the path of SkyPilot's command. Raises: MissingDependencyError when there is none."""
-    if given is not None and not given.is_file():
-        raise InputError(f"--sky {given}: there is no such file")
-    found = str(given) if given is not None else shutil.which("sky")
-    if found is None:
-        raise MissingDependencyError(
-            "sky, SkyPilot's command, is not on PATH; install it in an environment of its own (python3 -m venv ~/sky "
-            "&& ~/sky/bin/pip install 'skypilot[aws]>=0.14,<0.15') and give --sky ~/sky/bin/sky. --dry-run needs none"
-        )
-    return found
+    return find_executable(
+        "sky",
+        given,
+        "sky, SkyPilot's command, is not on PATH; install it in an environment of its own (python3 -m venv ~/sky "
+        "&& ~/sky/bin/pip install 'skypilot[aws]>=0.14,<0.15') and give --sky ~/sky/bin/sky. --dry-run needs none",
+    )
 
 
 def _resources(job: Job, cloud: str | None) -> dict[str, Any]:
