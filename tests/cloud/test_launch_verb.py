@@ -79,8 +79,8 @@ def test_files_are_sent_under_names_of_their_own(
     words = ["training=bitdistill", "data=fineweb", f"model={model}", f"model.teacher={model}", "log.project=a/b"]
     found, _ = shown(capsys, *words, "--gpus", "H100", "--cloud", "modal")
     assert found["request"]["files"] == {
-        "/root/inputs/model/model": model,
-        "/root/inputs/model-teacher/model": model,
+        "/job/inputs/model/model": model,
+        "/job/inputs/model-teacher/model": model,
     }
 
 
@@ -158,7 +158,7 @@ def test_the_deployed_service_is_the_one_that_is_rendered(
 def test_modal_gets_the_same_script(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = shown(capsys, *RECIPE, f"model={model}", "--gpus", "H100:2", "--cloud", "modal", "--max-dollars", "10")
     settings = found["request"]
-    assert settings["gpu"] == "H100:2" and settings["files"] == {"/root/inputs/model/model": model}
+    assert settings["gpu"] == "H100:2" and settings["files"] == {"/job/inputs/model/model": model}
     assert settings["volume"] == f"{found['name']}-state" and settings["mount"] == "/state"
     assert 0 < settings["timeout"] <= 10 / found["estimate"]["dollars_per_hour"] * 3600
 

@@ -18,7 +18,8 @@ from wrinklefree.errors import InputError
 APP = Path(__file__).with_name("modal_app.py")
 JOB = "WRINKLEFREE_JOB"
 VOLUME = "/state"
-_HOME = "/root/"
+# Home of the commands in the container, whoever its user is.
+_HOME = "/job/"
 _LONGEST_SECONDS = 24 * 3600
 # Less cannot be asked for, and what a container has without asking is as much.
 _DISK_MIB = 524_288
@@ -71,7 +72,8 @@ def function(job: Job, now: float) -> dict[str, Any]:
 
 def command(job: Job, modal: str) -> list[str]:
     """Return the command that starts the job; it goes on when this machine is switched off."""
-    return [modal, "run", "--detach", f"{APP}::run", "--script", run_script(job)]
+    script = f'export HOME={_HOME}\nmkdir -p "$HOME"\n{run_script(job)}'
+    return [modal, "run", "--detach", f"{APP}::run", "--script", script]
 
 
 def executable(given: Path | None) -> str:
@@ -87,4 +89,5 @@ def executable(given: Path | None) -> str:
 def shown(job: Job, now: float) -> str:
     """Return settings and script for a reader."""
     settings = "".join(f"{name}: {value!r}\n" for name, value in function(job, now).items())
-    return f"{settings}\n{shlex.join(command(job, 'modal')[:-1])} \\\n'{run_script(job)}'\n"
+    *words, script = command(job, "modal")
+    return f"{settings}\n{shlex.join(words)} \\\n'{script}'\n"
