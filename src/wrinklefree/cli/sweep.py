@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wrinklefree.sweep.study import Study
 
 INTERRUPTED = 130
+_STOPPING = "stopping: running trials save what they have and are given back (once more: at once)"
 
 
 def run(
@@ -90,9 +91,9 @@ def _work(study: Study, space: list[str], workers: int) -> bool:
     """``space``: the words that name it on the command line."""
     from wrinklefree.sweep.process import wf_command
     from wrinklefree.sweep.study import work, work_together
-    from wrinklefree.sweep.worker import stopped_by_signals
+    from wrinklefree.train.interrupt import stop_requested
 
-    with stopped_by_signals(_say) as stop:
+    with stop_requested(_STOPPING, _say) as stop:
         if workers == 1:
             return work(study, _say, stop)
         words = [*space, "--worker", "--trials", str(study.most), "--seed", str(study.space.seed)]
@@ -105,9 +106,10 @@ def _work(study: Study, space: list[str], workers: int) -> bool:
 def _be_worker(study: Study) -> bool:
     """One of several processes of a sweep; it ends with the one that started it."""
     from wrinklefree.sweep.study import work
-    from wrinklefree.sweep.worker import end_with_parent, stopped_by_signals
+    from wrinklefree.sweep.worker import end_with_parent
+    from wrinklefree.train.interrupt import stop_requested
 
-    with stopped_by_signals(_say) as stop, end_with_parent(stop):
+    with stop_requested(_STOPPING, _say) as stop, end_with_parent(stop):
         return work(study, _say, stop)
 
 

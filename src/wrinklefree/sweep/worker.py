@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -36,7 +35,6 @@ _PROPOSE_SECONDS = 120.0  # a proposer that is not heard of for so long has lost
 _BEATS = 6  # heartbeats within the time after which a worker is given up
 _LONGEST_BEAT_SECONDS = 15.0
 _DATABASE_TRIES = 8
-_SAME_WISH_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -203,32 +201,6 @@ class Worker:
                 self.say(f"the database does not answer ({str(error.orig).strip()}); trying again")
                 time.sleep(min(2.0**attempt, 30.0))
         raise AssertionError("unreachable")
-
-
-@contextmanager
-def stopped_by_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT or SIGTERM sets; one that comes seconds later interrupts at once.
-
-    What a program sends to a process and to its group (as `timeout` does) arrives twice and is one wish.
-    """
-    stop, first = threading.Event(), 0.0
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal first
-        if stop.is_set():
-            if time.monotonic() - first > _SAME_WISH_SECONDS:
-                raise KeyboardInterrupt
-            return
-        first = time.monotonic()
-        stop.set()
-        say("stopping: running trials save what they have and are given back (once more: at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
