@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import toy_checkpoints
 
+from wrinklefree.artifact.markdown import table
 from wrinklefree.cli.main import main
 from wrinklefree.data.document import Document
 from wrinklefree.eval.loss import held_out_loss
-from wrinklefree.eval.result import Figure, table, value_text, weights_of
+from wrinklefree.eval.result import Figure, value_text, weights_of
 from wrinklefree.eval.text import EvaluationText, evaluation_text
 from wrinklefree.export.export import export
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from wrinklefree.artifact.files import read_bytes
 from wrinklefree.artifact.json_text import parse_json
+from wrinklefree.artifact.markdown import table
 from wrinklefree.errors import InputError
-from wrinklefree.eval.result import Figure, settings_text, table, value_text
+from wrinklefree.eval.result import Figure, settings_text, value_text
 
 
 @dataclass(frozen=True)

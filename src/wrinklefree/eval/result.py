@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wrinklefree.artifact.markdown import table
 from wrinklefree.artifact.provenance import provenance
 
 if TYPE_CHECKING:
@@ -113,12 +114,6 @@ def markdown(document: Mapping[str, Any]) -> str:
     ]) + "\n"  # fmt: skip
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; line breaks in cells become spaces."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
 def value_text(value: float, error: float | None) -> str:
     """Return a figure with its standard error, four significant digits or four decimals."""
     digits = 4 if abs(value) < 100 else 2
@@ -135,10 +130,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return str(value)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def weights_of(source: str) -> dict[str, Any]:

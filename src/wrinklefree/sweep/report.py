@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wrinklefree.artifact.files import json_bytes, space_errors, write_bytes
+from wrinklefree.artifact.markdown import table
 from wrinklefree.artifact.provenance import provenance
 from wrinklefree.sweep.findings import MIN_TRIALS_FOR_IMPORTANCE, Findings, Importance, importance
 from wrinklefree.sweep.picture_parameters import MOST_SHOWN
@@ -138,7 +139,7 @@ def _best(study: Findings) -> list[str]:
         ]
         for trial in ranked
     ]
-    lines = ["## The best trials", "", *_table(["trial", *study.space.needed, *names], rows), ""]
+    lines = ["## The best trials", "", table(["trial", *study.space.needed, *names], rows), ""]
     repeat = list(study.repeat(ranked[0]))
     return [*lines, f"Trial {ranked[0].number} again:", "", "```", *repeat, "```", ""] if repeat else lines
 
@@ -167,11 +168,11 @@ def _ends(study: Findings) -> list[str]:
             [str(t.number), _line(t.error), f"{t.curve[-1][0]:g}" if t.curve else "-", _line(t.directory)] for t in mine
         ]
         if mine:
-            lines += [f"## {title}", "", *_table(["trial", "why", "last step", "directory"], rows), ""]
+            lines += [f"## {title}", "", table(["trial", "why", "last step", "directory"], rows), ""]
     again = [trial for trial in study.trials if trial.attempts > 1]
     if again:
         rows = [[str(trial.number), str(trial.attempts), _story(study, trial), trial.state] for trial in again]
-        lines += ["## Taken up more than once", "", *_table(["trial", "attempts", "what happened", "now"], rows), ""]
+        lines += ["## Taken up more than once", "", table(["trial", "attempts", "what happened", "now"], rows), ""]
     return lines
 
 
@@ -206,10 +207,3 @@ def _number(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(columns), "|" + " --- |" * len(columns), *map(line, rows)]
