@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.errors import InputError
+from wrinklefree.errors import FormatError, InputError
 from wrinklefree.models.calibration import CalibrationConfig, calibrate
 from wrinklefree.models.calibration.block import BlockRunner
 from wrinklefree.models.convert import convert_model
@@ -116,3 +117,34 @@ def test_no_text_is_an_error() -> None:
         calibrate(toy(), torch.empty(0, 16, dtype=torch.int64), SPEC)
     with pytest.raises(InputError, match="epochs"):
         CalibrationConfig(epochs=-1.0)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_walk_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    def interrupt(report: object, of: int) -> None:
+        raise _Interrupted
+
+    model = toy()
+    with pytest.raises(_Interrupted):
+        calibrate(model, tokens(), SPEC, FAST, "identity", interrupt, state=tmp_path / "state")
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["layer-000.safetensors", "walk.json"]
+    again, whole = toy(), toy()
+    resumed = calibrate(again, tokens(), SPEC, FAST, "identity", state=tmp_path / "state")
+    report = calibrate(whole, tokens(), SPEC, FAST, "identity")
+    for (name, a), (_, b) in zip(again.state_dict().items(), whole.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert [layer.error_trained for layer in resumed.layers] == [layer.error_trained for layer in report.layers]
+
+
+def test_kept_layers_are_those_of_one_calibration(tmp_path: Path) -> None:
+    calibrate(toy(), tokens(), SPEC, FAST, state=tmp_path)
+    with pytest.raises(InputError, match=r"another calibration \(differs: text\)"):
+        calibrate(toy(), tokens(seed=2), SPEC, FAST, state=tmp_path)
+    with pytest.raises(InputError, match=r"differs: spec, config"):
+        calibrate(toy(), tokens(), TernarySpec("row"), CalibrationConfig(epochs=1.0), state=tmp_path)
+    (tmp_path / "layer-001.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}")
+    with pytest.raises(FormatError, match=r"layer-001\.safetensors: is damaged"):
+        calibrate(toy(), tokens(), SPEC, FAST, state=tmp_path)

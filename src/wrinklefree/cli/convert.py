@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wrinklefree.eval.text import EvaluationText
-    from wrinklefree.models.calibration import CalibrationReport
+    from wrinklefree.models.calibration import CalibrationConfig, CalibrationReport
     from wrinklefree.quant.ternary import TernarySpec
 
 NO_CALIBRATION = "none"
@@ -41,6 +41,13 @@ def run(
     scale: Annotated[str, typer.Option(help="one scale for each tensor, row or group")] = "group",
     group_size: Annotated[int, typer.Option(help="columns for each scale of --scale group: 64, 128 or 256")] = 64,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="bound on the time to fit")] = None,
+    epochs: Annotated[float, typer.Option(min=0.0, help="times each layer is trained on the text")] = 3.0,
+    batch: Annotated[int, typer.Option(min=1, help=f"sequences of {SEQUENCE_TOKENS} tokens a step of a layer")] = 4,
+    rate: Annotated[float, typer.Option(help="peak learning rate of a layer")] = 1e-3,
+    gram: Annotated[int, typer.Option(min=1, help="sequences behind the second-order rounding")] = 32,
+    state: Annotated[
+        Path | None, typer.Option(help="keep finished layers here; the same command goes on after an interruption")
+    ] = None,
     seed: Annotated[int, typer.Option(help="order of the text")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: torch's choice")] = None,
     check: Annotated[bool, typer.Option(help="measure the loss before and after on held-out text")] = True,
@@ -50,12 +57,17 @@ def run(
     output = Output(json)
     if out.exists():
         raise InputError(f"{out}: exists already; choose another output directory or remove this one")
+    from wrinklefree.models.calibration.config import CalibrationConfig
     from wrinklefree.quant.ternary import TernarySpec
 
     spec = TernarySpec(scale, group_size)  # type: ignore[arg-type]
+    fit = CalibrationConfig(
+        epochs=epochs, batch_sequences=batch, learning_rate=rate, gram_sequences=gram, seed=seed,
+        max_seconds=None if minutes is None else 60 * minutes,
+    )  # fmt: skip
     with progress("convert") as show:
         report = convert(
-            source, out, spec, subln, calibration, tokens, minutes, seed, threads=threads, check=check, show=show
+            source, out, spec, subln, calibration, tokens, fit, threads=threads, check=check, show=show, state=state
         )
     for line in _summary(report):
         output.line(line)
@@ -69,11 +81,11 @@ def convert(
     subln: str = "none",
     calibration: str = "python-docs",
     tokens: int = 12_288,
-    minutes: float | None = None,
-    seed: int = 0,
+    fit: CalibrationConfig | None = None,
     *,
     threads: int | None = None,
     check: bool = True,
+    state: Path | None = None,
     show: Callable[[float, str], None] = lambda share, what: None,
 ) -> dict[str, Any]:
     """Write the ternary checkpoint of ``source`` to ``out`` and return the report as JSON values.
@@ -89,6 +101,7 @@ def convert(
     from wrinklefree.models.pooling import refuse_classifier
 
     start = time.perf_counter()
+    fit = fit or CalibrationConfig()
     if threads is not None:
         torch.set_num_threads(threads)
     show(0.0, f"loading {source}")
@@ -99,21 +112,21 @@ def convert(
     plain = calibration == NO_CALIBRATION
     text = None
     if not plain or check or subln == "identity":
-        text = _text(tokenizer, "python-docs" if plain else calibration, tokens, seed)
+        text = _text(tokenizer, "python-docs" if plain else calibration, tokens, fit.seed)
     sequences = text.sequences if text else None
     before = _loss(model, text) if check else None
     fitted: CalibrationReport | None = None
     if plain:
         convert_model(model, spec, subln, sequences)  # type: ignore[arg-type]
     else:
-        settings = CalibrationConfig(max_seconds=None if minutes is None else 60 * minutes, seed=seed)
         fitted = calibrate(
             model,
             sequences,  # type: ignore[arg-type]
             spec,
-            settings,
+            fit,
             subln,  # type: ignore[arg-type]
             lambda layer, of: show((layer.layer + 1) / of, f"layer {layer.layer + 1} of {of}"),
+            state=state,
         )
     after = _loss(model, text) if check else None
     info = CheckpointInfo(
@@ -125,7 +138,7 @@ def convert(
         "out": str(out),
         **asdict(spec),
         "subln": subln,
-        "calibration": None if fitted is None else {"text": calibration, **asdict(fitted)},
+        "calibration": None if fitted is None else {"text": calibration, **asdict(fit), **asdict(fitted)},
         "loss": {"before": before, "after": after},
         "seconds": time.perf_counter() - start,
     }

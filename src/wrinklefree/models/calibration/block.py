@@ -67,7 +67,11 @@ class BlockRunner:
     @torch.no_grad()
     def all(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``layer(x)`` for all sequences ``x [N, T, D]``."""
-        return torch.cat([self.forward(layer, part) for part in x.split(_RUN_SEQUENCES)])
+        # Into one tensor: joining parts at the end would hold everything twice.
+        outputs = torch.empty_like(x)
+        for part, into in zip(x.split(_RUN_SEQUENCES), outputs.split(_RUN_SEQUENCES), strict=True):
+            into.copy_(self.forward(layer, part))
+        return outputs
 
     @torch.no_grad()
     def gram(self, layer: nn.Module, projection: nn.Module, x: Tensor) -> Tensor:
