@@ -57,17 +57,36 @@ def test_a_batch_with_a_cache_is_each_prompt_alone(temperature: float, top_p: fl
         assert tokens == plainly(model, prompt, seed, temperature, top_p)
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.2])
-def test_a_look_at_the_most_probable_tokens_finds_what_sorting_all_of_them_finds(top_p: float) -> None:
+def one_of_all(logits: torch.Tensor, temperature: float, top_p: float, draw: float) -> int:
+    """One row, in double precision, with the whole vocabulary sorted."""
+    scaled = logits.double() / temperature
+    order = logits.sort(descending=True, stable=True).indices
+    upto = (scaled[order] - torch.logsumexp(scaled, dim=0)).exp().cumsum(dim=0)
+    kept = min(int(torch.searchsorted(upto, top_p)) + 1, len(logits)) if top_p < 1.0 else len(logits)
+    place = int(torch.searchsorted(upto[:kept], draw * float(upto[kept - 1]), right=True))
+    return int(order[min(place, kept - 1)])
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.8, 0.9), (1.3, 0.2)])
+def test_rows_chosen_together_are_each_row_with_everything_sorted(temperature: float, top_p: float) -> None:
+    """Some rows are flat, so that the first look does not find them; every third one is of equal values mostly."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for number in range(200):
-        logits = torch.randn(300, generator=generator) * (number % 5 + 0.5)
-        logits = logits.round() if number % 3 == 0 else logits  # ties: of equal ones the lower id first
-        draw = float(torch.rand((), generator=generator))
-        found.append(sampling._among(logits, 40, 0.8, top_p, draw))
-        assert found[-1] in (None, sampling._among(logits, 300, 0.8, top_p, draw))
-    assert sum(token is not None for token in found) > 20
+    spread = torch.tensor([number % 5 + 0.1 for number in range(300)])[:, None]
+    logits = torch.randn(300, 1500, generator=generator) * spread
+    logits[::3] = logits[::3].round()
+    draws = torch.rand(300, generator=generator).tolist()
+    draws[:2] = [0.0, 1.0 - 2**-24]
+    found = sampling.choose(logits, temperature, top_p, draws).tolist()
+    assert found == [one_of_all(*row) for row in zip(logits, [temperature] * 300, [top_p] * 300, draws, strict=True)]
+
+
+def test_rows_that_ended_are_left_out_of_the_model() -> None:
+    model, widths = toy_model(4), []
+    model.register_forward_pre_hook(lambda _, __, given: widths.append(len(given["input_ids"])), with_kwargs=True)
+    seeds = list(range(32))
+    found = sample(model, [[5, 6]] * 32, seeds, 60, ends=set(range(6)))
+    assert widths[0] == 32 and min(widths) < 8 and widths == sorted(widths, reverse=True)
+    assert found == [sample(model, [[5, 6]], [seed], 60, ends=set(range(6)))[0] for seed in seeds]
 
 
 def test_frequencies_are_the_models() -> None:

@@ -6,7 +6,9 @@ A row's tokens follow from its prompt and its seed, and, by rounding, from the s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,58 +43,84 @@ def sample(
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     found: list[list[int]] = [[] for _ in prompts]
-    cache = None
-    for _ in range(max_tokens):
+    rows = list(range(len(prompts)))  # the prompts that the model still works on
+    cache: Any = None
+    for step in range(max_tokens):
         places = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        output = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **last
+        )
         cache = output.past_key_values
-        chosen = [
-            _choose(row, temperature, top_p, generator)
-            for row, generator in zip(output.logits[:, -1].float().cpu(), generators, strict=True)
-        ]
-        for tokens, token in zip(found, chosen, strict=True):
-            if not tokens or tokens[-1] not in ends:
-                tokens.append(token)
-        if all(tokens[-1] in ends for tokens in found):
+        draws = [float(torch.rand((), generator=generators[row])) for row in rows]
+        chosen = choose(output.logits[:, -1].float(), temperature, top_p, draws)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if not found[row] or found[row][-1] not in ends:
+                found[row].append(token)
+        going_on = [place for place, row in enumerate(rows) if found[row][-1] not in ends]
+        if not going_on or step + 1 == max_tokens:
             break
-        ids = torch.tensor(chosen, device=device)[:, None]
+        ids = chosen[:, None]
+        if len(going_on) <= len(rows) * (1.0 - _ENDED):
+            kept = torch.tensor(going_on, device=device)
+            cache.batch_select_indices(kept)
+            ids, mask, rows = ids[kept], mask[kept], [rows[place] for place in going_on]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     return found
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """One token of float32 logits [V]; one random number is drawn whatever they are."""
-    draw = float(torch.rand((), generator=generator))
-    if temperature == 0.0:
-        return int(logits.argmax())
-    # The most probable tokens nearly always decide, and sorting the whole vocabulary costs more than the model.
-    found = _among(logits, min(_FIRST_LOOK, len(logits)), temperature, top_p, draw)
-    if found is None:
-        found = _among(logits, len(logits), temperature, top_p, draw)
-    assert found is not None
-    return found
+def choose(logits: Tensor, temperature: float, top_p: float, draws: Sequence[float]) -> Tensor:
+    """Return one token a row, int64 [R], of float32 ``logits`` [R, V]; ``draws``: R numbers in [0, 1).
 
-
-def _among(logits: Tensor, count: int, temperature: float, top_p: float, draw: float) -> int | None:
-    """Look among the ``count`` most probable tokens, in falling order, of equal ones the lower id first.
-
-    None: what is looked for lies behind them (never with all of the vocabulary).
+    Tokens stand in falling order, of equally probable ones the lower id first; a row's token is the one at its draw.
     """
-    scaled = logits.double() / temperature
-    tokens = logits.topk(count, sorted=False).indices.sort().values
-    order = logits[tokens].sort(descending=True, stable=True).indices
-    tokens = tokens[order]
-    upto = (scaled[tokens] - torch.logsumexp(scaled, dim=0)).exp().cumsum(dim=0)
-    everything = count == len(logits)
-    if not everything and float(upto[-1]) < (top_p if top_p < 1.0 else draw):
-        return None
-    kept = min(int(torch.searchsorted(upto, top_p)) + 1 if top_p < 1.0 else count, count)
-    mass = float(upto[kept - 1]) if top_p < 1.0 or everything else 1.0
-    place = int(torch.searchsorted(upto[:kept], draw * mass, right=True))
-    chosen = int(tokens[min(place, kept - 1)])
+    if temperature == 0.0:
+        return logits.argmax(dim=1)
+    highest = logits.amax(dim=1, keepdim=True)
+    # Single precision for the bulk, double for the sums: the vocabulary is large, and a draw only meets the sums.
+    mass = logits.sub(highest).div_(temperature).exp_().sum(dim=1, keepdim=True, dtype=torch.float64)
+    drawn = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
+    chosen = torch.full((len(logits),), -1, device=logits.device)
+    # The most probable tokens nearly always decide, and sorting the whole vocabulary costs more than the model.
+    for count in (*(count for count in _LOOKS if count < logits.shape[1]), logits.shape[1]):
+        rows = (chosen < 0).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        every = len(rows) == len(logits)  # without a copy of the logits
+        given = (logits, highest, mass, drawn) if every else (logits[rows], highest[rows], mass[rows], drawn[rows])
+        chosen[rows] = _among(*given, count, temperature, top_p)
+    return chosen
+
+
+def _among(
+    logits: Tensor, highest: Tensor, mass: Tensor, drawn: Tensor, count: int, temperature: float, top_p: float
+) -> Tensor:
+    """Look among the ``count`` most probable tokens; -1: what is looked for lies behind them (never with all of them).
+
+    ``logits`` float32 [R, V]; ``highest`` of them, ``mass`` of all and ``drawn``: [R, 1].
+    """
+    everything = count == logits.shape[1]
+    ids = logits.topk(count, sorted=False).indices.sort(dim=1).values
+    values, order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    upto = (((values - highest).double() / temperature).exp() / mass).cumsum(dim=1)
+    if top_p < 1.0:
+        last = torch.searchsorted(upto, torch.full_like(drawn, top_p)).clamp_max(count - 1)
+        found_all = upto[:, -1:] >= top_p
+        wanted = drawn * upto.gather(1, last)
+    else:
+        last = torch.full_like(ids[:, :1], count - 1)
+        found_all = upto[:, -1:] >= drawn
+        wanted = drawn * upto[:, -1:] if everything else drawn
+    place = torch.minimum(torch.searchsorted(upto, wanted, right=True), last)
+    chosen = ids.gather(1, place)
+    if everything:
+        return chosen[:, 0]
     # Of the tokens as probable as the last one here, others may lie behind it, with a lower id.
-    return None if not everything and logits[chosen] == logits[tokens[-1]] else chosen
+    certain = found_all & (values.gather(1, place) != values[:, -1:])
+    return torch.where(certain, chosen, -1)[:, 0]
 
 
-_FIRST_LOOK = 512
+_LOOKS = (512, 8192)  # tokens
+_ENDED = 0.125  # with this share of the rows ended they are left out; taking rows out copies the cache once
