@@ -54,7 +54,7 @@ def sample(
         )
         cache = output.past_key_values
         draws = [float(torch.rand((), generator=generators[row])) for row in rows]
-        chosen = choose(output.logits[:, -1].float(), temperature, top_p, draws)
+        chosen = choose(output.logits[:, -1], temperature, top_p, draws)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             if not found[row] or found[row][-1] not in ends:
                 found[row].append(token)
@@ -71,15 +71,16 @@ def sample(
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, draws: Sequence[float]) -> Tensor:
-    """Return one token a row, int64 [R], of float32 ``logits`` [R, V]; ``draws``: R numbers in [0, 1).
+    """Return one token a row, int64 [R], of ``logits`` [R, V]; ``draws``: R numbers in [0, 1).
 
     Tokens stand in falling order, of equally probable ones the lower id first; a row's token is the one at its draw.
     """
     if temperature == 0.0:
         return logits.argmax(dim=1)
-    highest = logits.amax(dim=1, keepdim=True)
-    # Single precision for the bulk, double for the sums: the vocabulary is large, and a draw only meets the sums.
-    mass = logits.sub(highest).div_(temperature).exp_().sum(dim=1, keepdim=True, dtype=torch.float64)
+    highest = logits.amax(dim=1, keepdim=True).float()
+    mass = torch.cat(
+        [_mass(*rows, temperature) for rows in zip(logits.split(_CACHED), highest.split(_CACHED), strict=True)]
+    )
     drawn = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
     chosen = torch.full((len(logits),), -1, device=logits.device)
     # The most probable tokens nearly always decide, and sorting the whole vocabulary costs more than the model.
@@ -93,18 +94,23 @@ def choose(logits: Tensor, temperature: float, top_p: float, draws: Sequence[flo
     return chosen
 
 
+def _mass(logits: Tensor, highest: Tensor, temperature: float) -> Tensor:
+    """The sum [R, 1] of what `_among` sums; in single precision, because all of the vocabulary is in it."""
+    return (logits.float() - highest).div_(temperature).exp_().sum(dim=1, keepdim=True).double()
+
+
 def _among(
     logits: Tensor, highest: Tensor, mass: Tensor, drawn: Tensor, count: int, temperature: float, top_p: float
 ) -> Tensor:
     """Look among the ``count`` most probable tokens; -1: what is looked for lies behind them (never with all of them).
 
-    ``logits`` float32 [R, V]; ``highest`` of them, ``mass`` of all and ``drawn``: [R, 1].
+    ``logits`` [R, V]; ``highest`` of them, ``mass`` of all and ``drawn``: [R, 1].
     """
     everything = count == logits.shape[1]
     ids = logits.topk(count, sorted=False).indices.sort(dim=1).values
     values, order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    upto = (((values - highest).double() / temperature).exp() / mass).cumsum(dim=1)
+    upto = (((values.float() - highest).double() / temperature).exp() / mass).cumsum(dim=1)
     if top_p < 1.0:
         last = torch.searchsorted(upto, torch.full_like(drawn, top_p)).clamp_max(count - 1)
         found_all = upto[:, -1:] >= top_p
@@ -123,4 +129,5 @@ def _among(
 
 
 _LOOKS = (512, 8192)  # tokens
+_CACHED = 8  # rows, small enough for a core's cache: four times as fast as all at once
 _ENDED = 0.125  # with this share of the rows ended they are left out; taking rows out copies the cache once
