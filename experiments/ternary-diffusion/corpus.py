@@ -23,7 +23,7 @@ _QUESTION = "<|im_start|>user\n"
 
 def read(path: Path) -> list[dict[str, str]]:
     """Return the objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def write(path: Path, texts: Sequence[str]) -> int:
