@@ -78,6 +78,14 @@ def test_prompts_are_taken_in_turn_and_through_the_template(toy: Path, tmp_path:
     assert lines(tmp_path / "chat.jsonl")[0].startswith("<user>the number<answer>")
 
 
+def test_prompts_of_a_jsonl_file_are_taken_as_they_are_with_special_tokens(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"text": "<user>the\nnumber<answer>"}) + "\n", encoding="utf-8")
+    command = ["corpus", str(toy / "model"), "--tokens", "60", "--max-tokens", "5", "--together", "6", "--rows", "2"]
+    assert main([*command, str(tmp_path / "out.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl")]) == 0
+    found = lines(tmp_path / "out.jsonl")
+    assert len(found) >= 12 and all(text.startswith("<user>the") and "number<answer>" in text for text in found)
+
+
 def test_a_template_that_begins_with_the_bos_token_keeps_it(toy: Path, tmp_path: Path) -> None:
     """A tokenizer that puts no BOS before a text would not put it back."""
     model = tmp_path / "model"

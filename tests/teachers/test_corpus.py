@@ -89,6 +89,24 @@ def test_rows_that_ended_are_left_out_of_the_model() -> None:
     assert found == [sample(model, [[5, 6]], [seed], 60, ends=set(range(6)))[0] for seed in seeds]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_prompt_that_takes_an_ended_ones_place_is_the_prompt_alone(rows: int) -> None:
+    """With long and short prompts, so that those in progress and those that join are widened in turn."""
+    model, widths, columns = toy_model(4), [], []
+
+    def watch(_: nn.Module, __: object, given: dict[str, torch.Tensor]) -> None:
+        widths.append(len(given["input_ids"]))
+        columns.append(given["attention_mask"].shape[1])
+
+    model.register_forward_pre_hook(watch, with_kwargs=True)
+    prompts = [[5 + (i + j) % 50 for j in range((i * 7) % 23 + 1)] for i in range(40)]
+    ends, seeds = set(range(6)), list(range(40))
+    found = sample(model, prompts, seeds, 20, ends=ends, rows=rows)
+    assert max(widths) == rows and sum(widths) < 1.3 * sum(map(len, found)) and max(columns) < 3 * 23 + 20
+    alone = [sample(model, [p], [seed], 20, ends=ends)[0] for p, seed in zip(prompts, seeds, strict=True)]
+    assert found == alone
+
+
 def test_frequencies_are_the_models() -> None:
     """Chi-squared of 2000 first tokens over the 64 of the vocabulary: 63 expected, 110 is beyond 1 in 5000."""
     model = toy_model(4, initializer_range=0.05)

@@ -29,14 +29,18 @@ def run(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="the file to write; must not exist")],
     tokens: Annotated[int, typer.Option(min=1, help="tokens to sample, at least")] = 100_000,
     prompts: Annotated[
-        Path | None, typer.Option(help="a text file with one prompt a line; without it, random first tokens")
+        Path | None, typer.Option(help="one prompt a line, or .jsonl with a text each; without it, random first tokens")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask each prompt in the model's chat template")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="most tokens of one answer")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token")] = 1.0,
     top_p: Annotated[float, typer.Option(help="smallest set of tokens with this share of probability")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same corpus")] = 0,
-    together: Annotated[int, typer.Option(min=1, help="documents sampled at once")] = 8,
+    together: Annotated[int, typer.Option(min=1, help="documents of one group, kept together")] = 8,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="documents sampled at once (torch), if not a whole group; as they end, more"),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="of a model on torch: float32 or bfloat16")] = "float32",
     json: Annotated[Path | None, typer.Option(help="write the report as JSON (- is standard output)")] = None,
 ) -> None:
@@ -48,7 +52,7 @@ def run(
         raise InputError("--chat: needs --prompts")
     with progress("corpus") as show:
         options = {"tokens": tokens, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
-                   "seed": seed, "together": together, "chat": chat}  # fmt: skip
+                   "seed": seed, "together": together, "chat": chat, "rows": rows}  # fmt: skip
         report = make(model, out, prompts, dtype, options, show)
     output.line(f"{report.documents} documents, {report.tokens:,} sampled tokens: {report.out}")
     output.finish({**asdict(report), "out": str(report.out)})
@@ -69,12 +73,15 @@ def make(
     name = f"{model} {dtype}"
     settings = CorpusSettings(model=name, prompts=None if texts is None else prompts_hash(ids), **options)
 
+    # Of prompts that write special tokens out, the texts do, too.
+    special = settings.chat or (prompts is not None and prompts.suffix == ".jsonl")
+
     def to_text(tokens: list[int]) -> str:
         ends = tokenizer.eos_ids
         if tokenizer.adds_bos and tokens[:1] == [tokenizer.bos_id]:
             tokens = tokens[1:]  # reading the text puts it there again
         tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens
-        return tokenizer.decode(tokens, skip_special=not settings.chat)
+        return tokenizer.decode(tokens, skip_special=not special)
 
     return write_corpus(out, settings, ids, sampler, to_text, show)
 
@@ -130,14 +137,17 @@ def _open_torch(model: str, dtype: str) -> tuple[Tokenizer, Writer]:
     def write(prompts: list[list[int]], seeds: list[int], settings: CorpusSettings) -> list[list[int]]:
         most, ends = settings.max_tokens, tokenizer.eos_ids
         with full_strength(network):
-            return sample(network, prompts, seeds, most, settings.temperature, settings.top_p, ends)
+            return sample(network, prompts, seeds, most, settings.temperature, settings.top_p, ends, settings.rows)
 
     return tokenizer, write
 
 
 def _read_prompts(path: Path) -> list[str]:
-    from wrinklefree.data.sources import read_text
+    from wrinklefree.data.document import SourceConfig
+    from wrinklefree.data.sources import read_documents, read_text
 
+    if path.suffix == ".jsonl":
+        return [document.text for document in read_documents(SourceConfig(kind="jsonl", path=str(path)))]
     lines = [line for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path}: holds no prompt; write one a line")

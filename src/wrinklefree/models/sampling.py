@@ -25,10 +25,12 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     ends: Collection[int] = (),
+    rows: int | None = None,
 ) -> list[list[int]]:
     """Return for each prompt at most ``max_tokens`` new tokens, up to and with the first of ``ends``.
 
     ``temperature`` 0 takes the most probable token. ``top_p``: of the smallest set of tokens with that probability.
+    ``rows``: prompts in the model at once, at most (None: all); another one takes the place of one that has ended.
 
     Raises: InputError for an empty prompt, or one that leaves no room in the model's positions.
     """
@@ -38,36 +40,105 @@ def sample(
         raise InputError("prompt: found one without any token; give text, or a model that begins with BOS")
     if room is not None and longest + max_tokens > room:
         raise InputError(f"max_tokens: {longest} of a prompt and {max_tokens} new ones, the model has {room} places")
-    device = next(model.parameters()).device
-    # Prompts end together; what stands before a short one is masked and has no place.
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     found: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # the prompts that the model still works on
-    cache: Any = None
-    for step in range(max_tokens):
-        places = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **last
-        )
-        cache = output.past_key_values
-        draws = [float(torch.rand((), generator=generators[row])) for row in rows]
-        chosen = choose(output.logits[:, -1], temperature, top_p, draws)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if not found[row] or found[row][-1] not in ends:
-                found[row].append(token)
-        going_on = [place for place, row in enumerate(rows) if found[row][-1] not in ends]
-        if not going_on or step + 1 == max_tokens:
-            break
-        ids = chosen[:, None]
-        if len(going_on) <= len(rows) * (1.0 - _ENDED):
-            kept = torch.tensor(going_on, device=device)
-            cache.batch_select_indices(kept)
-            ids, mask, rows = ids[kept], mask[kept], [rows[place] for place in going_on]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    width, begun = rows or len(prompts), 0
+    work = _Rows(model)
+    while work.numbers or begun < len(prompts):
+        free = width - len(work.numbers)
+        # A few at a time: to take rows in or out copies the cache once.
+        if begun < len(prompts) and (not work.numbers or (work.joins and free >= width * _ENDED)):
+            new = range(begun, min(begun + free, len(prompts)))
+            work.take([(number, prompts[number]) for number in new])
+            begun = new.stop
+        draws = [float(torch.rand((), generator=generators[number])) for number in work.numbers]
+        chosen = choose(work.logits, temperature, top_p, draws)
+        for number, token in zip(work.numbers, chosen.tolist(), strict=True):
+            if not _ended(found[number], max_tokens, ends):
+                found[number].append(token)
+        going_on = [place for place, n in enumerate(work.numbers) if not _ended(found[n], max_tokens, ends)]
+        if not going_on or len(work.numbers) - len(going_on) >= width * _ENDED:
+            work.keep(going_on)
+            chosen = chosen[going_on]
+        if work.numbers:
+            work.advance(chosen)
     return found
+
+
+def _ended(tokens: Sequence[int], max_tokens: int, ends: Collection[int]) -> bool:
+    return len(tokens) == max_tokens or (bool(tokens) and tokens[-1] in ends)
+
+
+class _Rows:
+    """Prompts in the model: ``numbers`` of them, and ``logits`` [R, V] of their next tokens.
+
+    They end together; what stands before a short one, in ``_mask`` [R, T] and in the cache, is masked and has no place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.numbers: list[int] = []
+        self.logits: Tensor = torch.empty(0)
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._mask: Tensor = torch.empty(0)
+        self._cache: Any = None
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+    @property
+    def joins(self) -> bool:
+        """Whether prompts can join those in progress: all that was said is in the cache, at places of its own."""
+        from transformers.cache_utils import DynamicLayer
+
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def take(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Read numbered prompts and put them behind the rows in progress."""
+        longest = max(len(prompt) for _, prompt in prompts)
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for _, p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for _, p in prompts], device=self._device)
+        logits, cache = self._forward(ids, mask, None)
+        if self.numbers:
+            logits = torch.cat([self.logits, logits])
+            columns = max(self._mask.shape[1], mask.shape[1])
+            for old, new in zip(self._cache.layers, cache.layers, strict=True):
+                new.keys = torch.cat([_widened(old.keys, columns, 2), _widened(new.keys, columns, 2)])
+                new.values = torch.cat([_widened(old.values, columns, 2), _widened(new.values, columns, 2)])
+            mask = torch.cat([_widened(self._mask, columns, 1), _widened(mask, columns, 1)])
+        self.logits, self._cache, self._mask = logits, cache, mask
+        self.numbers += [number for number, _ in prompts]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave out all rows but those at ``places``, and the columns that only the others used."""
+        self.numbers = [self.numbers[place] for place in places]
+        if not places:
+            return
+        kept = torch.tensor(places, device=self._device)
+        self._cache.batch_select_indices(kept)
+        self._mask = self._mask[kept]
+        if self.joins and (unused := int(self._mask.any(dim=0).int().argmax())):
+            self._mask = self._mask[:, unused:]
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+
+    def advance(self, tokens: Tensor) -> None:
+        """Put one token [R] behind each row."""
+        ids = tokens[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+        self.logits, self._cache = self._forward(ids, self._mask, self._cache)
+
+    def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        places = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        output = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **self._last
+        )
+        return output.logits[:, -1], output.past_key_values
+
+
+def _widened(tensor: Tensor, columns: int, dim: int) -> Tensor:
+    """Return ``tensor`` with zeros before it, so that it has ``columns`` along ``dim``."""
+    shape = list(tensor.shape)
+    shape[dim] = columns - shape[dim]
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, draws: Sequence[float]) -> Tensor:
@@ -130,4 +201,4 @@ def _among(
 
 _LOOKS = (512, 8192)  # tokens
 _CACHED = 8  # rows, small enough for a core's cache: four times as fast as all at once
-_ENDED = 0.125  # with this share of the rows ended they are left out; taking rows out copies the cache once
+_ENDED = 0.125  # share of the rows

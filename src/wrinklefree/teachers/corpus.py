@@ -27,7 +27,9 @@ from wrinklefree.errors import FormatError, InputError
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """``tokens``: sampled ones of the whole corpus, at least. ``together``: documents of one group, sampled at once.
+    """``tokens``: sampled ones of the whole corpus, at least.
+
+    ``together``: documents of one group; ``rows`` of them are sampled at once (None: all), and more as they end.
 
     ``model``: what tells models apart. ``prompts``: SHA-256 of the prompts; None begins with random tokens.
     """
@@ -41,10 +43,11 @@ class CorpusSettings:
     together: int = 8
     chat: bool = False
     prompts: str | None = None
+    rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.max_tokens < 1 or self.together < 1:
-            raise InputError("corpus: tokens, max_tokens and together must be at least 1")
+        if min(self.tokens, self.max_tokens, self.together, self.rows or 1) < 1:
+            raise InputError("corpus: tokens, max_tokens, together and rows must be at least 1")
         if self.temperature < 0.0 or not 0.0 < self.top_p <= 1.0:
             raise InputError("corpus: temperature must not be negative, and top_p above 0 and at most 1")
 
@@ -125,8 +128,7 @@ def _resume(part: Path, settings: CorpusSettings) -> tuple[int, int]:
         write_bytes(_beside(part), json_bytes(wanted))
         return 0, 0
     found = read_json(_beside(part))
-    if found != wanted:
-        other = ", ".join(name for name in wanted if found.get(name) != wanted[name])
+    if other := ", ".join(name for name in wanted if found.get(name) != wanted[name]):
         raise InputError(f"{part}: is part of a corpus with other settings ({other}); remove it, or give the same ones")
     whole = part.read_bytes().split(b"\n")[:-1]
     kept = whole[: len(whole) - len(whole) % settings.together]
