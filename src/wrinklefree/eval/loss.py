@@ -252,12 +252,12 @@ def _report(text: EvaluationText, losses: Iterable[float], on_window: OnWindow |
     per_byte = loss / math.log(2) * text.num_tokens / text.num_bytes if text.num_bytes else None
     return LossReport(
         text.name, loss, _exp(loss), per_byte, text.num_scored, len(sums), text.window, text.stride,
-        _standard_error(sums, [window.num_scored for window in text.windows]),
+        ratio_error(sums, [window.num_scored for window in text.windows]),
     )  # fmt: skip
 
 
-def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return that of sum(sums) / sum(counts), whose windows differ in size.
+def ratio_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return the standard error of sum(sums) / sum(counts), whose parts differ in size; None for a single part.
 
     Source: Cochran, Sampling Techniques (1977), section 2.11 (the ratio estimate).
     """
