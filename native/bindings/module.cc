@@ -21,6 +21,7 @@
 #include "runtime/sampler.h"
 #include "sampler_bindings.h"
 #include "tensor_bindings.h"
+#include "training_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -316,6 +317,7 @@ NB_MODULE(_native, module) {
   wf::bind_sampler(module);
   wf::bind_kernels(module);
   wf::bind_repack(module);
+  wf::bind_training(module);
   module.def("available_cores", &wf::available_cores, "Physical cores this process may use.");
   module.def(
       "core_choice",

@@ -1,0 +1,20 @@
+// The training kernels in vectors of 8 floats; see CMakeLists.txt for the flags.
+#include "training/training.h"
+
+#if defined(__x86_64__)
+namespace wf {
+namespace {
+constexpr int kLanes = 8;
+#include "training/vector-inl.h"
+// clang-format off: needs the types of the first
+#include "training/training-inl.h"
+// clang-format on
+}  // namespace
+
+const TrainingKernels kAvx2Training = {
+    "avx2",        norm_quantize, quantize,           gate_gradient,   norm_gradient,   add,
+    rotary<false>, rotary<true>,  attention_gradient, weight_quantize, weight_gradient, distill,
+};
+
+}  // namespace wf
+#endif
