@@ -16,11 +16,13 @@ from train_toys import ToyStream, toy_model
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import forward, qkv
+from wrinklefree.models.fused_layer import FusedForward
 from wrinklefree.models.subln import decoder_layers
 from wrinklefree.objectives import AttentionRelation, Layerwise, LogitsKD, NextToken
 from wrinklefree.objectives.balance import Balance
 from wrinklefree.objectives.manager import ObjectiveManager, Tally, Term
 from wrinklefree.quant.bitlinear import held_codes, quant_strength
+from wrinklefree.quant.passes import passes
 from wrinklefree.teachers.local import LocalTeacher
 from wrinklefree.train.compiled import CompileMode, checkpoint_layers, compile_layers
 
@@ -113,6 +115,21 @@ def test_t17_what_cannot_be_compiled_is_said_and_undone(
     assert compile_layers(student, "default", [qkv(-1)], [], lambda: None)
     assert "layers [1] run uncompiled" in capsys.readouterr().err
     assert ["forward" in vars(layer) for layer in decoder_layers(student)] == [True, False]
+
+
+@pytest.mark.skipif(passes() is None, reason="no compiled passes: fused layers were not tried")
+def test_fused_layers_are_in_force_and_say_where_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    student = toy_model(1, ternary=True, scales=True)
+    assert compile_layers(student, "fused", [qkv(-1)], [], lambda: None)
+    assert [isinstance(vars(layer).get("forward"), FusedForward) for layer in decoder_layers(student)] == [True, False]
+    assert "layers [1] run uncompiled" in capsys.readouterr().err
+    gradients(student, strength=1.0)
+    assert capsys.readouterr().err.count("layers run as they are where there is no bfloat16 precision") == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients(student, strength=1.0)
+        assert capsys.readouterr().err == ""
+    assert not compile_layers(toy_model(1, ternary=True, subln="ones"), "fused", [], [], lambda: None)
+    assert "2 of 2 layers run as they are: hooks inside" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
-"""torch.compile and gradient checkpointing of the student's decoder layers.
+"""Fused layers, torch.compile and gradient checkpointing of the student's decoder layers.
 
-A layer's ``forward`` is compiled, not the module: hooks on layers, which objectives read hidden states with, stay
-outside of the compiled code and work. A layer whose projections an objective reads is left alone, because hooks inside
-of compiled code are not seen. Before training one micro-batch is tried; when that fails, the run goes on without, and
-says why.
+A layer's ``forward`` is replaced, not the module: hooks on layers, which objectives read hidden states with, stay
+outside of it and work. A layer whose projections an objective reads is left alone, because hooks inside of compiled
+code are not seen. Before training with torch.compile one micro-batch is tried; when that fails, the run goes on
+without, and says why.
+
+``fused`` is `models.fused_layer`: forward and backward by hand, on the CPU in bf16-mixed. It needs no compiler and no
+time to start, and is the fastest there.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from torch import nn
 
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import qkv
+from wrinklefree.models.fused_layer import FusedForward, unfusable
 from wrinklefree.models.subln import decoder_layers
 from wrinklefree.train.audit import note
 
-CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune"]
+CompileMode = Literal["none", "fused", "default", "reduce-overhead", "max-autotune"]
 
 
 def checkpoint_layers(student: nn.Module) -> None:
@@ -45,7 +49,7 @@ def compile_layers(
     companions: Iterable[object],
     attempt: Callable[[], None],
 ) -> bool:
-    """Compile the decoder layers, try them with ``attempt``, and return whether they are in force.
+    """Compile or fuse the decoder layers, try them with ``attempt``, and return whether they are in force.
 
     ``wants``: names of states that objectives read (`models.forward`). Without a warning nothing is left out: what
     cannot be compiled is said and counted.
@@ -61,17 +65,39 @@ def compile_layers(
     chosen = [layer for i, layer in enumerate(layers) if i not in left]
     if left:
         note("fallback", f"device.compile={mode}: layers {left} run uncompiled, an objective reads their projections.")
+    return _fuse(chosen) if mode == "fused" else _compile(chosen, mode, attempt)
+
+
+def _fuse(layers: list[nn.Module]) -> bool:
+    reasons = {i: reason for i, layer in enumerate(layers) if (reason := unfusable(layer))}
+    for reason in dict.fromkeys(reasons.values()):
+        count = list(reasons.values()).count(reason)
+        note("fallback", f"device.compile=fused: {count} of {len(layers)} layers run as they are: {reason}.")
+    said: set[str] = set()
+
+    def fallen(reason: str) -> None:
+        if reason not in said:
+            said.add(reason)
+            note("fallback", f"device.compile=fused: layers run as they are where there is {reason}.")
+
+    for i, layer in enumerate(layers):
+        if i not in reasons:
+            layer.forward = FusedForward(layer, fallen)
+    return len(reasons) < len(layers)
+
+
+def _compile(layers: list[nn.Module], mode: CompileMode, attempt: Callable[[], None]) -> bool:
     from torch._inductor import config as inductor
 
     # Without this the compiler drops the rounding of group scales to float16, and a few codes in a hundred thousand
     # come out differently than in training without it and in the exported model.
     inductor.emulate_precision_casts = True
-    for layer in chosen:
+    for layer in layers:
         layer.forward = torch.compile(layer.forward, mode=None if mode == "default" else mode)
     try:
         attempt()
     except Exception as error:
-        for layer in chosen:
+        for layer in layers:
             del layer.forward
         torch.compiler.reset()
         reason = " ".join(str(error).split())[:300]

@@ -193,7 +193,7 @@ def held_bytes(recipe: Recipe, shape: Shape) -> float:
     At a strength below 1 the blend with the latents is kept too. A sharded student keeps none.
     """
     sharded = recipe.device.strategy == "fsdp" and recipe.device.processes > 1
-    if recipe.batch.accumulation == 1 or sharded or not recipe.model.convert or recipe.device.compile != "none":
+    if recipe.batch.accumulation == 1 or sharded or not recipe.model.convert or not recipe.device.holds_codes:
         return 0.0
     return float(_size(recipe) * shape.layers * shape.layer_weights) * (1 + (recipe.strength.kind != "constant"))
 

@@ -256,8 +256,8 @@ class DeviceRecipe:
     ``strategy``: ddp keeps the student whole in every process, fsdp divides parameters, gradients and optimizer state
     among them; auto is ddp.
     ``precision`` bf16-mixed computes the products of a float32 student in bfloat16.
-    ``compile``: the mode of torch.compile for the decoder layers. ``gradient_checkpointing``: keep the layers' inputs
-    only and compute them twice. See `train.compiled`.
+    ``compile``: ``fused``, or the mode of torch.compile, for the decoder layers. ``gradient_checkpointing``: keep the
+    layers' inputs only and compute them twice. See `train.compiled`.
     """
 
     accelerator: str = "auto"
@@ -271,6 +271,11 @@ class DeviceRecipe:
     def __post_init__(self) -> None:
         if self.compile != "none" and self.strategy == "fsdp" and self.processes > 1:
             raise InputError("device.compile: has not been tried on sharded layers; use strategy=ddp or compile=none")
+
+    @property
+    def holds_codes(self) -> bool:
+        """Whether the micro-batches of a step share rounded weights; layers of torch.compile round their own."""
+        return self.compile in ("none", "fused")
 
     @property
     def processes(self) -> int:

@@ -149,7 +149,7 @@ def _run(
             student.data.stream,
             optimizer,
             manager,
-            config=_loop_config(recipe, out, hold_codes=not compiled, separate=group.separate),
+            config=_loop_config(recipe, out, plain=not compiled, separate=group.separate),
             budget=recipe.run_budget,
             teacher=teacher,
             curriculum=recipe.run_curriculum,
@@ -280,7 +280,7 @@ def _probe(
         student.model.to(fabric.device)
     return Probe(
         student.model, student.data.stream, manager, recipe.run_curriculum, teacher, fabric.device,
-        blends=recipe.strength.kind != "constant", hold=recipe.device.compile == "none", autocast=fabric.autocast,
+        blends=recipe.strength.kind != "constant", hold=recipe.device.holds_codes, autocast=fabric.autocast,
     )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def _compile(recipe: Recipe, probe: Probe, companions: list[Companion]) -> bool:
     )
 
 
-def _loop_config(recipe: Recipe, out: Path, hold_codes: bool, separate: bool) -> LoopConfig:
+def _loop_config(recipe: Recipe, out: Path, plain: bool, separate: bool) -> LoopConfig:
     return LoopConfig(
         micro_batch=recipe.batch.micro_batch,
         accumulation=recipe.batch.accumulation,
@@ -316,7 +316,7 @@ def _loop_config(recipe: Recipe, out: Path, hold_codes: bool, separate: bool) ->
         save_every=recipe.checkpoint.save_every,
         keep_last=recipe.checkpoint.keep_last,
         identity=recipe.identity,
-        hold_codes=hold_codes,
+        hold_codes=plain or recipe.device.holds_codes,
         separate=separate,
         source_names=tuple(recipe.data.sources),
     )
