@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -16,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "artifact"))
 sys.path.append(str(Path(__file__).parents[1] / "export"))
 import toy_checkpoints
+from smollm2_toys import modules
 
 from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.perplexity import compare
@@ -27,20 +28,11 @@ from wrinklefree.models.mask_token import DiffusionMarker
 
 pytest.importorskip("wrinklefree._native", reason="the engine is not built")
 
-HERE = Path(__file__).resolve().parents[2] / "experiments" / "smollm2-135m"
-
 
 @pytest.fixture(scope="module")
 def measure() -> Iterator[ModuleType]:
-    """measure.py; other experiments have modules of the same names."""
-    own = {path.stem for path in HERE.glob("*.py")}
-    kept = {name: sys.modules.pop(name) for name in own if name in sys.modules}
-    sys.path.insert(0, str(HERE))
-    yield importlib.import_module("measure")
-    sys.path.remove(str(HERE))
-    for name in own:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+    with modules("measure") as found:
+        yield found["measure"]
 
 
 @pytest.fixture(scope="module")
