@@ -16,9 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from arms import Arm  # noqa: E402
 from runner import Runner  # noqa: E402
 from settings import SCALES  # noqa: E402
-from tables import TABLES, Arm  # noqa: E402
+from tables import TABLES  # noqa: E402
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arms import Arm, Stage
 from settings import Scale
 from small_model import described, write_small_model
-from tables import Arm, Stage
 from texts import HELD_OUT, TRAIN, write_texts
 
 CURVE = {"ce": "next_token/value", "loss": "loss", "lambda": "lambda", "lr": "lr", "grad_norm": "grad_norm"}
@@ -69,9 +69,10 @@ class Runner:
 
         A later stage has a seed of its own: with the same one it would read the text of the stage before it again.
         """
-        source, stages = self.teacher(), []
-        for number, stage in enumerate(arm.stages):
-            result = self._stage(stage, source, seed + _SEEDS_APART * number)
+        source, stages, trained = self.teacher(), [], 0
+        for stage in arm.stages:
+            result = self._stage(stage, source, seed + _SEEDS_APART * trained)
+            trained += stage.verb == "train"
             stages.append(result)
             if result["status"] != "COMPLETED":
                 break
@@ -106,7 +107,7 @@ class Runner:
         ]  # fmt: skip
 
     def _stage(self, stage: Stage, source: str, seed: int) -> dict[str, Any]:
-        words = [*stage.overrides, f"seed={seed}"]
+        words = [*stage.overrides, f"seed={seed}"] if stage.verb != "convert" else ["convert", *stage.overrides]
         key = hashlib.sha256(json.dumps([Path(source).name, words]).encode()).hexdigest()[:12]
         out, log = self.work / "stages" / key, f"stages/{key}.log"
         kept = out / "result.json"
@@ -114,6 +115,8 @@ class Runner:
             return json.loads(kept.read_text())
         if stage.verb == "bench":
             return self._bench(stage, kept)
+        if stage.verb == "convert":
+            return self._convert(stage, source, kept)
         begun, before, resumed = time.monotonic(), _cpu_seconds(), out.exists()
         place = [f"model={source}", f"data={self.work / 'text' / TRAIN}", "data.held_out_share=0"]
         place.append(f"data.cache_dir={self.work / 'cache'}")
@@ -135,7 +138,25 @@ class Runner:
         if (out / "model.safetensors").exists():
             result["weights"] = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
         if stage.scored and result["status"] == "COMPLETED":
-            result["held_out"] = self._held_out(str(out), key)
+            result["held_out"] = self._held_out(str(out), key, stage.taught)
+        _write(kept, result)
+        return result
+
+    def _convert(self, stage: Stage, source: str, kept: Path) -> dict[str, Any]:
+        """A start that is fitted on the training text (`wf convert`)."""
+        from wrinklefree.artifact.provenance import provenance
+
+        out, text = kept.parent, str(self.work / "text" / TRAIN)
+        begun, before, found = time.monotonic(), _cpu_seconds(), out.with_name(f"{out.name}.convert.json")
+        words = [source, str(out), "--calibration", text, "--no-check", *stage.overrides, "--json", str(found)]
+        if self.wf(f"stages/{out.name}.log", "convert", *words):
+            raise SystemExit(f"wf convert failed; see {out}.log")
+        result = {
+            "key": out.name, "name": stage.name, "command": ["convert", *stage.overrides], "status": "COMPLETED",
+            "starts_from": Path(source).name, "seconds": time.monotonic() - begun,
+            "cpu_seconds": _cpu_seconds() - before, "convert": json.loads(found.read_text()),
+            "provenance": provenance(), "held_out": self._held_out(str(out), out.name, stage.taught),
+        }  # fmt: skip
         _write(kept, result)
         return result
 
@@ -154,16 +175,21 @@ class Runner:
         _write(kept, result)
         return result
 
-    def _held_out(self, model: str, name: str) -> dict[str, Any]:
-        """The loss on held-out topics of Python's documentation, at full strength (`wf eval`)."""
+    def _held_out(self, model: str, name: str, taught: bool = False) -> dict[str, Any]:
+        """The loss on held-out topics of Python's documentation, at full strength (`wf eval`).
+
+        ``taught``: and how far the teacher's distributions are, in the same tokens.
+        """
         out = self.work / f"{name}.eval.json"
         if not out.exists():
             words = ["eval", model, "--perplexity", str(self.work / "text" / HELD_OUT)]
             words += ["--window", str(self.scale.sequence), "--limit", str(self.scale.held_out), "--json", str(out)]
+            words += ["--teacher", self.teacher()] if taught else []
             if self.wf("eval.log", *words):
                 raise SystemExit(f"scoring failed; see {self.work / 'eval.log'}")
         found = json.loads(out.read_text())
-        return {name: found[name] for name in ("loss", "perplexity", "bits_per_byte", "tokens", "window", "stride")}
+        kept = {name: found[name] for name in ("loss", "perplexity", "bits_per_byte", "tokens", "window", "stride")}
+        return kept | ({name: found["agreement"][name] for name in ("kl", "top1", "flips")} if taught else {})
 
 
 def curve(out: Path) -> dict[str, list[float | None]]:

@@ -8,6 +8,26 @@ from small_model import Shape
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Sizes of the tables about a recipe's choices: ``steps`` of ``micro_batch`` x ``accumulation`` sequences.
+
+    ``calibration``: tokens that the calibrated starts are fitted on. ``adamw``, ``muon``, ``plain``: peak rates that
+    are tried, the last for plainly rounded starts under AdamW; ``best``: the one of each that the choices then have.
+    ``rest``: AdamW's rate beside Muon, for what is no matrix.
+    """
+
+    steps: int
+    micro_batch: int
+    accumulation: int
+    calibration: int
+    adamw: tuple[float, ...]
+    muon: tuple[float, ...]
+    plain: tuple[float, ...]
+    best: tuple[float, float, float]
+    rest: float
+
+
+@dataclass(frozen=True)
 class Scale:
     """``small``: pretrain this model first, as the teacher of everything; None takes ``model`` as it is.
 
@@ -38,6 +58,7 @@ class Scale:
     shapes: tuple[str, ...]
     threads: tuple[int, ...]
     common: tuple[str, ...]
+    choices: Choices
 
     @property
     def step_tokens(self) -> int:
@@ -53,12 +74,21 @@ SCALES = {
         sequence=64, micro_batch=2, accumulation=1, lengths=(2,), stage2=6, longer=(6, 8), warmup=2,
         muon=(3e-3, 2.4e-3), factor=1, high=(0.02,), high_steps=3, masking_steps=2, compile_steps=4, teacher_steps=4,
         held_out=256, shapes=("smollm2-135m",), threads=(1,), common=_CPU,
+        choices=Choices(
+            steps=3, micro_batch=2, accumulation=1, calibration=256, adamw=(5e-4,), muon=(2.4e-3,), plain=(1e-3,),
+            best=(5e-4, 2.4e-3, 1e-3), rest=5e-4,
+        ),
     ),
     "cpu": Scale(
         model=None, small=Shape(), sequence=128, micro_batch=4, accumulation=1, lengths=(30, 60, 120), stage2=60,
         longer=(60, 90, 120, 180), warmup=30, muon=(9e-3, 7.2e-3), factor=3, high=(0.02, 0.2), high_steps=40,
         masking_steps=20, compile_steps=30, teacher_steps=800, held_out=8192, shapes=("smollm2-135m", "bitnet-2b"),
         threads=(1, 2), common=_CPU,
+        choices=Choices(
+            steps=30, micro_batch=16, accumulation=1, calibration=1024, adamw=(2e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+            muon=(8e-4, 2.4e-3, 7.2e-3, 2.2e-2, 6.5e-2), plain=(1e-3, 2e-3, 4e-3), best=(1e-3, 7.2e-3, 2e-3),
+            rest=5e-4,
+        ),
     ),
     # The sizes at which the questions were first asked.
     "gpu": Scale(
@@ -67,5 +97,9 @@ SCALES = {
         muon=(3e-3, 2.4e-3), factor=1, high=(0.02, 0.2), high_steps=1000, masking_steps=50, compile_steps=50,
         teacher_steps=0, held_out=65536, shapes=("smollm2-135m", "bitnet-2b"), threads=(1, 2, 4, 8, 16),
         common=(*_QUIET, "device.precision=bf16-mixed"),
+        choices=Choices(
+            steps=500, micro_batch=32, accumulation=1, calibration=65_536, adamw=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3),
+            muon=(3e-4, 8e-4, 2.4e-3, 7.2e-3, 2.2e-2), plain=(5e-4, 1e-3, 2e-3), best=(5e-4, 2.4e-3, 1e-3), rest=5e-4,
+        ),
     ),
 }  # fmt: skip

@@ -7,34 +7,14 @@ added when it runs. Two arms that begin with the same commands share them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import choices
+from arms import Arm, Stage
 from settings import Scale
 
 AT_ONCE = ("strength.kind=constant",)
 SALIENCY = ("saliency.kind=cosine",)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """``overrides`` of ``wf train``; ``scored``: whether its checkpoint's held-out loss is measured.
-
-    ``verb`` bench: a measurement of the engine instead, with these words.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
-    scored: bool = True
-    verb: str = "train"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """``facts``: what the report sorts and labels by."""
-
-    name: str
-    stages: tuple[Stage, ...]
-    facts: dict[str, float | str | bool | None]
 
 
 def stage1_9(scale: Scale, steps: int, *more: str) -> Stage:
@@ -154,6 +134,8 @@ TABLES: dict[str, Callable[[Scale], list[Arm]]] = {
     "high-rates": high_rates,
     "compile": compiling,
     "threads": threads,
+    "choice-rates": choices.rates,
+    "choices": choices.choices,
 }
 
 
