@@ -1,7 +1,7 @@
-"""What decides a recipe for a ternary student that follows its original: arms that differ from one recipe in one thing.
+"""What a recipe for a ternary student that follows its original should choose: arms that differ in one thing.
 
-That recipe: a calibrated start with one scale for each 64 columns and no SubLN, the teacher's logits alone, AdamW at its
-best rate of the table of rates, full strength from the first step on. All arms of a seed read the same text.
+The recipe they differ from: a calibrated start with one scale for each 64 columns and no SubLN, the teacher's logits
+alone, AdamW at the best of the rates tried, full strength from the first step on. Arms of a seed share its text.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from figures import final_loss, read, step_seconds
+from choices import BASE as _BASE
+from figures import final_loss, paired, read, step_seconds
 
 _SMOOTHED = 8  # steps of a training curve's moving average
 _LABELS = {"xlabel": "steps in all", "ylabel": "held-out loss, nats per token"}
@@ -19,7 +20,13 @@ def draw(results: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    for name, build in (("stage1.9-length", _lengths), ("scheduling", _schedules), ("high-rates", _rates)):
+    for name, build in (
+        ("stage1.9-length", _lengths),
+        ("scheduling", _schedules),
+        ("high-rates", _rates),
+        ("choice-rates", _tried_rates),
+        ("choices", _choices),
+    ):
         runs = read(results, name)
         if runs:
             figure = build(pyplot, runs)
@@ -93,6 +100,51 @@ def _rates(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
     axes[1].set(xlabel="step", ylabel="gradient norm before clipping")
     for plot in axes:
         plot.grid(alpha=0.3)
+    return figure
+
+
+def _tried_rates(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
+    """Where each peak rate ends, by optimizer and start: every seed a mark, a line through their means."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2))
+    kinds = list(dict.fromkeys(each[0]["facts"]["of"] for each in runs.values()))
+    for kind, colour in zip(kinds, pyplot.get_cmap("tab10").colors, strict=False):
+        rows = sorted((each[0]["facts"]["rate"], each) for each in runs.values() if each[0]["facts"]["of"] == kind)
+        for plot, value in ((left, final_loss), (right, lambda run: run["stages"][-1]["held_out"]["kl"])):
+            means = [_mean_and_sd([value(run) for run in each])[0] for _, each in rows]
+            plot.plot([rate for rate, _ in rows], means, color=colour, lw=1, label=kind)
+            for rate, each in rows:
+                plot.plot([rate] * len(each), [value(run) for run in each], "o", color=colour, ms=4)
+    left.set(xscale="log", xlabel="peak rate of the matrices", ylabel=_LABELS["ylabel"])
+    right.set(xscale="log", yscale="log", xlabel="peak rate of the matrices", ylabel="KL to the teacher, held out")
+    left.legend(fontsize=8)
+    for plot in (left, right):
+        plot.grid(alpha=0.3)
+    return figure
+
+
+def _choices(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
+    """The difference of every seed to the arm that it is compared with, in loss and in divergence."""
+    figure, plots = pyplot.subplots(1, 2, figsize=(11.5, 4.8), sharey=True)
+    arms = [arm for arm, each in runs.items() if each[0]["facts"].get("against") in runs]
+    values = (final_loss, lambda run: run["stages"][-1]["held_out"]["kl"])
+    apart = {
+        arm: [paired(runs[arm], runs[runs[arm][0]["facts"]["against"]], value) for value in values] for arm in arms
+    }
+    arms.sort(key=lambda arm: statistics.fmean(apart[arm][0] or [0.0]))
+    for column, (plot, what) in enumerate(zip(plots, ("held-out loss", "KL to the teacher"), strict=True)):
+        for row, arm in enumerate(arms):
+            found = apart[arm][column]
+            plot.plot(found, [row] * len(found), "o", color="tab:blue", ms=4, alpha=0.7)
+            if found:
+                plot.plot(statistics.fmean(found), row, "|", color="black", ms=14)
+        plot.axvline(0, color="black", lw=0.8)
+        plot.set_xscale("symlog", linthresh=0.02)
+        plot.set(xlabel=f"{what}: difference in nats, every seed and the mean; worse to the right")
+        plot.grid(alpha=0.3)
+    labels = [
+        f"{arm} (against {against})" if (against := runs[arm][0]["facts"]["against"]) != _BASE else arm for arm in arms
+    ]
+    plots[0].set_yticks(range(len(arms)), labels, fontsize=8)
     return figure
 
 

@@ -29,6 +29,7 @@ from figures import (  # noqa: E402
     spread,
     step_seconds,
 )
+from report_choices import compared, tried_rates  # noqa: E402
 
 Runs = dict[str, list[Result]]
 _WARM = 8  # steps of a speed measurement that are left out
@@ -230,6 +231,8 @@ TABLES = {
     "high-rates": ("High Muon rates", rates),
     "compile": ("torch.compile", compiled),
     "threads": ("Threads", threads),
+    "choice-rates": ("Rates of AdamW and Muon, distilling", tried_rates),
+    "choices": ("What a recipe should choose", compared),
 }
 
 if __name__ == "__main__":
