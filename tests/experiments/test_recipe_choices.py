@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "recipe-choices"
-NAMES = ("settings", "tables", "texts", "small_model", "runner", "figures", "pictures", "report", "run")
+NAMES = (
+    "arms", "choices", "settings", "tables", "texts", "small_model", "runner", "figures", "pictures", "report_choices",
+    "report", "run",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -39,9 +42,14 @@ def stand_in(work: Path, calls: list[list[str]], fails: str = "", events: dict[s
         (work / log).parent.mkdir(exist_ok=True)
         (work / log).write_text("Loading the teacher t.\n")
         out = Path(words[-1])
+        if words[0] == "convert":
+            Path(words[2]).mkdir()
+            Path(words[-1]).write_text("{}")
+            return 0
         if words[0] == "eval":
             found = {"loss": 4.0, "perplexity": math.e**4, "bits_per_byte": 1.0, "tokens": 8, "window": 8, "stride": 8}
-            out.write_text(json.dumps(found))
+            agreement = {"agreement": {"kl": 0.5, "top1": 0.25, "flips": 0.1}} if "--teacher" in words else {}
+            out.write_text(json.dumps(found | agreement))
             return 0
         out.mkdir(parents=True)
         failed = bool(fails) and fails in words
@@ -107,6 +115,43 @@ def test_arms_share_what_begins_alike_and_nothing_is_run_twice(
     assert stage["provenance"]["machine"]["cores"] and stage["recipe"] == ["seed: 0"]
 
 
+def test_a_calibration_is_made_once_for_all_seeds_and_takes_no_seed_of_its_own(
+    notes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale, calls = notes["settings"].SCALES["gpu"], []
+    (tmp_path / "text").mkdir()
+    monkeypatch.setattr(notes["runner"].Runner, "wf", stand_in(tmp_path, calls))
+    runner = notes["runner"].Runner(tmp_path, scale)
+    by_name = {arm.name: arm for arm in notes["tables"].TABLES["choices"](scale)}
+
+    first = runner.run(by_name["the recipe"], 0)
+    assert [call[0] for call in calls] == ["convert", "eval", "train", "eval"]
+    assert calls[0][2] == str(tmp_path / "stages" / first["stages"][0]["key"])  # where it is written, and
+    assert f"model={calls[0][2]}" in calls[2] and "seed=0" in calls[2]  # what learns; the first seed is the text's
+    assert "--teacher" in calls[1] and first["stages"][1]["held_out"]["kl"] == 0.5
+    second, plain = runner.run(by_name["the recipe"], 1), runner.run(by_name["plain rounding"], 0)
+    assert [call[0] for call in calls[4:]] == ["train", "eval", "train", "eval"]  # no calibration again
+    assert second["stages"][0] == first["stages"][0] and "seed=1" in calls[4]
+    assert "seed=0" in calls[6] and len(plain["stages"]) == 1  # the same text as the recipe's
+
+
+def test_every_choice_differs_from_the_recipe_in_one_thing(notes: dict[str, ModuleType]) -> None:
+    arms = {arm.name: arm for arm in notes["tables"].TABLES["choices"](notes["settings"].SCALES["gpu"])}
+    recipe = arms["the recipe"]
+    may = {
+        "objective": {"objectives.logits_kd.weight", "objectives.next_token.weight"},
+        "optimizer": {"optimizer", "optimizer.lr", "optimizer.muon_lr"},
+        "attention relation": {"objectives.attention_relation"},
+        "strength": {"strength.kind", "strength.warmup_ratio"},
+        "start": {"model.granularity", "model.subln", "optimizer.lr"},
+    }
+    for arm in (arm for arm in arms.values() if arm is not recipe):
+        other = arms[str(arm.facts["against"])]
+        words = {word.partition("=")[0] for word in {*arm.stages[-1].overrides} ^ {*other.stages[-1].overrides}}
+        assert words <= may.get(str(arm.facts["question"]), set()), arm.name
+        assert bool(words) != (arm.stages[:-1] != other.stages[:-1]) or arm.facts["question"] == "start", arm.name
+
+
 def test_a_stage_that_diverges_ends_its_arm_and_is_kept_and_another_failure_is_no_result(
     notes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +185,17 @@ def test_statistics_of_the_report(notes: dict[str, ModuleType]) -> None:
     assert figures.paired([run(0, 3.0), run(2, 5.0)], [run(2, 4.0), run(0, 1.0)]) == [2.0, 1.0]
     points = [(4.0, 1.0), (1.0, 3.0)]
     assert figures.interpolated(points, 2.0) == pytest.approx(2.0) and math.isnan(figures.interpolated(points, 5.0))
+    # Which rate is best is decided on the seeds that all rates have.
+    def tried(rate: float, seed: int, kl: float) -> dict[str, Any]:
+        held = {"loss": 4.0, "kl": kl, "top1": 0.5}
+        stage = {"name": "distillation", "held_out": held, "curve": {"logits_kd/value": [1.0, 2.0]}}
+        return {"seed": seed, "facts": {"of": "AdamW", "rate": rate}, "stages": [stage]}
+
+    runs = {"a": [tried(1.0, 0, 0.3)], "b": [tried(2.0, 0, 0.2), tried(2.0, 1, 9.0)], "c": [tried(3.0, 0, 0.4)]}
+    lines = notes["report_choices"].tried_rates(runs)
+    assert [line for line in lines if "best" in line] == [line for line in lines if "| 2 (best) |" in line] != []
+    del runs["a"]
+    assert any("2 (best, at the edge)" in line for line in notes["report_choices"].tried_rates(runs))
     # Three seconds of start, half a second a step.
     runs = [run(0, 1.0, steps=n, cpu=3.0 + 0.5 * n) for n in (10, 20, 40)]
     assert figures.step_seconds(runs, "stage 2") == pytest.approx(0.5)
