@@ -183,8 +183,9 @@ class Runner:
         out = self.work / f"{name}.eval.json"
         if not out.exists():
             words = ["eval", model, "--perplexity", str(self.work / "text" / HELD_OUT)]
-            words += ["--window", str(self.scale.sequence), "--limit", str(self.scale.held_out), "--json", str(out)]
+            words += ["--window", str(self.scale.sequence), "--limit", str(self.scale.held_out)]
             words += ["--teacher", self.teacher()] if taught else []
+            words += ["--json", str(out)]
             if self.wf("eval.log", *words):
                 raise SystemExit(f"scoring failed; see {self.work / 'eval.log'}")
         found = json.loads(out.read_text())

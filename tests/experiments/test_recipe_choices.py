@@ -185,6 +185,7 @@ def test_statistics_of_the_report(notes: dict[str, ModuleType]) -> None:
     assert figures.paired([run(0, 3.0), run(2, 5.0)], [run(2, 4.0), run(0, 1.0)]) == [2.0, 1.0]
     points = [(4.0, 1.0), (1.0, 3.0)]
     assert figures.interpolated(points, 2.0) == pytest.approx(2.0) and math.isnan(figures.interpolated(points, 5.0))
+
     # Which rate is best is decided on the seeds that all rates have.
     def tried(rate: float, seed: int, kl: float) -> dict[str, Any]:
         held = {"loss": 4.0, "kl": kl, "top1": 0.5}
