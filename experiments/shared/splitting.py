@@ -37,11 +37,11 @@ def split_chats(texts: Sequence[str], held: int) -> tuple[list[str], list[str]]:
     kept = texts[:held]
     prompts = {_prompt(text) for text in kept}
     # Prompts of one template share words with each other, so only answers are compared.
-    held_answers = [Document(str(i), _answer(text)) for i, text in enumerate(kept)]
+    held_answers = [Document(str(i), answer(text)) for i, text in enumerate(kept)]
     train = [
         text
         for text in texts[held:]
-        if _prompt(text) not in prompts and shared_document([Document("t", _answer(text))], held_answers) is None
+        if _prompt(text) not in prompts and shared_document([Document("t", answer(text))], held_answers) is None
     ]
     return train, kept
 
@@ -61,6 +61,8 @@ def split_docs(entries: Sequence[dict[str, str]], held: int, characters: int, se
             train.append(document)
             characters -= len(document.text)
     held_out = list(kept.values())
+    if not train:
+        return [], [document.text for document in held_out]
     return [document.text for document in guard(train, held_out).train], [document.text for document in held_out]
 
 
@@ -68,7 +70,8 @@ def _prompt(text: str) -> str:
     return text.split(_QUESTION)[-1].split("<|im_end|>")[0]
 
 
-def _answer(text: str) -> str:
+def answer(text: str) -> str:
+    """Return what the model said last in a chat."""
     return text.split(_ANSWER)[-1]
 
 

@@ -33,6 +33,11 @@ class Commands:
     work: Path
     deadline: float
 
+    @property
+    def directory(self) -> Path | None:
+        """Where commands run; None: where this one was called."""
+        return None
+
     def command(self, *words: str | Path) -> None:
         """Run a command to its end, or stop it at the deadline.
 
@@ -42,7 +47,7 @@ class Commands:
             raise OutOfTime
         shown = ("wf", *words[len(_WF) :]) if words[: len(_WF)] == tuple(_WF) else words
         print("$", " ".join(map(str, shown)), flush=True)
-        process = subprocess.Popen([str(word) for word in words])
+        process = subprocess.Popen([str(word) for word in words], cwd=self.directory)
         try:
             code = process.wait(timeout=max(self.deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
