@@ -63,7 +63,9 @@ def join(listing: Path, out: Path | None = None) -> Path:
     for file in files:
         target = (directory / file["path"]).resolve()
         if not target.is_relative_to(directory.resolve()):
-            raise SystemExit(f"{listing}: names {file['path']}, outside of {directory}; it was not made by this program")
+            raise SystemExit(
+                f"{listing}: names {file['path']}, outside of {directory}; it was not made by this program"
+            )
         if _hash(target) != file["sha256"]:
             target.parent.mkdir(parents=True, exist_ok=True)
             _joined(listing, file, target)

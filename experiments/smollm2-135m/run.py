@@ -205,7 +205,7 @@ def _train(run: Run, name: str, recipe: str, model: str, training: Training, mor
         source = f"+data.sources.{kind}"
         data += [f"{source}.kind=jsonl", f"{source}.path=corpus/train-{kind}.jsonl", f"{source}.weight={share}"]
     run.wf(
-        "train", f"training={recipe}", f"model={model}", f"model.teacher={run.teacher}", f"out={name}", *data,
+        "train", f"training={recipe}", f"model=./{model}", f"model.teacher=./{run.teacher}", f"out={name}", *data,
         "~data.sources.python-docs", "data.held_out_share=0", f"data.sequence_length={training.sequence}",
         f"batch.micro_batch={training.micro}", f"batch.accumulation={training.step // training.micro}",
         f"budget.total_tokens={training.tokens}", f"optimizer.lr={training.rate}", "optimizer.scale_lr=0.3",

@@ -34,7 +34,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Calibration:
-    """``wf convert``: ``tokens`` of a mixture with so many ``characters`` of each kind; ``gram``: sequences to round by."""
+    """``wf convert`` on ``tokens`` of a mixture, ``characters`` of each kind; ``gram``: sequences to round by."""
 
     tokens: int
     characters: Mapping[str, int]
