@@ -197,8 +197,8 @@ class Training {
   }
 
   void distill(const Narrows& student, const Narrows& teacher, const Array<int64_t>& targets, float temperature,
-               float step, const Floats& divergence, const Floats& cross_entropy, const Array<bool>& agreed,
-               int threads) const {
+               float step, float target_step, const Floats& divergence, const Floats& cross_entropy,
+               const Array<bool>& agreed, int threads) const {
     const auto [rows, columns] = matrix(student);
     need(size_of(teacher) == size_of(student) && static_cast<int64_t>(targets.size()) == rows &&
              size_of(divergence) == rows && size_of(cross_entropy) == rows &&
@@ -206,7 +206,8 @@ class Training {
          "distill: sizes");
     for (int64_t i = 0; i < rows; ++i)
       need(targets.data()[i] >= 0 && targets.data()[i] < columns, "distill: a target is not in the vocabulary");
-    const Distill task{bits(student),     bits(teacher),        targets.data(), rows, columns, 1.0f / temperature, step,
+    const Distill task{bits(student),     bits(teacher),        targets.data(), rows,
+                       columns,           1.0f / temperature,   step,           target_step,
                        divergence.data(), cross_entropy.data(), agreed.data()};
     over(rows, threads, [&](int64_t b, int64_t e, int) { kernels_->distill(task, b, e); }, 1);
   }
@@ -229,6 +230,8 @@ class Training {
 }  // namespace
 
 void bind_training(nb::module_& module) {
+  // Raised with every change of an argument; quant/passes.py asks for its own.
+  module.attr("training_version") = 1;
   nb::class_<Training>(module, "Training",
                        "The element-wise passes of a training step; see native/training/training.h.")
       .def(nb::init<const std::string&>(), "kernels"_a = "auto")
@@ -254,8 +257,8 @@ void bind_training(nb::module_& module) {
            "scale"_a.noconvert(), "group"_a, "clip"_a, "out"_a.noconvert(), "for_scale"_a.noconvert().none(),
            "threads"_a)
       .def("distill", &Training::distill, "student"_a.noconvert(), "teacher"_a.noconvert(), "targets"_a.noconvert(),
-           "temperature"_a, "step"_a, "divergence"_a.noconvert(), "cross_entropy"_a.noconvert(), "agreed"_a.noconvert(),
-           "threads"_a);
+           "temperature"_a, "step"_a, "target_step"_a, "divergence"_a.noconvert(), "cross_entropy"_a.noconvert(),
+           "agreed"_a.noconvert(), "threads"_a);
 }
 
 }  // namespace wf

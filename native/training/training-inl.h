@@ -276,13 +276,18 @@ void distill(const Distill& a, int64_t begin, int64_t end) {
     const float q_sum = sum(q_total), p_sum = sum(p_total);
     a.divergence[r] = sum(gap) / p_sum * inverse + __builtin_logf(q_sum) - __builtin_logf(p_sum);
     a.cross_entropy[r] = __builtin_logf(sum(own_total)) + ours - target;
-    if (a.step == 0.0f) continue;
-    const F q_share = all(a.step / q_sum), p_share = all(a.step / p_sum);
+    if (a.step == 0.0f && a.target_step == 0.0f) continue;
+    const F q_share = all(a.step / q_sum + (plain ? a.target_step / q_sum : 0.0f)), p_share = all(a.step / p_sum);
+    const F own_share = all(a.target_step / sum(own_total));
+    const bool apart = !plain && a.target_step != 0.0f;
     for (int64_t i = 0; i < n; i += kLanes) {
       const int64_t left = n - i;
-      const F q = exponential((load_some(student + i, left) - ours) * inverse);
-      const F p = exponential((load_some(teacher + i, left) - theirs) * inverse);
-      store_some(student + i, q * q_share - p * p_share, left);
+      const F s = load_some(student + i, left) - ours, t = load_some(teacher + i, left) - theirs;
+      F slope = exponential(s * inverse) * q_share - exponential(t * inverse) * p_share;
+      if (apart) slope += exponential(s) * own_share;
+      store_some(student + i, slope, left);
     }
+    if (a.target_step != 0.0f)
+      store_some(student + a.targets[r], all(number(student[a.targets[r]]) - a.target_step), 1);
   }
 }

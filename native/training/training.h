@@ -107,14 +107,15 @@ struct WeightGradient {
   float* for_scale;  // [O, groups] or null
 };
 
-// Divergence KL(p || q) of p = softmax(teacher / tau) and q = softmax(student / tau), with gradient
-// (q - p) * step in place of the student's logits; cross-entropy of softmax(student) with the target.
+// Divergence KL(p || q) of p = softmax(teacher / tau) and q = softmax(student / tau), and the cross-entropy of
+// softmax(student) with the target. The gradient, step (q - p) + target_step (softmax(student) - target), takes the
+// place of the student's logits when one of the steps is not 0.
 struct Distill {
-  Bf16* student;           // [N, V]; the gradient when `step` is not 0
+  Bf16* student;           // [N, V]
   const Bf16* teacher;     // [N, V]
   const int64_t* targets;  // [N]
   int64_t rows, columns;
-  float inverse_temperature, step;
+  float inverse_temperature, step, target_step;
   float* divergence;     // [N]
   float* cross_entropy;  // [N]
   bool* agreed;          // [N]: the student's highest logit is where the teacher's first highest is

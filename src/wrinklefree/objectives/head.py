@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from wrinklefree.errors import InputError
 from wrinklefree.models.forward import soft_capped
 from wrinklefree.objectives.base import AnalyticObjective, LogitObjective, Logits
+from wrinklefree.objectives.fused_head import NEVER, FusedTerms
 from wrinklefree.teachers.base import TopKRows
 
 # Logits of one chunk, for student or teacher, in float32. Large enough for the matrix product; small enough that the
 # allocator reuses the memory (glibc maps anew, page by page, what is over 32 MB: 20 % of the time at 64 MB).
 _CHUNK_BYTES = 24 * 1024 * 1024
-_NEVER = -1e4
 _BLOCK_BYTES = 512 * 1024
 
 
@@ -92,8 +92,9 @@ def head_pass(
     if type(head) is not nn.Linear or head.bias is not None:
         raise InputError(f"lm_head: found {head}, only a linear layer without bias is supported")
     sums = HeadSums()
-    size = tokens_per_chunk or chunk_tokens(head.out_features)
-    total = _HeadPass.apply(inputs.states, head.weight, inputs, terms, size, sums)
+    fused = FusedTerms.of(inputs, terms, inputs.dtype or head.weight.dtype)
+    size = tokens_per_chunk or (fused.chunk_tokens if fused else chunk_tokens)(head.out_features)
+    total = _HeadPass.apply(inputs.states, head.weight, inputs, terms, size, sums, fused)
     return total, sums
 
 
@@ -114,7 +115,7 @@ def _without(banned: int | None, logits: Tensor) -> Tensor:
     Finite, because a divergence would compute 0 times (-inf + inf) otherwise.
     """
     if banned is not None:
-        logits[:, banned] = _NEVER
+        logits[:, banned] = NEVER
     return logits
 
 
@@ -130,6 +131,7 @@ class _HeadPass(torch.autograd.Function):
         terms: Sequence[HeadTerm],
         size: int,
         sums: HeadSums,
+        fused: FusedTerms | None,
     ) -> Tensor:
         ctx.wants_states, ctx.wants_weight = (
             needed and any(term.factor for term in terms) for needed in ctx.needs_input_grad[:2]
@@ -143,8 +145,12 @@ class _HeadPass(torch.autograd.Function):
         for start in range(0, max(states.shape[0], 1), size):
             rows = slice(start, start + size)
             chunk = states[rows].to(narrow.dtype)
-            logits = _without(inputs.banned, soft_capped(F.linear(chunk, narrow).float(), inputs.softcap))
-            value, gradient = _chunk_loss(inputs, logits, rows, terms, sums, ctx.wants_states or ctx.wants_weight)
+            logits, wanted = F.linear(chunk, narrow), ctx.wants_states or ctx.wants_weight
+            if fused is not None:
+                value, gradient = fused.chunk(inputs, logits, rows, sums, wanted)
+            else:
+                logits = _without(inputs.banned, soft_capped(logits.float(), inputs.softcap))
+                value, gradient = _chunk_loss(inputs, logits, rows, terms, sums, wanted)
             total += value
             if gradient is not None and state_gradient is not None:
                 state_gradient[rows] = (gradient.to(narrow.dtype) @ narrow).to(states.dtype)
@@ -165,7 +171,7 @@ class _HeadPass(torch.autograd.Function):
             None if gradient is None else (gradient if as_it_is else gradient * upstream[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -208,7 +214,7 @@ def _teacher_rows(inputs: HeadInputs, rows: slice) -> Tensor | TopKRows | None:
         top = inputs.teacher_top[rows]
         if inputs.banned is None:
             return top
-        return TopKRows(top.ids, top.log_probs.masked_fill(top.ids == inputs.banned, _NEVER))
+        return TopKRows(top.ids, top.log_probs.masked_fill(top.ids == inputs.banned, NEVER))
     if inputs.teacher_states is None or inputs.teacher_head is None:
         return None
     with torch.no_grad():

@@ -20,16 +20,17 @@ from wrinklefree.quant.bitlinear import CLIP_IN_SCALES, BitLinear
 from wrinklefree.quant.ternary import absmean_scale, storable
 
 _BF16 = torch.bfloat16
+_VERSION = 1  # of native/bindings/training_bindings.cc
 
 
 @cache
 def passes(kernels: str = "auto") -> Any | None:
-    """Return the compiled passes (``kernels``: avx512, avx2, plain, or the best), or None when there are none."""
+    """Return the compiled passes (``kernels``: avx512, avx2, plain, or the best), or None when there are none of this version."""
     try:
         native = load_native()
     except MissingDependencyError:
         return None
-    return native.Training(kernels) if hasattr(native, "Training") else None
+    return native.Training(kernels) if getattr(native, "training_version", 0) == _VERSION else None
 
 
 def norm_quantize(
@@ -109,6 +110,23 @@ def attention_gradient(scores: Tensor, products: Tensor, mask: Tensor, log_sum: 
     ``[B, T, H]``: the logarithm of the sum over keys of exp(scale * score).
     """
     _native().attention_gradient(scores, products, mask, log_sum, scale, _threads())
+
+
+def distill(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, step: float, target_step: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return KL(p || q) and -log softmax(student)[target] of each row, and whether both models' first choices agree.
+
+    p and q are the softmaxes of teacher's and student's logits, bfloat16 ``[N, V]``, over ``temperature``; ``targets``
+    int64 ``[N]``. In place of the student's logits comes step (q - p) + target_step (softmax(student) - target),
+    unless both steps are 0. Float32, float32 and bool ``[N]``.
+    """
+    divergence, entropy = (torch.empty(len(student), dtype=torch.float32) for _ in range(2))
+    agreed = torch.empty(len(student), dtype=torch.bool)
+    _native().distill(
+        student, teacher, targets, temperature, step, target_step, divergence, entropy, agreed, _threads()
+    )
+    return divergence, entropy, agreed
 
 
 def weight_scale(layer: BitLinear) -> tuple[Tensor, int]:
