@@ -25,7 +25,7 @@ _VERSION = 1  # of native/bindings/training_bindings.cc
 
 @cache
 def passes(kernels: str = "auto") -> Any | None:
-    """Return the compiled passes (``kernels``: avx512, avx2, plain, or the best); None when this version is not there."""
+    """Return the compiled passes (``kernels``: avx512, avx2, plain or the best); None without this version of them."""
     try:
         native = load_native()
     except MissingDependencyError:
