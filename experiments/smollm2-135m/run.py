@@ -186,7 +186,7 @@ def layerwise(run: Run) -> None:
 def distilled(run: Run) -> None:
     start = "calibrated-group" if run.scale.layerwise is None else _OPTIONAL
     _train(run, "distilled", "quick_distill", start, run.scale.distilled, [
-        "budget.max_seconds=null", "schedule.kind=linear", "schedule.warmup_ratio=0.05",
+        "budget.max_seconds=null", "schedule.kind=wsd", "schedule.warmup_ratio=0.03", "schedule.decay_ratio=0.5",
     ])  # fmt: skip
 
 
