@@ -31,7 +31,7 @@ def test_pieces_come_back_as_the_file_and_damage_is_named(tmp_path: Path) -> Non
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(range(256)) * 700)
     listing = pieces.split(file, tmp_path / "out", mib=1 / 16)
-    assert len(json.loads(listing.read_text())["pieces"]) == 3
+    assert len(json.loads(listing.read_text())["files"][0]["pieces"]) == 3
     assert pieces.join(listing, tmp_path / "back.bin").read_bytes() == file.read_bytes()
     (tmp_path / "out" / "weights.bin.001").write_bytes(b"x")
     (tmp_path / "out" / "weights.bin.002").unlink()
