@@ -103,6 +103,8 @@ def questions(run: Run) -> None:
     (text,) = (entry["text"] for entry in splitting.read(before))
     _sample(run, scale, "--prompts", before.name)
     found = asked.kept(splitting.read(run.work / f"{scale.name}.jsonl"), text, scale.length)
+    if not found:
+        raise SystemExit(f"{scale.name}.jsonl: none of the texts is a question that ended; sample more of them")
     (run.work / "questions.txt").write_text("\n".join(found) + "\n", encoding="utf-8")
     print(f"{len(found)} questions", flush=True)
 
@@ -228,7 +230,7 @@ def figures(run: Run) -> None:
 
 
 def card(run: Run) -> None:
-    run.command(sys.executable, HERE / "card.py", run.work)
+    run.command(sys.executable, HERE / "card.py", run.work, run.work / "card")
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
