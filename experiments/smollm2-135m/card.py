@@ -1,6 +1,6 @@
 """The model card (Markdown with Hugging Face's front matter) and its pictures, written from the figures alone.
 
-python card.py WORK OUT
+python card.py WORK [OUT]        (default: WORK/card)
 
 OUT gets README.md, training.png and quality.png. Whether the targets are met is computed (verdict.py).
 """
@@ -47,7 +47,8 @@ _LICENCES = (
 
 
 def main() -> None:
-    figures, out = Figures(Path(sys.argv[1]).resolve()), Path(sys.argv[2])
+    figures = Figures(Path(sys.argv[1]).resolve())
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else figures.work / "card"
     out.mkdir(parents=True, exist_ok=True)
     print(write(figures, out))
 
@@ -82,7 +83,7 @@ def card(figures: Figures, pictures: list[str]) -> str:
     if samples := _samples(figures):
         parts += ["## Twenty answers", samples]
     parts += ["## Limits", _limits(figures), "## Other people's figures", _anchors()]
-    parts += ["## Licences", table(("what", "licence"), _LICENCES), _licence_text()]
+    parts += ["## Licences", table(("what", "licence"), _LICENCES), _licence_text(figures)]
     return "\n\n".join(parts)
 
 
@@ -93,10 +94,10 @@ def _what(figures: Figures) -> str:
     dlm = ours["dlm"]
     text = (
         "[SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) whose attention and MLP "
-        f"matrices hold -1, 0 and +1 only (one scale per {per}), made by WrinkleFree from that teacher: calibrated, "
-        "then "
-        f"distilled. The embedding, which is also the head, is kept at {ours['embedding'].removeprefix('q')} bits. The "
-        f"files have {size['bytes'] / 1e6:.1f} MB ({size['weights'] / 1e6:.1f} MB of weights)."
+        f"matrices hold -1, 0 and +1 only (one scale per {per}), made by WrinkleFree from that teacher (stages: "
+        f"{', '.join(figures.names)}). The embedding, which is also the head, is kept at "
+        f"{ours['embedding'].removeprefix('q')} bits. The files have {size['bytes'] / 1e6:.1f} MB "
+        f"({size['weights'] / 1e6:.1f} MB of weights)."
     )
     if dlm:
         text += (f" One model decodes in two ways: token by token, and in blocks of {dlm['block_size']} tokens (block "
@@ -147,43 +148,39 @@ def _samples(figures: Figures) -> str:
 
 
 def _limits(figures: Figures) -> str:
-    own = ratio_words(figures)
     return "\n".join([
         "- A model of 135 million parameters gets facts, arithmetic and code wrong, its teacher included. Nothing it "
-        "says "
-        "should be relied on.",
-        "- It is worse than its teacher everywhere that was measured" + own + ".",
+        "says should be relied on.",
+        f"- {_worst(figures)}",
         "- It reads and writes English. Windows of 512 tokens and less were measured; longer contexts run, unmeasured.",
         "- Nothing was done for or against what is unsafe or unfair in its teacher's answers.",
         "- One run with one seed: how much another one would differ was not measured.",
     ])  # fmt: skip
 
 
-def ratio_words(figures: Figures) -> str:
-    """Return where the model is worst, or nothing when it is not worse everywhere."""
+def _worst(figures: Figures) -> str:
     ours, theirs = figures.losses[figures.delivered], figures.losses["teacher"]
     found = {kind: each.value for kind in ours if (each := verdict.ratio(ours, theirs, [kind]))}
     worst = max(found, key=lambda kind: found[kind])
-    return f", most on {worst} ({found[worst]:.2f} times the perplexity)"
+    behind = sum(value > 1.0 for value in found.values())
+    return (f"Its perplexity is higher than its teacher's on {behind} of {len(found)} kinds of text, most on {worst} "
+            f"({found[worst]:.2f} times).")  # fmt: skip
 
 
 def _anchors() -> str:
     return (
         "ParetoQ (arXiv 2502.02631) makes MobileLLM-125M ternary by training on billions of tokens: its perplexity on "
         "WikiText-2 becomes 20.0 from 15.1, 1.32 times, and its mean over eight tasks 46.5 from 48.5. That is another "
-        "model, "
-        "another text and a thousandfold of training; only the ratio of perplexities says something beside ours, and "
-        "only "
-        "roughly."
+        "model, another text and far more training; only the ratio of perplexities says something beside ours, and "
+        "only roughly."
     )
 
 
-def _licence_text() -> str:
-    return (
-        "The texts are not part of this model's files or of the repository. LICENSE and NOTICE beside this card say "
-        "what "
-        "Apache-2.0 asks of a derived model."
-    )
+def _licence_text(figures: Figures) -> str:
+    text = "The texts are not part of the repository, nor of any file of this model."
+    if verdict.is_good_enough(figures.losses, figures.delivered):
+        text += " LICENSE and NOTICE beside this card say what Apache-2.0 asks of a derived model."
+    return text
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The model's place in the repository: the packed files with card, licence and notice, or the card alone.
 
-python deliver.py WORK OUT        (OUT: models/smollm2-135m-ternary)
+python deliver.py WORK [OUT]        (default: models/smollm2-135m-ternary of this repository)
 
 The model is placed only when its held-out perplexity reaches the target within 10 % (verdict.py); otherwise the card
 with its figures stands there alone. The packed format's files are delivered as they are: every program of ours, and
@@ -28,7 +28,7 @@ MOST_OF_A_FILE = 100 * 2**20  # what git hosting refuses to take
 WARNED_OF = 50 * 2**20  # what it warns of
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
           "special_tokens_map.json", "generation_config.json")  # fmt: skip
-_LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
+_ROOT = Path(__file__).resolve().parents[2]
 _NOTICE = """SmolLM2-135M-Instruct, ternary
 
 This model is derived from SmolLM2-135M-Instruct by Hugging Face
@@ -43,7 +43,11 @@ tokenizer and the chat template are those of the original.
 
 
 def main() -> int:
-    figures, out = Figures(Path(sys.argv[1]).resolve()), Path(sys.argv[2])
+    figures = Figures(Path(sys.argv[1]).resolve())
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else _ROOT / "models" / card.NAME
+    if figures.about["quick"]:
+        print(f"{out}: nothing is delivered on the strength of a quick measurement; run measure.py without --quick")
+        return 0
     with_model = deliver(figures, out)
     judged = verdict.quality(figures.losses, figures.delivered)
     print(f"{out}: {'the model and its card' if with_model else 'the card alone'}; quality target {judged}")
@@ -94,7 +98,7 @@ def _place(packed: Path, directory: Path) -> None:
             shutil.copyfile(packed / name, directory / name)
     config = json.loads((packed / "config.json").read_text(encoding="utf-8"))
     (directory / "config.json").write_bytes(json_bytes(_without_directories(config)))
-    shutil.copyfile(_LICENSE, directory / "LICENSE")
+    shutil.copyfile(_ROOT / "LICENSE", directory / "LICENSE")
     (directory / "NOTICE").write_text(_NOTICE, encoding="utf-8")
 
 

