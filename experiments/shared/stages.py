@@ -6,6 +6,7 @@ exit code 75 says that there is more to do.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from wrinklefree.artifact.provenance import machine
 
 MORE_TO_DO = 75
 # The wf of this interpreter, whether or not its script is on the PATH.
@@ -46,21 +49,31 @@ class Commands:
         if time.monotonic() >= self.deadline:
             raise OutOfTime
         shown = ("wf", *words[len(_WF) :]) if words[: len(_WF)] == tuple(_WF) else words
-        print("$", " ".join(map(str, shown)), flush=True)
+        line, started = " ".join(map(str, shown)), time.monotonic()
+        print("$", line, flush=True)
         process = subprocess.Popen([str(word) for word in words], cwd=self.directory)
+        asked_to_stop = False
         try:
             code = process.wait(timeout=max(self.deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
+            asked_to_stop = True
             process.send_signal(signal.SIGTERM)
             try:
                 code = process.wait(timeout=_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
-            if code:
-                raise OutOfTime from None
+        self._record(line, time.monotonic() - started, code)
+        if code and asked_to_stop:
+            raise OutOfTime
         if code:
             raise SystemExit(code)
+
+    def _record(self, command: str, seconds: float, code: int) -> None:
+        """Add a line to WORK/commands.jsonl: what was run, for how long, on what, and how it ended."""
+        entry = {"command": command, "seconds": round(seconds, 1), "exit": code, "machine": machine()}
+        with (self.work / "commands.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def wf(self, *words: str | Path) -> None:
         self.command(*_WF, *words)

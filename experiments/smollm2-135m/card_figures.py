@@ -12,9 +12,6 @@ from figure_store import read
 
 from wrinklefree.artifact.manifest import read_config
 
-# Names of files and directories on the machine of the run mean nothing elsewhere.
-_STAGE_KEYS = ("stage", "command", "tokens", "minutes", "hardware", "seed", "note")
-
 
 @dataclass(frozen=True)
 class Figures:
@@ -77,41 +74,9 @@ class Figures:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]
 
-    def stages(self) -> list[dict[str, str]]:
-        """Return what is known of each stage: WORK/stages.jsonl as it stands, and of the others what they left.
-
-        A line of stages.jsonl has the keys of _STAGE_KEYS, all of them texts; what is missing was not recorded.
-        """
-        path = self.work / "stages.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        found = [{key: str(json.loads(line).get(key, "")) for key in _STAGE_KEYS} for line in lines if line.strip()]
-        told = {each["stage"] for each in found}
-        return found + [self._left_by(name) for name in self.names if name not in told]
-
-    def _left_by(self, name: str) -> dict[str, str]:
-        stage = dict.fromkeys(_STAGE_KEYS, "") | {"stage": name}
-        summary, converted = self.work / name / "summary.json", self.work / f"{name}.json"
-        if summary.is_file():
-            facts = json.loads(summary.read_text(encoding="utf-8"))
-            return stage | {
-                "command": f"wf train training={facts['stage']}", "tokens": f"{facts['tokens']:,}",
-                "minutes": f"{facts['seconds'] / 60:.0f}", "note": f"recipe {facts['identity']}",
-            } | _seed(self.work / name / "recipe.yaml")  # fmt: skip
-        if converted.is_file():
-            facts = json.loads(converted.read_text(encoding="utf-8")).get("calibration") or {}
-            minutes = f"{facts['seconds'] / 60:.0f}" if "seconds" in facts else ""
-            return stage | {"command": "wf convert", "tokens": f"{facts.get('tokens', 0):,}", "minutes": minutes}
-        return stage
-
     def size(self) -> dict[str, Any]:
         """Return the sizes and settings of the packed files that are delivered."""
         config = read_config(self.packed)
         files = sorted(path for path in self.packed.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
         return {"bytes": total, "weights": (self.packed / "model.safetensors").stat().st_size, "config": config}
-
-
-def _seed(recipe: Path) -> dict[str, str]:
-    lines = recipe.read_text(encoding="utf-8").splitlines() if recipe.is_file() else []
-    seeds = [line.partition(":")[2].strip() for line in lines if line.startswith("seed:")]
-    return {"seed": seeds[0]} if seeds else {}

@@ -9,6 +9,7 @@ from typing import Any
 import verdict
 from card_figures import Figures
 from held_text import TRAINED, UNSEEN
+from stage_records import KEYS, stages
 from verdict import PERPLEXITY_RATIO, SPEED_UP, fastest, more_than, ratio
 
 from wrinklefree.artifact.markdown import table
@@ -184,8 +185,8 @@ def tasks(figures: Figures) -> str:
 
 def made(figures: Figures) -> str:
     """Return the table of stages."""
-    keys = ("stage", "command", "tokens", "minutes", "hardware", "seed")
-    rows = [(*(shown(stage[key]) or _UNKNOWN for key in keys), shown(stage["note"])) for stage in figures.stages()]
+    keys, known = KEYS[:-1], stages(figures.work, figures.names)
+    rows = [(*(shown(stage[key]) or _UNKNOWN for key in keys), shown(stage["note"])) for stage in known]
     return table(("stage", "command", "tokens", "minutes", "hardware", "seed", ""), rows)
 
 

@@ -27,6 +27,7 @@ import task_figures
 import text_figures
 from figure_store import FigureStore, model_hash
 from held_text import HeldText, held_text, kinds_in
+from settings import EMBEDDING
 from speed_figures import SpeedSizes
 
 from wrinklefree.artifact.manifest import model_format, read_config
@@ -227,7 +228,8 @@ def _model(work: Path, name: str, path: Path) -> Model:
         packed = work / "figures" / "packed" / f"{name}-{model_hash(path)[:12]}"
         if not packed.is_dir():
             packed.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([*_WF, "export", str(path), str(packed), "--no-verify"], check=True)
+            words = ("export", str(path), str(packed), "--embedding", EMBEDDING, "--no-verify")
+            subprocess.run([*_WF, *words], check=True)
     return Model(name, packed, path, model_hash(packed))
 
 

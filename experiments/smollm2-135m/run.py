@@ -27,7 +27,7 @@ import prompts  # noqa: E402
 import questions as asked  # noqa: E402
 import splitting  # noqa: E402
 from documentation import write_documents  # noqa: E402
-from settings import SCALES, Sampled, Scale, Training  # noqa: E402
+from settings import EMBEDDING, SCALES, Sampled, Scale, Training  # noqa: E402
 from stages import Commands, chosen, go  # noqa: E402
 
 TEACHER = "teacher"  # in WORK
@@ -221,7 +221,7 @@ def packed(run: Run) -> None:
     """Export, which reads back and compares."""
     for name in ("calibrated-row", "calibrated-group", "distilled", "blocks"):
         shutil.rmtree(run.work / f"packed-{name}", ignore_errors=True)
-        run.wf("export", name, f"packed-{name}", "--json", f"packed-{name}.json")
+        run.wf("export", name, f"packed-{name}", "--embedding", EMBEDDING, "--json", f"packed-{name}.json")
 
 
 def figures(run: Run) -> None:
@@ -233,11 +233,17 @@ def card(run: Run) -> None:
     run.command(sys.executable, HERE / "card.py", run.work, run.work / "card")
 
 
+def deliver(run: Run) -> None:
+    """The card, and the model if it is good enough, into models/ of this repository."""
+    run.command(sys.executable, HERE / "deliver.py", run.work)
+
+
 STAGES: dict[str, Callable[[Run], None]] = {
     "documentation": documentation, "reviews": reviews, "addresses": addresses, "unseen": unseen,
     "questions": questions, "chats": chats, "continuations": continuations, "corpus": corpus,
     "calibrated-group": calibrated_group, "calibrated-row": calibrated_row, _OPTIONAL: layerwise,
     "distilled": distilled, "blocks": blocks, "packed": packed, "figures": figures, "card": card,
+    "deliver": deliver,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from held_text import TRAINED, UNSEEN
 
+EMBEDDING = "q6"  # of the packed files; figures.md has why
 
 @dataclass(frozen=True)
 class Sampled:

@@ -79,7 +79,7 @@ def work_of_figures(measured: dict[str, ModuleType], work: Path, packed: Path, a
                 "speed_up": 1.0,
                 "tokens_per_forward": 1.0,
                 "like_ar": {"equal": 1.0},
-                "quality": {"teacher_loss": 1.25, "teacher_first": 0.8},
+                "quality": {"teacher_loss": 1.25, "teacher_first": 0.8, "repeated_4": 0.1},
             },
             {"name": "block t=0.9", "tok_s": 300.0, "speed_up": 0.75, "tokens_per_forward": 1.1, **judged},
             {"name": "block n=2", "tok_s": 500.0, "speed_up": speed_up, "tokens_per_forward": 2.0, **judged},

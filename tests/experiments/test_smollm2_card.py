@@ -30,9 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[dict[str, ModuleType]]:
-    with modules(
-        "figure_store", "verdict", "card_figures", "card_sections", "card_pictures", "card", "deliver"
-    ) as found:
+    with modules("figure_store", "verdict", "card_figures", "stage_records", "card", "deliver") as found:
         yield found
 
 
@@ -144,3 +142,26 @@ def test_neither_sdist_nor_wheel_holds_the_models(tmp_path: Path, monkeypatch: p
     wheel = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path), {"wheel.cmake": "false"}))
     assert "src/wrinklefree/__init__.py" in names and "wrinklefree/__init__.py" in wheel.namelist()
     assert not [name for name in (*names, *wheel.namelist()) if "models/" in name or "safetensors" in name]
+
+
+def test_stages_are_told_by_hand_by_the_run_or_by_what_they_left(own: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "stages.jsonl").write_text('{"stage": "chat1", "command": "by hand", "minutes": 12}\n')
+    machine = {"cpu": "C", "cores": 2}
+    commands = [
+        ("wf convert teacher.gguf calibrated-row --tokens 2048 --seed 4", 60.0, 75),
+        ("wf convert teacher.gguf calibrated-row --tokens 2048 --seed 4", 120.0, 0),
+        ("wf corpus teacher.gguf chat1.jsonl --tokens 10", 60.0, 0),
+        ("wf train training=x model=calibrated-row out=blocks budget.total_tokens=4096 seed=5", 90.0, 1),
+        ("wf export blocks packed-blocks", 60.0, 0), ("python card.py", 1.0, 0),
+    ]  # fmt: skip
+    lines = [{"command": c, "seconds": s, "exit": e, "machine": machine} for c, s, e in commands]
+    (tmp_path / "commands.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "distilled").mkdir()
+    left = {"stage": "quick_distill", "tokens": 1234, "seconds": 60.0, "identity": "i"}
+    (tmp_path / "distilled" / "summary.json").write_text(json.dumps(left))
+    rows = own["stage_records"].stages(tmp_path, ["calibrated-row", "distilled", "blocks"])
+    found = [(row["stage"], row["tokens"], row["minutes"], row["hardware"], row["seed"], row["note"]) for row in rows]
+    assert found == [
+        ("chat1", "", "12", "", "", ""), ("calibrated-row", "2,048", "3", "C, 2 cores", "4", ""),
+        ("blocks", "4,096", "2", "C, 2 cores", "5", "unfinished"), ("distilled", "1,234", "1", "", "", "recipe i"),
+    ]  # fmt: skip
