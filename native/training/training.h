@@ -12,7 +12,7 @@ namespace wf {
 using Bf16 = uint16_t;  // the bits
 
 // Rows that a range must begin and end at (except at the end of a matrix): transposed copies are made in such blocks.
-constexpr int64_t kTrainingRows = 16;
+constexpr int64_t kTrainingRows = 32;  // a cache line of bfloat16
 
 // y = x + add, n = y * rsqrt(mean(y^2) + eps) * weight, q = n rounded to int8 by its row's peak, as a number.
 struct NormQuantize {

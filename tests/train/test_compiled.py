@@ -117,6 +117,32 @@ def test_t17_what_cannot_be_compiled_is_said_and_undone(
     assert ["forward" in vars(layer) for layer in decoder_layers(student)] == [True, False]
 
 
+@pytest.mark.filterwarnings("default")
+def test_all_layers_share_what_was_compiled_once_or_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One graph serves every layer; with a key-value cache each needs its own, which ends at the compiler's limit."""
+    student = toy_model(1, ternary=True, num_hidden_layers=4)
+    graphs: list[object] = []
+    real = torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: real(function, backend=backend))
+    batch = ToyStream().batch(0, 2)
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        assert compile_layers(student, "default", [], [], lambda: forward(student, batch))
+        assert len(graphs) == 1
+        for layer in decoder_layers(student):
+            del layer.forward
+        torch.compiler.reset()
+        with_cache = lambda: student(batch.input_ids, use_cache=True)  # noqa: E731
+        assert not compile_layers(student, "default", [], [], with_cache)
+    assert "device.compile=default is OFF: FailOnRecompileLimitHit" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(passes() is None, reason="no compiled passes: fused layers were not tried")
 def test_fused_layers_are_in_force_and_say_where_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     student = toy_model(1, ternary=True, scales=True)

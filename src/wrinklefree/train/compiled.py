@@ -87,6 +87,7 @@ def _fuse(layers: list[nn.Module]) -> bool:
 
 
 def _compile(layers: list[nn.Module], mode: CompileMode, attempt: Callable[[], None]) -> bool:
+    import torch._dynamo.config as dynamo
     from torch._inductor import config as inductor
 
     # Without this the compiler drops the rounding of group scales to float16, and a few codes in a hundred thousand
@@ -95,7 +96,10 @@ def _compile(layers: list[nn.Module], mode: CompileMode, attempt: Callable[[], N
     for layer in layers:
         layer.forward = torch.compile(layer.forward, mode=None if mode == "default" else mode)
     try:
-        attempt()
+        # To the compiler all layers are one function. If something made it compile each anew, it would stop after 8
+        # and leave the others as they are, with no more than a line in its log.
+        with dynamo.patch(fail_on_recompile_limit_hit=True):
+            attempt()
     except Exception as error:
         for layer in layers:
             del layer.forward
