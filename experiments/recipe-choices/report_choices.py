@@ -44,7 +44,7 @@ def compared(runs: Runs) -> list[str]:
     order = ("", "objective", "start", "strength", "optimizer", "scales", "SubLN", "attention relation")
     for arm, each in sorted(runs.items(), key=lambda pair: order.index(pair[1][0]["facts"].get("question", ""))):
         facts = each[0]["facts"]
-        against = runs.get(facts.get("against", ""), [])
+        against = runs.get(facts.get("against", ""), []) if facts.get("question") else []
         apart, divergence = paired(each, against), paired(each, against, _kl)
         other = "" if facts.get("against") in (None, _base(runs)) else f" (against: {facts['against']})"
         lines.append(
