@@ -125,7 +125,7 @@ def _tried_rates(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
 def _choices(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
     """The difference of every seed to the arm that it is compared with, in loss and in divergence."""
     figure, plots = pyplot.subplots(1, 2, figsize=(11.5, 4.8), sharey=True)
-    arms = [arm for arm, each in runs.items() if each[0]["facts"].get("against") in runs]
+    arms = [arm for arm, each in runs.items() if each[0]["facts"]["question"] and each[0]["facts"]["against"] in runs]
     values = (final_loss, lambda run: run["stages"][-1]["held_out"]["kl"])
     apart = {
         arm: [paired(runs[arm], runs[runs[arm][0]["facts"]["against"]], value) for value in values] for arm in arms
@@ -138,8 +138,7 @@ def _choices(pyplot: Any, runs: dict[str, list[dict[str, Any]]]) -> Any:
             if found:
                 plot.plot(statistics.fmean(found), row, "|", color="black", ms=14)
         plot.axvline(0, color="black", lw=0.8)
-        plot.set_xscale("symlog", linthresh=0.02)
-        plot.set(xlabel=f"{what}: difference in nats, every seed and the mean; worse to the right")
+        plot.set(xlabel=f"{what}: difference, nats (right: worse)")
         plot.grid(alpha=0.3)
     labels = [
         f"{arm} (against {against})" if (against := runs[arm][0]["facts"]["against"]) != _BASE else arm for arm in arms
