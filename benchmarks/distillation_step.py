@@ -1,20 +1,19 @@
 """What a step of quantisation-aware distillation on a CPU takes, as it is and with fused layers and a fused head.
 
-    python benchmarks/distillation_step.py [--student CHECKPOINT --teacher MODEL] [--micro-batch 8] [--length 256]
+    PYTHONPATH=. python benchmarks/distillation_step.py [--student CHECKPOINT --teacher MODEL] [--micro-batch 8] [--length 256]
         [--accumulation 1] [--threads 2] [--rounds 5] [--json FILE]
 
 One student in turn with both; the embedding and the head are frozen, forward KL at temperature 1 against a bfloat16
 teacher, products of the student in bfloat16 (`device.precision=bf16-mixed`), AdamW. Without --student a random model of
 SmolLM2-135M's shape with learned scales of groups of 64 is trained, which takes the same time. Parts are timed inside
-of whole steps; figures are medians, the ratio is that of the medians of whole steps. Freed memory is kept, as
-`wf train` keeps it, for both.
+of whole steps; figures are the least of all rounds, which others on the machine disturb least (medians are in FILE's
+rounds). Freed memory is kept, as `wf train` keeps it, for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qat_overhead import at_threads, processor
 from torch import nn
 
+from benchmarks.qat_overhead import at_threads, processor
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import ForwardOutput, forward
@@ -182,15 +181,13 @@ def main() -> None:
                 step.seconds.clear()  # allocators get ready, the optimizer makes its state
         threads = torch.get_num_threads()
     tokens = given.micro_batch * given.length * given.accumulation
-    medians = {
-        way: {part: statistics.median(all_) for part, all_ in kept.items()} for way, kept in step.seconds.items()
-    }
+    least = {way: {part: min(rounds) for part, rounds in kept.items()} for way, kept in step.seconds.items()}
     print(f"{processor()}, {threads} threads, {kernels.name} passes, torch {torch.__version__}, {tokens} tokens a step")
     print(f"{'':24}{'plain, s':>10}{'fused, s':>10}{'ratio':>8}")
-    for part, seconds in medians["plain"].items():
-        other = medians["fused"][part]
+    for part, seconds in least["plain"].items():
+        other = least["fused"][part]
         print(f"{part:24}{seconds:>10.3f}{other:>10.3f}{seconds / other:>8.2f}")
-    print(f"tokens a second: {tokens / medians['plain']['step']:.0f} and {tokens / medians['fused']['step']:.0f}")
+    print(f"tokens a second: {tokens / least['plain']['step']:.0f} and {tokens / least['fused']['step']:.0f}")
     if given.json:
         machine = {"processor": processor(), "threads": threads, "passes": kernels.name, "torch": torch.__version__}
         given.json.write_text(json.dumps({"machine": machine, "tokens": tokens, "seconds": step.seconds}, indent=1))
