@@ -1,6 +1,6 @@
 """What a step of quantisation-aware distillation on a CPU takes, as it is and with fused layers and a fused head.
 
-    PYTHONPATH=. python benchmarks/distillation_step.py [--student CHECKPOINT --teacher MODEL] [--micro-batch 8] [--length 256]
+    python -m benchmarks.distillation_step [--student CHECKPOINT --teacher MODEL] [--micro-batch 8] [--length 256]
         [--accumulation 1] [--threads 2] [--rounds 5] [--json FILE]
 
 One student in turn with both; the embedding and the head are frozen, forward KL at temperature 1 against a bfloat16
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.qat_overhead import at_threads, processor
 from torch import nn
 
-from benchmarks.qat_overhead import at_threads, processor
 from wrinklefree.data.batch import TokenBatch
 from wrinklefree.models.convert import convert_model
 from wrinklefree.models.forward import ForwardOutput, forward
