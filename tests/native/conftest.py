@@ -27,7 +27,7 @@ def native_build() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker of this test run may need it too
         for command in (
             ("cmake", "-S", ROOT, "-B", build, *options),
-            ("cmake", "--build", build, "--target", "kernel_test", "wrinklefree", "--parallel", "2"),
+            ("cmake", "--build", build, "--target", "kernel_test", "wrinklefree", "wf_training", "--parallel", "2"),
         ):
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"

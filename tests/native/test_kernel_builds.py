@@ -35,6 +35,9 @@ def test_kernel_files_export_only_their_table(native_build: Path) -> None:
         "amx": "kAmxKernels",
         "neon": "kNeonDotprodKernels",
         "neon_i8mm": "kNeonI8mmKernels",
+        "training_plain": "kPlainTraining",
+        "training_avx2": "kAvx2Training",
+        "training_avx512": "kAvx512Training",
     }
     objects = [p for p in native_build.rglob("*.cc.o") if p.name.removesuffix(".cc.o") in exported]
     assert len(objects) >= 2
