@@ -14,6 +14,7 @@ from held_text import TRAINED, UNSEEN
 
 EMBEDDING = "q6"  # of the packed files; figures.md has why
 
+
 @dataclass(frozen=True)
 class Sampled:
     """Text that the teacher writes: one ``wf corpus``, resumable, below 60 MB.

@@ -27,10 +27,10 @@ def test_the_smoke_scale_makes_every_model_and_goes_on_after_its_time(tmp_path: 
     command = [sys.executable, str(HERE / "run.py"), str(work), "--model", str(toy / "teacher"), "--scale", "smoke"]
     for kind in ("documentation", "addresses", "novel"):
         command += [f"--{kind}", str(toy / f"{kind}.jsonl")]
-    codes = [subprocess.run([*command, "--stages", STAGES, "--minutes", "0.4"], timeout=600).returncode]
-    while codes[-1] == 75 and len(codes) < 20:
-        codes.append(subprocess.run([*command, "--stages", STAGES, "--minutes", "0.4"], timeout=600).returncode)
-    assert codes[-1] == 0 and len(codes) > 1 and set(codes[:-1]) == {75}, codes
+    command += ["--stages", STAGES]
+    assert subprocess.run([*command, "--minutes", "0.2"], timeout=600).returncode == 75
+    assert (work / "done" / "unseen").exists() and not (work / "done" / "packed").exists()
+    assert subprocess.run([*command, "--minutes", "30"], timeout=1800).returncode == 0
     tokens = json.loads((work / "corpus" / "tokens.json").read_text(encoding="utf-8"))
     for kind in ("chat", "continuation", "docs", "reviews", "addresses"):
         assert tokens[f"train-{kind}"]["tokens"] > 100 and tokens[f"held-{kind}"]["documents"] == 2
