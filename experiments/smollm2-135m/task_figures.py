@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrinklefree.errors import InputError
+from wrinklefree.errors import InputError, MissingDependencyError
 from wrinklefree.eval.scorer import Scorer
 from wrinklefree.eval.tasks.presets import PRESETS
 
@@ -12,20 +12,22 @@ LOCAL = ("exact_choice", "movie_reviews")
 AVERAGES = ("avg-5", "avg-8")
 
 
-def loadable(words: tuple[str, ...] = (*LOCAL, *AVERAGES)) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the tasks whose data can be had, and those that cannot, each with the tasks it stands for.
-
-    Raises: MissingDependencyError when the harness itself is not installed.
-    """
-    from wrinklefree.eval.tasks.catalog import load_tasks
-
-    had, missing = [], {}
+def loadable(words: tuple[str, ...] = (*LOCAL, *AVERAGES)) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the tasks that can run here, and of the others what ``tasks`` they stand for and ``why`` they cannot."""
+    had: list[str] = []
+    missing: dict[str, dict[str, Any]] = {}
     for word in words:
         try:
+            from wrinklefree.eval.tasks.catalog import load_tasks
+
             load_tasks([word])
             had.append(word)
+            continue
         except InputError:
-            missing[word] = list(PRESETS[word].tasks) if word in PRESETS else [word]
+            why = "its data could not be had on that machine"
+        except (MissingDependencyError, ImportError):
+            why = "a package that it needs was not installed there"
+        missing[word] = {"tasks": list(PRESETS[word].tasks) if word in PRESETS else [word], "why": why}
     return had, missing
 
 

@@ -88,7 +88,7 @@ def test_card_and_delivery_follow_the_figures(
     assert "1.25 times (block n=2); 50% of its tokens" in text and "0.25 nats a token less likely" in text
     assert re.search(r"block n=2\).*\*\*within 10 %\*\*", text)  # 1.25 of 1.3, with the most threads
     assert "| novel (never trained on) |" in text and f"| **{math.exp(2 * apart):.2f} ± 0.00** |" in text
-    assert "avg-5 was not measured (piqa, arc_easy)" in text and "teacher says so" in text
+    assert "avg-5 was not measured (piqa, arc_easy): no data." in text and "teacher says so" in text
     assert (
         "wf convert m.gguf out --tokens 9" in text
         and "| blocks | wf train training=causal_diffusion | 12,345 | 10 |" in text
@@ -120,6 +120,10 @@ def test_what_was_not_measured_or_is_too_large_is_not_delivered(
     with pytest.raises(SystemExit, match="not the model that was measured"):
         deliver.deliver(figures, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(sys, "argv", ["deliver.py", str(figures.work), str(tmp_path / "out")])
+    monkeypatch.setitem(figures.about, "quick", True)
+    monkeypatch.setattr(deliver, "Figures", lambda work: figures)
+    assert deliver.main() == 0 and not (tmp_path / "out").exists()  # a quick measurement delivers nothing
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(SystemExit, match="is no delivered model"):

