@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from wrinklefree.errors import InputError
-from wrinklefree.optim.build import OPTIMIZERS, OptimizerConfig, build_optimizer
+from wrinklefree.optim.build import OPTIMIZERS, OptimizerConfig, build_optimizer, freeze_still
 from wrinklefree.optim.groups import parameters_by_role
 from wrinklefree.optim.muon import CpuMuon, orthogonalize, state_tensors
 from wrinklefree.optim.schedules import set_factors
@@ -120,6 +120,17 @@ def test_decay_and_multipliers_per_role() -> None:
         "norm": 0.0,
         "scale": 0.0,
     }
+
+
+def test_a_role_without_a_rate_asks_no_gradient_and_has_no_state() -> None:
+    model = Toy(tied=True)
+    config = OptimizerConfig("adamw", embedding_lr=0.0)
+    freeze_still(model, config)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+        "embed_tokens.weight",
+        "conv.weight",
+    ]
+    assert "embedding" not in [group["role"] for group in build_optimizer(model, config).param_groups]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def most_alive(events: Any) -> int:
         ["training=stage2_pretrain", "optimizer=adamw"],
         ["training=stage1_9_layerwise"],
         ["training=causal_diffusion"],
+        ["training=logits_only", "optimizer=adamw", "optimizer.embedding_lr=0"],
         ["training=stage2_pretrain", "batch.accumulation=2", "batch.micro_batch=2"],
     ],
     ids=lambda words: " ".join(words),

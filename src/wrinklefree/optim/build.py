@@ -32,7 +32,7 @@ class OptimizerConfig:
     ``kind``: a name in ``OPTIMIZERS``.
     ``lr``: peak learning rate of AdamW's groups. ``betas``, ``eps``: AdamW's.
     ``weight_decay``: of matrices and embeddings; norms, biases and scales have none.
-    ``embedding_lr``, ``norm_lr``, ``scale_lr``: multipliers of ``lr`` for these roles.
+    ``embedding_lr``, ``norm_lr``, ``scale_lr``: multipliers of ``lr`` for these roles; 0 freezes them (`freeze_still`).
     ``muon_lr``: peak learning rate of Muon's matrices. None takes ``lr`` for ``match_rms_adamw`` (whose updates have
     AdamW's size) and the rule by model size, `schedules.muon_learning_rate`, for ``original``.
     ``muon_scaling``: how a matrix's shape enters its learning rate, see `optim.muon`; values do not carry over.
@@ -122,6 +122,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         raise InputError("optimizer: the model has no trainable parameter")
     count = sum(parameter.numel() for parameter in model.parameters())
     return OPTIMIZERS[config.kind](roles, config, count)
+
+
+def freeze_still(model: nn.Module, config: OptimizerConfig) -> None:
+    """Ask no gradient for parameters whose rate is 0: it would take time and count in the gradient's norm."""
+    for role, group in parameters_by_role(model).items():
+        if _multiplier(role, config) == 0.0:
+            for parameter in group.parameters:
+                parameter.requires_grad_(False)
 
 
 def _adamw(roles: dict[str, RoleGroup], config: OptimizerConfig, num_parameters: int) -> torch.optim.Optimizer:

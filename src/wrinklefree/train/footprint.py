@@ -92,7 +92,7 @@ def high_points(recipe: Recipe, shape: Shape, teacher: Shape, gpu: bool = False)
     size, shards = _size(recipe), _shards(recipe)
     gradients = trained_bytes(recipe, shape) / shards
     accumulated = gradients if recipe.batch.accumulation > 1 else 0.0
-    learns_table = not _only_factors(recipe)
+    learns_table = _learns_tables(recipe)
     table = float(size * shape.table / shards) if learns_table else 0.0
     held, gathered = held_bytes(recipe, shape), gathered_bytes(recipe, shape)
     activations = activation_bytes(recipe, shape)
@@ -206,7 +206,8 @@ def head_bytes(recipe: Recipe, shape: Shape) -> float:
     if shape.labels:
         return 0.0
     predicted = max((view.predicted for view in views(recipe)), default=0)
-    tables = 0 if _only_factors(recipe) else len({(term.needs.view, term.needs.rows) for term in _on_logits(recipe)})
+    learned = _on_logits(recipe) if _learns_tables(recipe) else ()
+    tables = len({(term.needs.view, term.needs.rows) for term in learned})
     tables += tables > 1  # their sum
     return 4.0 * tables * shape.table + 4.0 * shape.hidden * predicted * (3.0 if recipe.taught else 2.0)
 
@@ -270,7 +271,8 @@ def trained_bytes(recipe: Recipe, shape: Shape) -> float:
     """Return the bytes of the gradients of all that is trained."""
     if _only_factors(recipe):
         return float(_size(recipe) * _factors(recipe, shape))
-    return student_bytes(recipe, shape)
+    still = 0.0 if _learns_tables(recipe) else float(_size(recipe) * shape.embeddings)
+    return student_bytes(recipe, shape) - still
 
 
 def teacher_bytes(recipe: Recipe, teacher: Shape, whole: bool = False) -> float:
@@ -302,6 +304,7 @@ def optimizer_bytes(config: OptimizerConfig, shape: Shape, size: int, recipe: Re
             linears, tables, rest, scales = factors, 0, 0, 0
         else:
             linears += factors
+            tables = tables if _learns_tables(recipe) else 0
     matrices = shape.layers * sum(rows * columns for rows, columns in linears)
     others = size * 2 * (tables + rest) + 8.0 * scales
     if kind == "adamw_8bit":
@@ -375,6 +378,11 @@ def _factors(recipe: Recipe, shape: Shape) -> int:
 
 def _only_factors(recipe: Recipe) -> bool:
     return recipe.low_rank.init != "none" and recipe.low_rank.trainable == "factors"
+
+
+def _learns_tables(recipe: Recipe) -> bool:
+    """Whether embeddings and head are trained."""
+    return not _only_factors(recipe) and recipe.optimizer.embedding_lr > 0.0
 
 
 def _update_bytes(config: OptimizerConfig, shape: Shape, gpu: bool) -> float:

@@ -24,6 +24,7 @@ from wrinklefree.models.gguf import refuse_ternary
 from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source
 from wrinklefree.models.low_rank import prepare_low_rank
 from wrinklefree.models.subln import SublnInit
+from wrinklefree.optim.build import freeze_still
 from wrinklefree.train.audit import say
 from wrinklefree.train.diffusion import banned_token, diffusing
 from wrinklefree.train.recipe import Recipe
@@ -49,6 +50,12 @@ def build_student(recipe: Recipe) -> Student:
 
     Raises: InputError when the recipe, its model and its data do not fit together.
     """
+    student = _built(recipe)
+    freeze_still(student.model, recipe.optimizer)
+    return student
+
+
+def _built(recipe: Recipe) -> Student:
     source = recipe.model.source
     if not source:
         raise InputError("model.source: none given; name a model (model=NAME or model=PATH)")
