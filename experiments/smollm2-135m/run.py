@@ -188,7 +188,8 @@ def layerwise(run: Run) -> None:
 def distilled(run: Run) -> None:
     start = "calibrated-group" if run.scale.layerwise is None else _OPTIONAL
     _train(run, "distilled", "quick_distill", start, run.scale.distilled, [
-        "budget.max_seconds=null", "schedule.kind=wsd", "schedule.warmup_ratio=0.03", "schedule.decay_ratio=0.5",
+        "budget.max_seconds=null", "schedule.kind=wsd", "schedule.warmup_ratio=0.04", "schedule.decay_ratio=0.5",
+        "optimizer.embedding_lr=0",
     ])  # fmt: skip
 
 

@@ -137,7 +137,7 @@ SCALES = {
             {"chat": 800_000, "docs": 560_000, "reviews": 400_000, "addresses": 430_000, "continuation": 420_000},
         ),
         layerwise=None,
-        distilled=Training(6_291_456, 5e-4, 11, SHARES),
+        distilled=Training(5_242_880, 3e-4, 11, SHARES),
         blocks=Training(262_144, 3e-4, 12, SHARES),
         options=(*_MIXED, "device.compile=fused"),
     ),
