@@ -86,7 +86,7 @@ SCALES = {
         threads=(1, 2), common=_CPU,
         choices=Choices(
             steps=24, micro_batch=8, accumulation=1, calibration=1024, adamw=(2e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-            muon=(8e-4, 2.4e-3, 7.2e-3, 2.2e-2, 6.5e-2), plain=(1e-3, 2e-3, 4e-3), best=(5e-4, 7.2e-3, 2e-3),
+            muon=(8e-4, 2.4e-3, 7.2e-3, 2.2e-2, 6.5e-2), plain=(5e-4, 1e-3, 2e-3, 4e-3), best=(5e-4, 7.2e-3, 1e-3),
             rest=5e-4,
         ),
     ),
