@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_READ = 1 << 20
+from wrinklefree.artifact.files import sha256
 
 
 def split(source: Path, directory: Path, mib: float = 15.0) -> Path:
@@ -86,13 +86,7 @@ def _joined(listing: Path, file: dict[str, Any], out: Path) -> Path:
 
 
 def _hash(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_READ):
-            digest.update(data)
-    return digest.hexdigest()
+    return sha256(path) if path.is_file() else None
 
 
 def main() -> None:
