@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wrinklefree.errors import InputError
+from wrinklefree.quant.settling import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class CalibrationConfig:
     full-precision layer's output follow (0: none), in batches of ``batch_sequences``, Adam with linear decay from
     ``learning_rate`` for latents, times ``scale_rate`` for scales, times ``norm_rate`` for norm gains.
     ``gram_sequences`` caps the sequences behind the Gram matrices. ``max_seconds`` bounds the whole walk: block
-    training then gets what time the layer has left, so such a run is not repeatable bit for bit.
+    training then gets what time the layer has left, so such a run is not repeatable bit for bit. ``margin``: in the end
+    every latent is moved to at least so many scales from where its code would change (`quant.settling`; 0: none is).
     """
 
     error_feedback: bool = True
@@ -29,6 +31,7 @@ class CalibrationConfig:
     norm_rate: float = 3.0
     gram_sequences: int = 32
     max_seconds: float | None = None
+    margin: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,6 +40,8 @@ class CalibrationConfig:
                 raise InputError(f"calibration.{name}: found {getattr(self, name)}, it must be above 0")
         if self.epochs < 0:
             raise InputError(f"calibration.epochs: found {self.epochs}, it cannot be negative")
+        if not 0.0 <= self.margin <= THRESHOLD:
+            raise InputError(f"calibration.margin: found {self.margin}, it must be from 0 to {THRESHOLD} scales")
 
 
 @dataclass(frozen=True)
