@@ -26,6 +26,7 @@ from wrinklefree.objectives.noise import NOISED_VIEW, Diffusion
 from wrinklefree.optim.build import OptimizerConfig
 from wrinklefree.optim.schedules import plan_steps
 from wrinklefree.quant.saliency import Annealing, KeptShare
+from wrinklefree.quant.settling import check_margin
 from wrinklefree.quant.ternary import TernarySpec
 from wrinklefree.teachers.config import WHERE_ANSWERS_COME_FROM, TeacherConfig
 from wrinklefree.train.compiled import CompileMode
@@ -41,7 +42,9 @@ class ModelRecipe:
     ``granularity``, ``group_size``, ``quantizer`` and ``subln`` say how an original model is converted; None is
     absmean in groups of 64 and identity SubLN, and is what a converted checkpoint, which has its own, must be given.
     ``exclude``: linears that stay in full precision, by whole components of their paths (`models.exclusion`).
-    ``convert`` false trains an original model as it is, in full precision: a teacher for a task.
+    ``margin``: latents of a converted checkpoint begin at least so many scales from where their codes change
+    (`quant.settling`; 0: where they are). ``convert`` false trains an
+    original model as it is, in full precision: a teacher for a task.
     ``teacher``: None is the original model itself, or the one a checkpoint names. ``dtype`` of student and teacher.
     ``compute``: the student's forward products (`quant.products`), but for the layers in ``compute_exclude`` and, in
     fp8, for those with fewer than ``fp8_min_size`` inputs or outputs; ``fp8_scaling``: a factor per row or per tensor.
@@ -60,6 +63,10 @@ class ModelRecipe:
     fp8_min_size: int = 512
     exclude: tuple[str, ...] = ()
     convert: bool = True
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin)
 
     @property
     def spec(self) -> TernarySpec:

@@ -25,6 +25,7 @@ from wrinklefree.models.io import CheckpointInfo, load_checkpoint, load_source
 from wrinklefree.models.low_rank import prepare_low_rank
 from wrinklefree.models.subln import SublnInit
 from wrinklefree.optim.build import freeze_still
+from wrinklefree.quant.settling import settle
 from wrinklefree.train.audit import say
 from wrinklefree.train.diffusion import banned_token, diffusing
 from wrinklefree.train.recipe import Recipe
@@ -52,6 +53,11 @@ def build_student(recipe: Recipe) -> Student:
     """
     student = _built(recipe)
     freeze_still(student.model, recipe.optimizer)
+    if recipe.model.margin > 0.0 and settle(student.model, recipe.model.margin) == 0:
+        raise InputError(
+            f"model.margin: no layer of {recipe.model.source} has scales of its own, and latents that are moved would "
+            "change the others; leave it out, or calibrate the model (wf convert)"
+        )
     return student
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wrinklefree.errors import InputError
-from wrinklefree.quant.settling import THRESHOLD
+from wrinklefree.quant.settling import check_margin
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class CalibrationConfig:
                 raise InputError(f"calibration.{name}: found {getattr(self, name)}, it must be above 0")
         if self.epochs < 0:
             raise InputError(f"calibration.epochs: found {self.epochs}, it cannot be negative")
-        if not 0.0 <= self.margin <= THRESHOLD:
-            raise InputError(f"calibration.margin: found {self.margin}, it must be from 0 to {THRESHOLD} scales")
+        check_margin(self.margin)
 
 
 @dataclass(frozen=True)

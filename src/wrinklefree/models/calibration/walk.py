@@ -22,9 +22,9 @@ from wrinklefree.models.calibration.progress import open_store
 from wrinklefree.models.convert import accept_row_positions, check_convertible, convert_layer
 from wrinklefree.models.precision import fast_matmul_dtype
 from wrinklefree.models.subln import SubLayerNorm, SublnInit, decoder_layers, fit_identity
-from wrinklefree.quant.bitlinear import BitLinear, QuantStrength, bit_linears
+from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
 from wrinklefree.quant.error_feedback import fit_scales, inverse_factor, ternarize_with_feedback
-from wrinklefree.quant.settling import settled
+from wrinklefree.quant.settling import settle
 from wrinklefree.quant.ternary import TernarySpec
 
 # Sequences on which a layer's error after rounding is reported; the one after training is that of all.
@@ -100,18 +100,11 @@ def calibrate(
         reports.append(found)
         if on_layer:
             on_layer(reports[-1], len(layers))
-    _settle(model, config.margin)
+    settle(model, config.margin)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     accept_row_positions(model)
     return CalibrationReport(sequences.numel(), time.monotonic() - started, why, reports)
-
-
-def _settle(model: nn.Module, margin: float) -> None:
-    """Move latents away from the thresholds; outputs are the same bits before and after."""
-    for _, linear in bit_linears(model):
-        if linear.weight_scale is not None and margin > 0.0:
-            linear.weight.copy_(settled(linear.weight, linear.weight_scale, linear.spec, margin))
 
 
 def _at_zero(layer: nn.Module, run: Callable[[], object], norms: list[SubLayerNorm]) -> None:
