@@ -25,7 +25,7 @@ from wrinklefree.data.document import Document
 from wrinklefree.data.split import guard, shared_document
 
 _MOST = 6000  # characters of a document in the mixture
-_HELD_MOST = 4000  # characters of a held-out document: an address has no place to cut at
+_HELD_MOST = 4000  # characters of a held-out document
 # Documents that package files hold -> the file.
 FILES = {"docs": "documentation", "reviews": "reviews", "addresses": "addresses", "novel": "novel", "code": "code"}
 WRITTEN = tuple(kind for kind in TRAINED if kind in FILES)  # by people, and trained on

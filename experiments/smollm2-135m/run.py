@@ -188,8 +188,7 @@ def layerwise(run: Run) -> None:
 def distilled(run: Run) -> None:
     start = "calibrated-group" if run.scale.layerwise is None else _OPTIONAL
     _train(run, "distilled", "quick_distill", start, run.scale.distilled, [
-        "budget.max_seconds=null", "schedule.kind=wsd", "schedule.warmup_ratio=0.04", "schedule.decay_ratio=0.5",
-        "optimizer.embedding_lr=0",
+        "budget.max_seconds=null", "schedule.kind=linear", "schedule.warmup_ratio=0.03", "optimizer.embedding_lr=0",
     ])  # fmt: skip
 
 
@@ -197,7 +196,7 @@ def blocks(run: Run) -> None:
     """Causal block diffusion; the clean half keeps the distillation."""
     _train(run, "blocks", "causal_diffusion", "distilled", run.scale.blocks, [
         f"diffusion.block_size={run.scale.block}", f"diffusion.min_ratio={run.scale.min_ratio}",
-        "schedule.kind=linear", "schedule.warmup_ratio=0.05",
+        "schedule.kind=linear", "schedule.warmup_ratio=0.05", "model.margin=0.1",
     ])  # fmt: skip
 
 

@@ -137,8 +137,8 @@ SCALES = {
             {"chat": 800_000, "docs": 560_000, "reviews": 400_000, "addresses": 430_000, "continuation": 420_000},
         ),
         layerwise=None,
-        distilled=Training(5_242_880, 3e-4, 11, SHARES),
-        blocks=Training(262_144, 3e-4, 12, SHARES),
+        distilled=Training(2_457_600, 1e-3, 11, SHARES),
+        blocks=Training(131_072, 1e-3, 12, SHARES),
         options=(*_MIXED, "device.compile=fused"),
     ),
     # One GPU that is lent for half an hour at a time. Steps of 65,536 tokens: 128 sequences of 512. Every training

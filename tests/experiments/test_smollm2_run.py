@@ -108,6 +108,19 @@ def test_the_mixture_has_its_share_of_each_kind_and_tokens_are_counted(work: Pat
     assert json.loads((out / "tokens.json").read_text()) == found
 
 
+def test_a_speech_without_paragraphs_is_cut_at_its_sentences(tmp_path: Path, the: dict[str, ModuleType]) -> None:
+    speech = " ".join(f"Sentence {i} of the address to both houses, Mr. President!" for i in range(200))
+    (tmp_path / "speech.txt").write_text(speech)
+    (tmp_path / "novel.txt").write_text("\n\n".join(f"Paragraph {i}. It goes on." + "x" * 500 for i in range(20)))
+    found = list(the["package_texts"].plain(tmp_path))
+    spoken = [entry["text"] for entry in found if entry["source"].startswith("speech.txt#")]
+    assert " ".join(spoken) == speech and len(spoken) == 4 and max(map(len, spoken)) <= 3000
+    written = [entry["text"] for entry in found if entry["source"].startswith("novel.txt#")]
+    assert len(written) == 2 and all("It goes on.xxx" in text and "\n\n" in text for text in written)
+    assert len({entry["source"] for entry in found}) == len(found)
+    assert list(the["package_texts"].sentences("a" * 4000 + ". B.", 3000)) == ["a" * 4000 + ".", "B."]
+
+
 def test_a_directory_comes_back_from_its_pieces_and_what_is_missing_is_named(
     tmp_path: Path, the: dict[str, ModuleType]
 ) -> None:
