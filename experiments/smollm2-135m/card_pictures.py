@@ -10,8 +10,8 @@ from card_figures import Figures
 from held_text import UNSEEN
 from verdict import PERPLEXITY_RATIO, ratio
 
-_COLOURS = {"calibrated-row": "#c9ccd1", "calibrated-group": "#8a8f98", "layerwise": "#6b9ac4", "distilled": "#e8985e",
-            "blocks": "#c2410c"}  # fmt: skip
+_COLOURS = {"calibrated-row": "#c9ccd1", "calibrated-group": "#8a8f98", "layerwise": "#6b9ac4", "distilled": "#f2c094",
+            "distilled-again": "#e8985e", "blocks": "#c2410c"}  # fmt: skip
 # What each training stage logs of how far it is from the teacher, and of the text itself.
 _DISTANCE = ("logits_kd/value", "clean_half_kd/value")
 _TEXT = ("next_token/ce", "next_token/value")

@@ -35,7 +35,7 @@ from wrinklefree.artifact.tokenizer import Tokenizer
 from wrinklefree.eval.opening import open_scorer
 from wrinklefree.eval.scorer import Scorer, WithTokenizer, document_ids
 
-STAGES = ("calibrated-row", "calibrated-group", "layerwise", "distilled", "blocks")
+STAGES = ("calibrated-row", "calibrated-group", "layerwise", "distilled", "distilled-again", "blocks")
 FIGURES = ("loss", "torch", "agreement", "bound", "answers", "speed", "tasks")
 _WF = (sys.executable, "-c", "import sys; sys.argv[0]='wf'; from wrinklefree.cli.main import main; sys.exit(main())")
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 
 from pieces import join, split_files
 
-_STAGES = ("calibrated-group", "calibrated-row", "layerwise", "distilled", "blocks")
+_STAGES = ("calibrated-group", "calibrated-row", "layerwise", "distilled", "distilled-again", "blocks")
 _NAME = "run"
 
 

@@ -31,7 +31,7 @@ from settings import EMBEDDING, SCALES, Sampled, Scale, Training  # noqa: E402
 from stages import Commands, chosen, go  # noqa: E402
 
 TEACHER = "teacher"  # in WORK
-_OPTIONAL = "layerwise"
+_LAYERWISE, _AGAIN = "layerwise", "distilled-again"  # not every scale has them
 
 
 @dataclass(frozen=True)
@@ -182,19 +182,31 @@ def _calibrated(run: Run, scale: str) -> None:
 def layerwise(run: Run) -> None:
     """Stage 1.9, where a scale has it; no gain over as many more steps of ``distilled`` was seen with three seeds."""
     if run.scale.layerwise is not None:
-        _train(run, _OPTIONAL, "stage1_9_layerwise", "calibrated-group", run.scale.layerwise, ["optimizer=adamw"])
+        _train(run, _LAYERWISE, "stage1_9_layerwise", "calibrated-group", run.scale.layerwise, ["optimizer=adamw"])
 
 
 def distilled(run: Run) -> None:
-    start = "calibrated-group" if run.scale.layerwise is None else _OPTIONAL
-    _train(run, "distilled", "quick_distill", start, run.scale.distilled, [
+    start = "calibrated-group" if run.scale.layerwise is None else _LAYERWISE
+    _distil(run, "distilled", start, run.scale.distilled)
+
+
+def distilled_again(run: Run) -> None:
+    """Another round of the same, where a scale has it: the rate rises again, the data is another order of the texts."""
+    if run.scale.again is not None:
+        _distil(run, _AGAIN, "distilled", run.scale.again)
+
+
+def _distil(run: Run, name: str, start: str, training: Training) -> None:
+    _train(run, name, "quick_distill", start, training, [
         "budget.max_seconds=null", "schedule.kind=linear", "schedule.warmup_ratio=0.03", "optimizer.embedding_lr=0",
+        "model.margin=0.1",
     ])  # fmt: skip
 
 
 def blocks(run: Run) -> None:
     """Causal block diffusion; the clean half keeps the distillation."""
-    _train(run, "blocks", "causal_diffusion", "distilled", run.scale.blocks, [
+    start = "distilled" if run.scale.again is None else _AGAIN
+    _train(run, "blocks", "causal_diffusion", start, run.scale.blocks, [
         f"diffusion.block_size={run.scale.block}", f"diffusion.min_ratio={run.scale.min_ratio}",
         "schedule.kind=linear", "schedule.warmup_ratio=0.05", "model.margin=0.1",
     ])  # fmt: skip
@@ -219,7 +231,8 @@ def _train(run: Run, name: str, recipe: str, model: str, training: Training, mor
 
 def packed(run: Run) -> None:
     """Export, which reads back and compares."""
-    for name in ("calibrated-row", "calibrated-group", "distilled", "blocks"):
+    again = () if run.scale.again is None else (_AGAIN,)
+    for name in ("calibrated-row", "calibrated-group", "distilled", *again, "blocks"):
         shutil.rmtree(run.work / f"packed-{name}", ignore_errors=True)
         run.wf("export", name, f"packed-{name}", "--embedding", EMBEDDING, "--json", f"packed-{name}.json")
 
@@ -241,9 +254,9 @@ def deliver(run: Run) -> None:
 STAGES: dict[str, Callable[[Run], None]] = {
     "documentation": documentation, "reviews": reviews, "addresses": addresses, "unseen": unseen,
     "questions": questions, "chats": chats, "continuations": continuations, "corpus": corpus,
-    "calibrated-group": calibrated_group, "calibrated-row": calibrated_row, _OPTIONAL: layerwise,
-    "distilled": distilled, "blocks": blocks, "packed": packed, "figures": figures, "card": card,
-    "deliver": deliver,
+    "calibrated-group": calibrated_group, "calibrated-row": calibrated_row, _LAYERWISE: layerwise,
+    "distilled": distilled, _AGAIN: distilled_again, "blocks": blocks, "packed": packed, "figures": figures,
+    "card": card, "deliver": deliver,
 }  # fmt: skip
 
 

@@ -74,9 +74,8 @@ class Scale:
     """One machine's settings.
 
     ``held``: documents of each kind. ``questions``: sampled tokens, before the filter; ``templates`` and ``openings``:
-    prompts from templates and from documents. ``layerwise`` None: left out. ``options``: what all trainings are given.
-    ``quick``: few figures. ``characters``: to train on, of
-    each kind that people wrote.
+    prompts from templates and from documents. ``layerwise`` and ``again`` None: left out. ``options``: what all
+    trainings are given. ``quick``: few figures. ``characters``: to train on, of each kind that people wrote.
     """
 
     accelerator: str
@@ -88,6 +87,7 @@ class Scale:
     calibration: Calibration
     layerwise: Training | None
     distilled: Training
+    again: Training | None
     blocks: Training
     block: int = 4
     min_ratio: float = 0.7
@@ -116,6 +116,7 @@ SCALES = {
         calibration=Calibration(512, dict.fromkeys(TRAINED, 2000), gram=2, batch=1),
         layerwise=None,
         distilled=Training(512, 5e-4, 11, SHARES, 2, 2, 64, 2),
+        again=Training(256, 5e-4, 13, SHARES, 2, 2, 64, 2),
         blocks=Training(384, 3e-4, 12, SHARES, 2, 2, 64, 2),
         quick=True,
     ),
@@ -138,6 +139,7 @@ SCALES = {
         ),
         layerwise=None,
         distilled=Training(2_457_600, 1e-3, 11, SHARES),
+        again=None,
         blocks=Training(131_072, 1e-3, 12, SHARES),
         options=(*_MIXED, "device.compile=fused"),
     ),
@@ -160,6 +162,7 @@ SCALES = {
                                             "addresses": 1_500_000, "continuation": 2_000_000}, gram=512),
         layerwise=None,
         distilled=Training(314_572_800, 1e-3, 11, SHARES, 128, 32, 512, 200),
+        again=None,
         blocks=Training(104_857_600, 5e-4, 12, SHARES, 128, 16, 512, 200),
         options=_GPU,
     ),

@@ -14,7 +14,7 @@ from smollm2_toys import HERE
 
 STAGES = (
     "documentation,reviews,addresses,unseen,questions,chats,continuations,corpus,calibrated-group,calibrated-row,"
-    "layerwise,distilled,blocks,packed"
+    "layerwise,distilled,distilled-again,blocks,packed"
 )
 
 
@@ -35,5 +35,5 @@ def test_the_smoke_scale_makes_every_model_and_goes_on_after_its_time(tmp_path: 
     for kind in ("chat", "continuation", "docs", "reviews", "addresses"):
         assert tokens[f"train-{kind}"]["tokens"] > 100 and tokens[f"held-{kind}"]["documents"] == 2
     assert {"held-novel", "held-code"} < set(tokens) and not {"train-novel", "train-code"} & set(tokens)
-    for name in ("calibrated-row", "calibrated-group", "distilled", "blocks"):
+    for name in ("calibrated-row", "calibrated-group", "distilled", "distilled-again", "blocks"):
         assert (work / f"packed-{name}" / "model.safetensors").exists(), sorted((work / f"packed-{name}").iterdir())
