@@ -19,6 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import InputError, MissingDependencyError
 from wrinklefree.models.io import load_source
+from wrinklefree.models.precision import fast_matmul_dtype
+from wrinklefree.models.subln import decoder_layers
+from wrinklefree.quickstart import distill
 from wrinklefree.quickstart.journal import OWN, Journal
 from wrinklefree.quickstart.run import run_quickstart
 from wrinklefree.quickstart.settings import Settings
@@ -56,7 +59,19 @@ def toy_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(toy_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
     out = tmp_path_factory.mktemp("runs") / "out"
     said: list[str] = []
-    report = run_quickstart(out, show=lambda share, what: said.append(what), settings=QUICK, source=toy_source)
+
+    def trained(student: Any, *arguments: Any, **settings: Any) -> Any:
+        said.append(f"layers: {[type(layer.forward).__name__ for layer in decoder_layers(student)]}")
+        result = training(student, *arguments, **settings)
+        trained_students.append(student)
+        return result
+
+    training, trained_students = distill.run, list[Any]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "run", trained)
+        report = run_quickstart(out, show=lambda share, what: said.append(what), settings=QUICK, source=toy_source)
+    (student,) = trained_students
+    said.append(f"layers after: {[type(layer.forward).__name__ for layer in decoder_layers(student)]}")
     return out, report, said
 
 
@@ -83,6 +98,14 @@ def test_training_brought_the_student_closer_and_the_engine_agrees(
     assert (out / "packed" / "model.safetensors").stat().st_size == report["bytes"]["packed"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_layers_are_fused_while_it_distils_where_bfloat16_is_fast(
+    finished: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    fused = fast_matmul_dtype()[0] == torch.bfloat16
+    assert f"layers: {['FusedForward' if fused else 'method'] * 2}" in finished[2]
+    assert f"layers after: {['method'] * 2}" in finished[2]
 
 
 def test_the_pages_are_for_people(finished: tuple[Path, dict[str, Any], list[str]]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from wrinklefree.data.stream import PackedStream
 from wrinklefree.models.forward import forward
 from wrinklefree.models.precision import fast_matmul_dtype
+from wrinklefree.models.subln import decoder_layers
 from wrinklefree.objectives.curriculum import Curriculum, Phase
 from wrinklefree.objectives.layerwise import Layerwise
 from wrinklefree.objectives.logits_kd import LogitsKD
@@ -20,6 +21,7 @@ from wrinklefree.objectives.manager import ObjectiveManager, Term
 from wrinklefree.optim.build import OptimizerConfig, build_optimizer
 from wrinklefree.quickstart.settings import Settings
 from wrinklefree.teachers.local import LocalTeacher
+from wrinklefree.train.compiled import compile_layers
 from wrinklefree.train.loop import run
 from wrinklefree.train.position import Budget, Position, Schedule
 from wrinklefree.train.session import LoopConfig
@@ -73,6 +75,10 @@ def distill(
     config = OptimizerConfig(
         lr=settings.learning_rate, weight_decay=0.0, scale_lr=settings.scale_rate, norm_lr=settings.norm_rate
     )
+    layers = decoder_layers(student)
+    if dtype == torch.bfloat16:
+        wants = [name for term in terms.values() for name in term.objective.needs.states]
+        compile_layers(student, "fused", wants, (), lambda: None)
     curve: list[dict[str, float]] = []
 
     def on_step(position: Position, figures: Mapping[str, float]) -> None:
@@ -92,6 +98,8 @@ def distill(
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         on_step=on_step,
     )
+    for layer in layers:
+        vars(layer).pop("forward", None)  # the fused one
     student.requires_grad_(True)
     position = result.position
     return Distillation(result.stopped == "budget", position.step, position.tokens, position.seconds, why, curve)
