@@ -158,7 +158,7 @@ def test_a_training_that_goes_on_elsewhere_ends_as_one_that_was_never_stopped(
         "+data.sources.docs.path=corpus/train-docs.jsonl", "~data.sources.python-docs", "data.held_out_share=0",
         "data.sequence_length=32", "batch.micro_batch=2", "budget.max_seconds=null", "budget.total_tokens=512",
         "schedule.kind=linear", "device.accelerator=cpu", "device.precision=bf16-mixed", "model.subln=none",
-        "checkpoint.save_every=2", "checkpoint.keep_last=2", "out=distilled",
+        "checkpoint.save_every=2", "checkpoint.keep_last=2", "out=distilled", "log.tracker=none",
     ])  # fmt: skip
 
     def stop(position: Position, figures: Mapping[str, float]) -> None:

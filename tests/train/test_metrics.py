@@ -61,20 +61,25 @@ def test_with_a_key_figures_go_to_wandb_too(tmp_path: Path, monkeypatch: pytest.
 
 def test_trackio_keeps_its_database_in_the_run_and_needs_no_network(tmp_path: Path) -> None:
     code = (
-        "import socket, sys; from pathlib import Path\n"
+        "import os, socket; from pathlib import Path\n"
         "def refuse(*a, **k): raise OSError('no network in this test')\n"
         "socket.socket.connect = refuse\n"
         "from wrinklefree.train.metrics import open_metrics\n"
-        "with open_metrics(Path(sys.argv[1]), 'run', {'seed': 1}, 'trackio') as metrics:\n"
+        "with open_metrics(Path('out'), 'run', {'seed': 1}, 'trackio') as metrics:\n"
+        "    os.chdir('../elsewhere')\n"
         "    metrics.log({'loss': 1.0}, 1)\n"
     )
+    (tmp_path / "here" / "out").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in ("TRACKIO_DIR", "WANDB_API_KEY")}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=60
-    )
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60,
+        cwd=tmp_path / "here",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert list((tmp_path / "trackio").glob("*.db"))
+    assert list((tmp_path / "here" / "out" / "trackio").glob("*.db"))
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_unknown_trackers_and_processes_that_do_not_log(tmp_path: Path) -> None:

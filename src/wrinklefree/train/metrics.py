@@ -174,8 +174,9 @@ def open_metrics(
 
 
 def _trackio(out: Path, project: str, name: str, config: Mapping[str, Any], group: str | None) -> Sink:
-    # Its files belong to the run, and it must not look for a network.
-    os.environ.setdefault("TRACKIO_DIR", str(out / "trackio"))
+    # Its files belong to the run (of several in one process to the first: it reads this once), wherever the process
+    # goes meanwhile; and it must not look for a network.
+    os.environ.setdefault("TRACKIO_DIR", str((out / "trackio").resolve()))
     try:
         import trackio
     except ImportError as error:
