@@ -50,7 +50,7 @@ def run(
         typer.Option(
             help="scales that a latent stays away from where its code changes, when done; 0: as it was fitted"
         ),
-    ] = 0.1,
+    ] = 0.0,
     state: Annotated[
         Path | None, typer.Option(help="keep finished layers here; the same command goes on after an interruption")
     ] = None,

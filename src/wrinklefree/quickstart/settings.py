@@ -26,7 +26,7 @@ class Settings:
     calibration_sequences: int = 48
     calibration_epochs: float = 3.0
     batch_sequences: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     scale_rate: float = 0.3
     norm_rate: float = 3.0
     layerwise_share: float = 0.1

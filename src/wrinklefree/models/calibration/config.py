@@ -31,7 +31,7 @@ class CalibrationConfig:
     norm_rate: float = 3.0
     gram_sequences: int = 32
     max_seconds: float | None = None
-    margin: float = 0.1
+    margin: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
