@@ -175,7 +175,7 @@ def _calibrated(run: Run, scale: str) -> None:
     run.wf(
         "convert", run.teacher, name, "--calibration", "corpus/calibration.jsonl", "--tokens", f"{fit.tokens}",
         "--scale", scale, "--epochs", f"{fit.epochs}", "--batch", f"{fit.batch}", "--rate", f"{fit.rate}", "--gram",
-        f"{fit.gram}", "--margin", "0.1", "--seed", f"{fit.seed}", "--state", f"{name}.state", "--json", f"{name}.json",
+        f"{fit.gram}", "--seed", f"{fit.seed}", "--state", f"{name}.state", "--json", f"{name}.json",
         "--no-check",
     )  # fmt: skip
 

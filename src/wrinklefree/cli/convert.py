@@ -45,12 +45,6 @@ def run(
     batch: Annotated[int, typer.Option(min=1, help=f"sequences of {SEQUENCE_TOKENS} tokens a step of a layer")] = 4,
     rate: Annotated[float, typer.Option(help="peak learning rate of a layer")] = 1e-3,
     gram: Annotated[int, typer.Option(min=1, help="sequences behind the second-order rounding")] = 32,
-    margin: Annotated[
-        float,
-        typer.Option(
-            help="scales that a latent stays away from where its code changes, when done; 0: as it was fitted"
-        ),
-    ] = 0.0,
     state: Annotated[
         Path | None, typer.Option(help="keep finished layers here; the same command goes on after an interruption")
     ] = None,
@@ -69,7 +63,7 @@ def run(
     spec = TernarySpec(scale, group_size)  # type: ignore[arg-type]
     fit = CalibrationConfig(
         epochs=epochs, batch_sequences=batch, learning_rate=rate, gram_sequences=gram, seed=seed,
-        max_seconds=None if minutes is None else 60 * minutes, margin=margin,
+        max_seconds=None if minutes is None else 60 * minutes,
     )  # fmt: skip
     with progress("convert") as show:
         report = convert(

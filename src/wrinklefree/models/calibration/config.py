@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wrinklefree.errors import InputError
-from wrinklefree.quant.settling import check_margin
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,7 @@ class CalibrationConfig:
     full-precision layer's output follow (0: none), in batches of ``batch_sequences``, Adam with linear decay from
     ``learning_rate`` for latents, times ``scale_rate`` for scales, times ``norm_rate`` for norm gains.
     ``gram_sequences`` caps the sequences behind the Gram matrices. ``max_seconds`` bounds the whole walk: block
-    training then gets what time the layer has left, so such a run is not repeatable bit for bit. ``margin``: in the end
-    every latent is moved to at least so many scales from where its code would change (`quant.settling`; 0: none is).
+    training then gets what time the layer has left, so such a run is not repeatable bit for bit.
     """
 
     error_feedback: bool = True
@@ -31,7 +29,6 @@ class CalibrationConfig:
     norm_rate: float = 3.0
     gram_sequences: int = 32
     max_seconds: float | None = None
-    margin: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,7 +37,6 @@ class CalibrationConfig:
                 raise InputError(f"calibration.{name}: found {getattr(self, name)}, it must be above 0")
         if self.epochs < 0:
             raise InputError(f"calibration.epochs: found {self.epochs}, it cannot be negative")
-        check_margin(self.margin)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ from wrinklefree.quant.ternary import TernarySpec
 
 _SETTINGS = "walk.json"
 _SCALE = "weight_scale"
-# The bound on time is each attempt's own, and latents are settled when all layers are there.
-_FREE = ("max_seconds", "margin")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ def open_store(
         "sequences": list(sequences.shape),
         "spec": asdict(spec),
         "subln": subln,
-        "config": {name: value for name, value in asdict(config).items() if name not in _FREE},
+        # The bound on time is this attempt's own.
+        "config": {name: value for name, value in asdict(config).items() if name != "max_seconds"},
     }
     path = directory / _SETTINGS
     if not path.exists():

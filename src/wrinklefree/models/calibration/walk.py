@@ -2,7 +2,7 @@
 
 For each layer: the full-precision output is taken as target; the layer is converted; its projections are rounded in
 the order in which data passes them, each with the Gram matrix of what the already quantised network feeds it; block
-training follows; the quantised outputs feed the next layer. Last, the latents of all layers are settled.
+training follows; the quantised outputs feed the next layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from wrinklefree.models.precision import fast_matmul_dtype
 from wrinklefree.models.subln import SubLayerNorm, SublnInit, decoder_layers, fit_identity
 from wrinklefree.quant.bitlinear import BitLinear, QuantStrength
 from wrinklefree.quant.error_feedback import fit_scales, inverse_factor, ternarize_with_feedback
-from wrinklefree.quant.settling import settle
 from wrinklefree.quant.ternary import TernarySpec
 
 # Sequences on which a layer's error after rounding is reported; the one after training is that of all.
@@ -100,7 +99,6 @@ def calibrate(
         reports.append(found)
         if on_layer:
             on_layer(reports[-1], len(layers))
-    settle(model, config.margin)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     accept_row_positions(model)
